@@ -1,0 +1,99 @@
+"""Class activation maps: the multi-scale builder, and reading label maps off them (IRN section 3)."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from misc.crf import crf_inference_label
+from misc.imutils import IGNORE_LABEL, mirror_pair, normalize
+
+CAM_STRIDE = 4
+NETWORK_STRIDE = 16
+PEAK_EPSILON = 1e-5
+
+
+def _sum_resized(maps: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+    return sum(F.interpolate(m[None], size, mode="bilinear", align_corners=False)[0] for m in maps)
+
+
+def _divide_by_peak(maps: Tensor) -> Tensor:
+    return maps / (maps.amax(dim=(1, 2), keepdim=True) + PEAK_EPSILON)
+
+
+def merge_scales(maps: Sequence[Tensor], size: tuple[int, int], keys: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """CAMs of several scales -> the CAM at stride 4 and at full size, of the labelled classes.
+
+    Args:
+        maps: (C, h_s, w_s) of each scale, not negative.
+        size: (H, W) of the image.
+        keys: the K labelled classes, 0-based.
+
+    Returns:
+        cam (K, ceil(H/4), ceil(W/4)) and high_res (K, H, W), each map divided by its maximum + 1e-5.
+    """
+    height, width = size
+    keys = torch.as_tensor(keys, dtype=torch.long, device=maps[0].device)
+    strided_size = (math.ceil(height / CAM_STRIDE), math.ceil(width / CAM_STRIDE))
+    full_size = tuple(NETWORK_STRIDE * math.ceil(side / NETWORK_STRIDE) for side in size)
+    if len(keys) == 0:
+        return maps[0].new_zeros(0, *strided_size), maps[0].new_zeros(0, *size)
+    labelled = [m[keys] for m in maps]
+    cam = _sum_resized(labelled, strided_size)
+    high_res = _sum_resized(labelled, full_size)[:, :height, :width]
+    return _divide_by_peak(cam), _divide_by_peak(high_res)
+
+
+@torch.no_grad()
+def multi_scale_cam(
+    model: nn.Module, images: Sequence[Tensor], size: tuple[int, int], keys: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """The CAM of one image from its scaled versions, each with its mirror image.
+
+    Args:
+        model: a `CAM` network, (2, 3, h, w) -> (C, h', w').
+        images: (3, h_s, w_s) uint8, on the model's device.
+        size, keys: as in `merge_scales`.
+
+    Returns: as `merge_scales`.
+    """
+    return merge_scales([model(mirror_pair(normalize(image))) for image in images], size, keys)
+
+
+def label_map(maps: np.ndarray, keys: Sequence[int], background_score: float) -> np.ndarray:
+    """(K, H, W) maps of the classes `keys` (0-based) -> (H, W) uint8 class ids, 0 for background.
+
+    Arg-max over the background, with a constant score, and the classes; the background wins a draw. K may be 0.
+    """
+    scores = np.concatenate([np.full((1, *maps.shape[1:]), background_score, dtype=maps.dtype), maps])
+    ids = np.concatenate([[0], np.asarray(keys, dtype=np.int64) + 1]).astype(np.uint8)
+    return ids[scores.argmax(axis=0)]
+
+
+def confident_label(
+    image: np.ndarray, high_res: np.ndarray, keys: Sequence[int], *, foreground_score: float, background_score: float
+) -> np.ndarray:
+    """CAM -> label map of the pixels one can be sure of, for IRN's training (IRN section 4.1).
+
+    Arg-max and dense CRF twice: with a high background score only confident foreground is left, with a low one only
+    confident background.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        high_res: (K, H, W) float32 maps of the classes `keys` (0-based).
+
+    Returns:
+        (H, W) uint8: a class id where the first says so, 0 where both say background, 255 elsewhere.
+    """
+
+    def refined(score: float) -> np.ndarray:
+        ranks = label_map(high_res, range(len(keys)), score)
+        return crf_inference_label(image, ranks, n_labels=len(keys) + 1)
+
+    foreground, background = refined(foreground_score), refined(background_score)
+    label = np.append(0, np.asarray(keys, dtype=np.int64) + 1).astype(np.uint8)[foreground]
+    label[(foreground == 0) & (background != 0)] = IGNORE_LABEL
+    return label

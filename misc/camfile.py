@@ -1,0 +1,41 @@
+"""CAM files, `ID.npy`: the one reader and writer of the format that the IRN family exchanges."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from misc.errors import InputError
+from misc.objectfile import load_object, save_object
+
+
+def cam_path(folder: str | Path, image_id: str) -> Path:
+    """Where the CAM of an image lies."""
+    return Path(folder) / f"{image_id}.npy"
+
+
+def save(path: str | Path, keys: np.ndarray | Tensor, cam: Tensor, high_res: np.ndarray | Tensor) -> None:
+    """Write the pickled dict {keys: int64 (K,), cam: float32 tensor (K, h, w), high_res: float32 array (K, H, W)}."""
+    content = {
+        "keys": np.asarray(keys, dtype=np.int64),
+        "cam": torch.as_tensor(cam).cpu().float().contiguous(),
+        "high_res": np.ascontiguousarray(torch.as_tensor(high_res).cpu().float().numpy()),
+    }
+    save_object(path, content)
+
+
+def load(path: str | Path) -> tuple[np.ndarray, Tensor, np.ndarray]:
+    """keys int64 (K,), cam (K, h, w) float32 tensor, high_res (K, H, W) float32 array; also files of the original.
+
+    Raises `InputError` for a missing, truncated or foreign file.
+    """
+    content = load_object(path, kind="CAM file")
+    if missing := {"keys", "cam", "high_res"} - content.keys():
+        raise InputError(f"CAM file {path} lacks {', '.join(sorted(missing))}; make it again.")
+    keys = np.asarray(content["keys"], dtype=np.int64)
+    cam = torch.as_tensor(content["cam"]).float()
+    high_res = np.asarray(content["high_res"], dtype=np.float32)
+    if not (keys.ndim == 1 and cam.ndim == high_res.ndim == 3 and len(keys) == len(cam) == len(high_res)):
+        raise InputError(f"CAM file {path}: keys, cam and high_res don't fit together; make it again.")
+    return keys, cam, high_res

@@ -1,0 +1,207 @@
+"""Every flag of the project: its name, type, default, range and meaning, in one place.
+
+The names and defaults are those of the authors' `run_sample.py`; flags that the original lacks say so in their help.
+"""
+
+import argparse
+import difflib
+import os
+import re
+import typing
+from collections.abc import Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any, Literal, NoReturn
+
+from misc.errors import InputError
+
+TRUE_WORDS, FALSE_WORDS = ("true", "1", "yes"), ("false", "0", "no")
+
+
+def parse_bool(text: str) -> bool:
+    """`True`, `true`, `1`, `yes` and `False`, `false`, `0`, `no`; anything else is an error.
+
+    (In the original `--x_pass False` means True, because any text that is not empty is true: fixed here.)
+    """
+    word = text.lower()
+    if word in TRUE_WORDS + FALSE_WORDS:
+        return word in TRUE_WORDS
+    raise argparse.ArgumentTypeError(f"expected True or False (also 1/0, yes/no), got {text!r}")
+
+
+def half_the_cores() -> int:
+    """Half of the CPU cores that this process may use, at least one."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // 2)
+
+
+def flag(
+    default: Any, text: str, *, low: float | None = None, high: float | None = None, multiple_of: int | None = None
+) -> Any:
+    """A field of `Config` with its help text and the closed range of its numbers; a callable default is called."""
+    metadata = {"help": text, "low": low, "high": high, "multiple_of": multiple_of}
+    if callable(default):
+        return field(default_factory=default, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """The run's configuration, read-only. Paths are relative to the working directory."""
+
+    # Environment
+    seed: int = flag(0, "seed of every random choice (not in the original)", low=0)
+    device: Literal["auto", "cpu", "cuda"] = flag("auto", "auto takes CUDA where there is a GPU (not in the original)")
+    num_workers: int = flag(half_the_cores, "processes that read and prepare images; 0: none", low=0)
+    log_name: str = flag("sample_train_eval", "the log goes to the screen and to <log_name>.log")
+    result_dir: str = flag("result", "folder of the run records, losses and scores (not in the original)")
+
+    # Data
+    voc12_root: str = flag("Data/VOCdevkit/VOC2012", "VOC devkit: the folder with JPEGImages, Annotations, ImageSets")
+    class_list: str = flag(
+        "", "file with one class name a line; empty: <voc12_root>/classes.txt, else VOC's 20 classes"
+    )
+    label_file: str = flag("voc12/cls_labels.npy", "image labels; made from the devkit's XML files where missing")
+    train_list: str = flag("voc12/train_aug.txt", "images of train_cam, make_cam, cam_to_ir_label and train_irn")
+    val_list: str = flag("voc12/val.txt", "images of the validation loss of train_classifier")
+    infer_list: str = flag("voc12/train_aug.txt", "images of make_sem_seg, and of the mean displacement of train_irn")
+    chainer_eval_set: str = flag("train", "evaluations use <voc12_root>/ImageSets/Segmentation/<this>.txt")
+    ood_root: str = flag("WOoD_dataset/openimages/OoD_images", "folder of the out-of-distribution images")
+    ood_list: str = flag("WOoD_dataset/openimages/ood_list.txt", "out-of-distribution images, one file name a line")
+
+    # Classifier and CAM
+    cam_network: str = flag("net.resnet50_cam", "module with the classes Net and CAM")
+    cam_init_weights_name: str = flag(
+        "sess/res50_cam_orig.pth", "in-distribution classifier that train_cam starts from"
+    )
+    cam_weights_name: str = flag("sess/res50_cam_ood.pth", "W-OoD classifier: made by train_cam, read by make_cam")
+    imagenet_weights: str = flag("auto", "start of train_classifier and IRN: auto, a file, or none (random weights)")
+    cam_crop_size: int = flag(512, "side of the training crop, pixels", low=16)
+    cam_resize_long: tuple[int, ...] = flag((320, 640), "range of the random long side before the crop", low=16)
+    cam_batch_size: int = flag(16, "images a batch", low=1)
+    cam_num_epoches: int = flag(5, "epochs", low=1)
+    cam_learning_rate: float = flag(0.1, "learning rate of the backbone; the classifier's is 10 times this", low=0)
+    cam_weight_decay: float = flag(1e-4, "weight decay (and, as in the original, the momentum)", low=0)
+    cam_select: Literal["best_miou", "last"] = flag(
+        "best_miou", "weights that train_cam keeps: best_miou looks at ground-truth masks, as the original does"
+    )
+    cam_select_interval: int = flag(10, "steps between two looks of best_miou, in the last quarter epoch", low=1)
+    cam_scales: tuple[float, ...] = flag((1.0, 0.5, 1.5, 2.0), "image scales of the CAMs", low=0.01)
+    cam_eval_thres: float = flag(0.15, "a background score that eval_cam reports beside its sweep", low=0, high=1)
+    cam_eval_sweep: tuple[float, ...] = flag(
+        (0.08, 0.09, 0.10, 0.11, 0.12, 0.13, 0.14), "background scores of eval_cam; the best is kept", low=0, high=1
+    )
+    cam_out_dir: str = flag("result/cam_ood", "CAM files, ID.npy")
+
+    # Out-of-distribution data
+    ood_coeff: float = flag(0.25, "weight of the OoD loss; 0: no OoD batches are drawn", low=0)
+    ood_batch_size: int = flag(16, "OoD images a batch", low=1)
+    cluster_K: int = flag(50, "clusters of OoD features", low=1)
+    distance_lambda: float = flag(0.007, "weight of the distance loss; 0: none", low=0)
+    ood_dist_topk: float = flag(0.2, "share of the nearest OoD clusters that push", low=0, high=1)
+    ood_adv_step: float = flag(0.07, "step of the adversarial perturbation, in normalised pixel values", low=0)
+    ood_long_side: int = flag(500, "long side of the OoD images whose features are clustered, pixels", low=16)
+    ood_ignore_class: str = flag("bottle", "OoD images that look like this class are left out of the loss; or none")
+
+    # Inter-pixel relation network (IRN)
+    conf_fg_thres: float = flag(0.30, "background score for confident foreground", low=0, high=1)
+    conf_bg_thres: float = flag(0.15, "background score for confident background", low=0, high=1)
+    ir_label_out_dir: str = flag("result/ir_label", "confident labels, ID.png")
+    irn_network: str = flag("net.resnet50_irn", "module with the classes AffinityDisplacementLoss and EdgeDisplacement")
+    irn_weights_name: str = flag("sess/res50_irn_ood.pth", "IRN: made by train_irn, read by make_sem_seg")
+    irn_crop_size: int = flag(512, "side of the training crop, pixels", low=80, multiple_of=4)
+    irn_batch_size: int = flag(32, "images a batch", low=1)
+    irn_num_epoches: int = flag(3, "epochs", low=1)
+    irn_learning_rate: float = flag(0.1, "learning rate of the edge branch; the displacement's is 10 times this", low=0)
+    irn_weight_decay: float = flag(1e-4, "weight decay (and, as in the original, the momentum)", low=0)
+
+    # Random walk and masks
+    beta: float = flag(10, "power of the affinities", low=0)
+    exp_times: int = flag(8, "the walk takes 2^exp_times steps", low=0)
+    np_power: float = flag(1.0, "power of the CAM before the walk (1.5 for AdvCAM)", low=0)
+    sem_seg_bg_thres: float = flag(0.25, "background score of the masks (0.22 for AdvCAM)", low=0, high=1)
+    sem_seg_out_dir: str = flag("result/sem_seg_ood", "masks, ID.png and ID_palette.png")
+
+    # Steps, in the order in which they run
+    train_classifier_pass: bool = flag(False, "train the in-distribution classifier (not in the original)")
+    train_cam_pass: bool = flag(True, "train the classifier with the W-OoD loss")
+    make_cam_pass: bool = flag(True, "make multi-scale CAMs")
+    eval_cam_pass: bool = flag(True, "evaluate the CAMs over thresholds")
+    cam_to_ir_label_pass: bool = flag(False, "turn CAMs into confident labels with dense CRF")
+    train_irn_pass: bool = flag(False, "train the boundary and displacement network")
+    make_sem_seg_pass: bool = flag(False, "make masks: random walk of the CAMs")
+    eval_sem_seg_pass: bool = flag(False, "evaluate the masks")
+
+
+STEP_SUFFIX = "_pass"
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are `InputError`s: one sentence, without the page of usage that 50 flags make."""
+
+    def error(self, message: str) -> NoReturn:
+        unknown = re.search(r"unrecognized arguments: (\S+)", message)
+        near = difflib.get_close_matches(unknown[1].split("=")[0], self._option_string_actions, 1) if unknown else []
+        hint = f"did you mean {near[0]}?" if near else "`python run_sample.py --help` lists the flags."
+        raise InputError(f"{message}; {hint}")
+
+
+def _element_type(annotation: Any) -> Any:
+    """`int` of `int` and of `tuple[int, ...]`, and so on."""
+    return typing.get_args(annotation)[0] if typing.get_origin(annotation) is tuple else annotation
+
+
+def _check_range(name: str, value: Any, *, low: float | None, high: float | None, multiple_of: int | None) -> None:
+    for number in value if isinstance(value, tuple) else (value,):
+        # `not >=` rather than `<`: it also refuses NaN
+        if (low is not None and not number >= low) or (high is not None and not number <= high):
+            bounds = f"at least {low}" if high is None else f"between {low} and {high}"
+            raise InputError(f"--{name} must be {bounds}, got {number}.")
+        if multiple_of is not None and number % multiple_of:
+            raise InputError(f"--{name} must be a multiple of {multiple_of}, got {number}.")
+
+
+def parse_config(arguments: Sequence[str] | None = None) -> Config:
+    """The configuration that the command line `arguments` asks for (default: `sys.argv`).
+
+    Raises `InputError` for an unknown flag, a value of the wrong type or out of range.
+    """
+    parser = _Parser(
+        prog="run_sample.py",
+        description="W-OoD: from image labels and out-of-distribution images to pseudo segmentation masks.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
+    annotations = typing.get_type_hints(Config)
+    for item in fields(Config):
+        annotation = annotations[item.name]
+        options: dict[str, Any] = {}
+        if typing.get_origin(annotation) is Literal:
+            options["choices"] = typing.get_args(annotation)
+        elif annotation is bool:
+            options.update(type=parse_bool, metavar="True|False")
+        else:
+            element = _element_type(annotation)
+            options.update(type=element, metavar=element.__name__.upper())
+        if typing.get_origin(annotation) is tuple:
+            options["nargs"] = "+"
+        default = item.default if item.default is not MISSING else item.default_factory()
+        parser.add_argument(f"--{item.name}", default=default, help=item.metadata["help"].replace("%", "%%"), **options)
+    values = vars(parser.parse_args(arguments))
+    for item in fields(Config):
+        if isinstance(values[item.name], list):
+            values[item.name] = tuple(values[item.name])
+        ranges = {key: item.metadata[key] for key in ("low", "high", "multiple_of")}
+        if ranges["low"] is not None:
+            _check_range(item.name, values[item.name], **ranges)
+    low_high = values["cam_resize_long"]
+    if len(low_high) != 2 or low_high[0] > low_high[1]:
+        raise InputError(
+            f"--cam_resize_long must be two numbers, the smaller first, got {' '.join(map(str, low_high))}."
+        )
+    return Config(**values)
+
+
+def enabled_steps(config: Config) -> list[str]:
+    """Names of the steps that are switched on, in the order in which they run."""
+    names = [item.name for item in fields(Config) if item.name.endswith(STEP_SUFFIX)]
+    return [name.removesuffix(STEP_SUFFIX) for name in names if getattr(config, name)]

@@ -1,0 +1,45 @@
+# Sourced by bash_run_sample.sh and run_tests.sh: `use_environment FILE` sets $PYTHON to a Python that satisfies a
+# requirements file. That is the active environment if it does, else .venv, which is made and filled where needed.
+
+satisfies() { # python requirements
+    "$1" misc/check_requirements.py "$2" 2>/dev/null
+}
+
+supported_python() { # prints the first Python of a supported version
+    local name
+    for name in ${WOOD_PYTHON:-} python3.12 python3.11 python3.10 python3 python; do
+        if command -v "$name" >/dev/null 2>&1 &&
+            "$name" -c 'import sys, venv; sys.exit(not (3, 10) <= sys.version_info[:2])' 2>/dev/null; then
+            echo "$name"
+            return
+        fi
+    done
+    echo "error: no Python from 3.10 on was found; install Python 3.12, or set WOOD_PYTHON to one." >&2
+    return 2
+}
+
+use_environment() { # requirements
+    local active base
+    active=$(command -v python || command -v python3 || true)
+    if [ -n "$active" ] && satisfies "$active" "$1"; then
+        PYTHON=$active
+        return
+    fi
+    PYTHON=.venv/bin/python
+    if [ -x "$PYTHON" ] && satisfies "$PYTHON" "$1"; then
+        return
+    fi
+    if ! { [ -x "$PYTHON" ] && "$PYTHON" -m pip --version >/dev/null 2>&1; }; then
+        base=$(supported_python) || return
+        echo "making .venv with $("$base" --version) (the active environment lacks what $1 lists)"
+        "$base" -m venv --clear .venv || return
+    fi
+    if ! "$PYTHON" -c 'import sys; sys.exit(sys.version_info[:2] >= (3, 13))'; then
+        echo "note: pydensecrf2 does not compile on Python 3.13: every step works but cam_to_ir_label (use 3.10 to 3.12)."
+    fi
+    echo "installing $1 into .venv (some minutes: PyTorch is large)"
+    if ! "$PYTHON" -m pip install --quiet --disable-pip-version-check -r "$1"; then
+        echo "error: the packages of $1 could not be installed into .venv; see pip's message above." >&2
+        return 2
+    fi
+}

@@ -1,0 +1,19 @@
+"""The one exception for mistakes that the user can mend."""
+
+
+class InputError(Exception):
+    """Bad input: a flag, file, folder or image that the run can't use.
+
+    The message is one sentence that names the file or flag, says what was expected and what to do.
+    `run_sample.py` prints it without a traceback and exits with code 2.
+    """
+
+
+def first_three(names: list[str]) -> str:
+    """`a, b, c, ...`: the first three of `names`, for messages about many files."""
+    return ", ".join(map(str, names[:3])) + (", ..." if len(names) > 3 else "")
+
+
+def message_of(error: InputError) -> str:
+    """The sentence of an error, also when a loader's worker process has wrapped it in its own traceback."""
+    return str(error).rsplit("InputError: ", 1)[-1].strip()

@@ -1,0 +1,167 @@
+"""Images as uint8 arrays: reading, writing, resizing, cropping; normalisation on the device.
+
+Resizing is PIL's, on uint8: bicubic for images (antialiased; other libraries differ), nearest for labels.
+"""
+
+from pathlib import Path
+
+import imageio.v3 as iio
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from misc.errors import InputError
+from misc.files import atomic_path
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+IGNORE_LABEL = 255
+"""In label images: pixels that no loss and no score counts (unsure, object boundaries, padding)."""
+
+Box = tuple[int, int, int, int]
+"""top, left, height, width"""
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """An image file as (H, W, 3) uint8 RGB; grey images are repeated to three channels.
+
+    Raises `InputError` if the file is missing or unreadable.
+    """
+    try:
+        return iio.imread(path, plugin="pillow", mode="RGB", index=0)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(f"image {path} can't be read ({error}); replace it or take it out of the list.") from error
+
+
+def read_label(path: str | Path) -> np.ndarray:
+    """A palette or grey PNG as (H, W) uint8 ids. Raises `InputError` if it is missing, unreadable or in colour."""
+    try:
+        with Image.open(path) as image:
+            if image.mode not in ("P", "L", "1"):
+                raise InputError(f"label {path} is a {image.mode} image; expected a palette or grey PNG of class ids.")
+            return np.array(image, dtype=np.uint8)
+    except (OSError, SyntaxError, ValueError) as error:
+        raise InputError(f"label {path} can't be read ({error}); replace it.") from error
+
+
+def image_size(path: str | Path) -> tuple[int, int]:
+    """(H, W) of an image file, from its header. Raises `InputError` if it is missing or no image."""
+    try:
+        with Image.open(path) as image:
+            return image.height, image.width
+    except (OSError, UnidentifiedImageError) as error:
+        raise InputError(f"image {path} can't be read ({error}); replace it or take it out of the list.") from error
+
+
+def write_label(path: str | Path, label: np.ndarray) -> None:
+    """Write (H, W) uint8 ids as a grey PNG."""
+    with atomic_path(path) as temporary:
+        iio.imwrite(temporary, label, plugin="pillow", extension=".png")
+
+
+def write_palette(path: str | Path, label: np.ndarray, palette: np.ndarray) -> None:
+    """Write (H, W) uint8 ids as a palette PNG; `palette` is (256, 3) uint8 RGB."""
+    image = Image.fromarray(label).convert("P")
+    image.putpalette(palette.tobytes())
+    with atomic_path(path) as temporary:
+        image.save(temporary, format="PNG")
+
+
+def scaled_size(size: tuple[int, int], scale: float) -> tuple[int, int]:
+    """(H, W) times `scale`, rounded half to even, at least one pixel."""
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+
+def long_side_size(size: tuple[int, int], long_side: int) -> tuple[int, int]:
+    """(H, W) with the same shape, its longer side equal to `long_side`."""
+    height, width = size
+    if height > width:
+        return long_side, max(1, round(width * long_side / height))
+    return max(1, round(height * long_side / width)), long_side
+
+
+def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """(H, W, 3) uint8 -> (*size, 3) uint8, PIL bicubic."""
+    return _resize(image, size, Image.Resampling.BICUBIC)
+
+
+def resize_label(label: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """(H, W) uint8 -> (*size) uint8, PIL nearest."""
+    return _resize(label, size, Image.Resampling.NEAREST)
+
+
+def _resize(array: np.ndarray, size: tuple[int, int], resample: Image.Resampling) -> np.ndarray:
+    if array.shape[:2] == tuple(size):
+        return array
+    return np.asarray(Image.fromarray(array).resize((size[1], size[0]), resample))
+
+
+def reduce_label(label: np.ndarray, factor: int) -> np.ndarray:
+    """(H, W) uint8 -> (H / factor, W / factor), PIL nearest.
+
+    PIL samples the cells factor/2 + factor * i: slicing with a step from 0 is not the same.
+    """
+    return resize_label(label, (label.shape[0] // factor, label.shape[1] // factor))
+
+
+def random_crop_boxes(size: tuple[int, int], crop: int, rng: np.random.Generator) -> tuple[Box, Box]:
+    """A random crop of `crop` x `crop` of an image of `size`: the box in the image and the box in the container.
+
+    A side shorter than the crop is taken whole and placed at a random offset in the container.
+    """
+
+    def one_side(length: int) -> tuple[int, int, int]:
+        room = length - crop
+        offset = int(rng.integers(abs(room) + 1))
+        return (offset, 0, crop) if room > 0 else (0, offset, length)
+
+    image_top, top, height = one_side(size[0])
+    image_left, left, width = one_side(size[1])
+    return (image_top, image_left, height, width), (top, left, height, width)
+
+
+def top_left_crop_boxes(size: tuple[int, int], crop: int) -> tuple[Box, Box]:
+    """The boxes of a crop at the top left, padded at the bottom and the right."""
+    box = (0, 0, min(size[0], crop), min(size[1], crop))
+    return box, box
+
+
+def crop_into(array: np.ndarray, boxes: tuple[Box, Box], crop: int, *, fill: int = 0) -> np.ndarray:
+    """(H, W, ...) -> (crop, crop, ...): the image's box pasted at the container's box, `fill` elsewhere."""
+    (image_top, image_left, height, width), (top, left, _, _) = boxes
+    container = np.full((crop, crop, *array.shape[2:]), fill, dtype=array.dtype)
+    container[top : top + height, left : left + width] = array[
+        image_top : image_top + height, image_left : image_left + width
+    ]
+    return container
+
+
+def to_chw(image: np.ndarray) -> np.ndarray:
+    """(H, W, 3) -> contiguous (3, H, W)."""
+    return np.ascontiguousarray(image.transpose(2, 0, 1))
+
+
+def normalize(images: Tensor, boxes: Tensor | None = None) -> Tensor:
+    """(..., 3, H, W) uint8 RGB -> float32 (x / 255 - mean) / std, on the images' device.
+
+    `boxes` (B, 4), as (top, left, height, width), marks the part of each crop that the image fills; the rest becomes
+    zero: the padding of a crop is zero *after* normalisation, that is the mean colour.
+    """
+    mean = torch.tensor(IMAGENET_MEAN, device=images.device).view(3, 1, 1)
+    std = torch.tensor(IMAGENET_STD, device=images.device).view(3, 1, 1)
+    normalized = (images.float() / 255 - mean) / std
+    if boxes is None:
+        return normalized
+    top, left, height, width = boxes.to(images.device).T[..., None]
+    rows = torch.arange(images.shape[-2], device=images.device)
+    columns = torch.arange(images.shape[-1], device=images.device)
+    inside_rows = (rows >= top) & (rows < top + height)
+    inside_columns = (columns >= left) & (columns < left + width)
+    return normalized * (inside_rows[:, None, :, None] & inside_columns[:, None, None, :])
+
+
+def mirror_pair(image: Tensor) -> Tensor:
+    """(3, H, W) -> (2, 3, H, W): the image and its mirror image."""
+    return torch.stack([image, image.flip(-1)])

@@ -1,0 +1,42 @@
+"""From CAMs and boundaries to segmentation masks (IRN section 5)."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from misc.cam import CAM_STRIDE, label_map
+from misc.indexing import propagate_to_edge
+
+
+@torch.no_grad()
+def semantic_mask(
+    cam: Tensor,
+    edge: Tensor,
+    keys: list[int],
+    size: tuple[int, int],
+    *,
+    power: float,
+    background_score: float,
+    beta: float,
+    exp_times: int,
+):
+    """Random walk of the CAM, then the class ids of an image.
+
+    Args:
+        cam: (K, h, w) CAM of the classes `keys` (0-based), at stride 4.
+        edge: (1, h, w) class boundaries in [0, 1].
+        size: (H, W) of the image.
+        power: of the CAM before the walk.
+        background_score: of the walked maps divided by their one maximum over all classes.
+
+    Returns:
+        (H, W) uint8 NumPy array, 0 for background; all background if K is 0.
+    """
+    height, width = size
+    walked = propagate_to_edge(cam**power, edge, beta=beta, exp_times=exp_times)
+    upsampled = F.interpolate(walked[None], scale_factor=CAM_STRIDE, mode="bilinear", align_corners=False)[0]
+    scores = upsampled[:, :height, :width]
+    if len(keys) > 0:
+        # An all-zero CAM stays all background instead of turning into 0 / 0
+        scores = scores / scores.max().clamp_min(torch.finfo(scores.dtype).tiny)
+    return label_map(scores.cpu().numpy(), keys, background_score)

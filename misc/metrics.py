@@ -1,0 +1,123 @@
+"""Segmentation scores: one confusion matrix, one way from it to IoU, precision and recall."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from misc.imutils import IGNORE_LABEL
+
+
+def confusion_matrix(pred: np.ndarray, truth: np.ndarray, n_classes: int) -> np.ndarray:
+    """(C, C) int64 pixel counts, rows truth, columns prediction; pixels with truth 255 or below 0 are left out.
+
+    Raises `ValueError` for arrays of different shapes or ids that are not below `n_classes`.
+    """
+    pred, truth = np.asarray(pred), np.asarray(truth)
+    if pred.shape != truth.shape:
+        raise ValueError(f"prediction of shape {pred.shape} and truth of shape {truth.shape} differ")
+    counted = (truth != IGNORE_LABEL) & (truth >= 0)
+    pred, truth = pred[counted].astype(np.int64), truth[counted].astype(np.int64)
+    highest = max(pred.max(initial=0), truth.max(initial=0))
+    if highest >= n_classes or pred.min(initial=0) < 0:
+        raise ValueError(f"class id {highest} outside 0 .. {n_classes - 1}")
+    return np.bincount(truth * n_classes + pred, minlength=n_classes**2).reshape(n_classes, n_classes)
+
+
+def scores(confusion: np.ndarray) -> dict[str, Any]:
+    """Scores of a confusion matrix (rows truth): values per class are NaN where nothing is to be divided by.
+
+    `iou`, `precision`, `recall`: (C,) float64. `miou`: mean IoU of the classes that occur in truth or prediction.
+    `false_positive`, `false_negative`: (C,) 1 - truth/union and 1 - prediction/union.
+    `pixel_accuracy`: share of right pixels. `mean_class_accuracy`: mean recall of the classes with truth.
+    """
+    confusion = np.asarray(confusion, dtype=np.float64)
+    hits, truth, predicted = np.diag(confusion), confusion.sum(axis=1), confusion.sum(axis=0)
+    union = truth + predicted - hits
+    with np.errstate(divide="ignore", invalid="ignore"):
+        iou, recall, precision = hits / union, hits / truth, hits / predicted
+        return {
+            "iou": iou,
+            "miou": _nan_mean(iou),
+            "precision": precision,
+            "recall": recall,
+            "false_positive": 1 - truth / union,
+            "false_negative": 1 - predicted / union,
+            "pixel_accuracy": float(hits.sum() / truth.sum()),
+            "mean_class_accuracy": _nan_mean(recall),
+        }
+
+
+def _nan_mean(values: np.ndarray) -> float:
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if known.size else float("nan")
+
+
+class ThresholdSweep:
+    """Confusion matrices of CAMs at many background scores, in one pass over the CAMs.
+
+    At a pixel only the strongest class and its value v matter: it is predicted where v > threshold, else background
+    (which wins a draw, as in `misc.cam.label_map`). So a histogram of v over the thresholds holds every confusion.
+    """
+
+    def __init__(self, thresholds: Sequence[float], n_classes: int) -> None:
+        """`n_classes` counts the background."""
+        self.thresholds = tuple(thresholds)
+        self.n_classes = n_classes
+        self._order = np.argsort(self.thresholds, kind="stable")
+        self._edges = np.asarray(self.thresholds, dtype=np.float32)[self._order]
+        # counts[level, truth, strongest class]: `level` thresholds lie below the value
+        self._counts = np.zeros((len(self.thresholds) + 1, n_classes, n_classes), dtype=np.int64)
+
+    def add(self, high_res: np.ndarray, keys: Sequence[int], truth: np.ndarray) -> None:
+        """Count one image: (K, H, W) float32 maps of the classes `keys` (0-based), (H, W) truth with 255 ignored."""
+        if truth.shape != high_res.shape[1:]:
+            raise ValueError(f"CAM of {high_res.shape[1:]} and truth of {truth.shape} differ in size")
+        if len(keys) == 0:
+            self._counts[0] += confusion_matrix(np.zeros_like(truth), truth, self.n_classes)
+            return
+        strongest = np.asarray(keys)[high_res.argmax(axis=0)] + 1
+        level = np.searchsorted(self._edges, high_res.max(axis=0), side="left")
+        for reached in np.unique(level):
+            here = level == reached
+            self._counts[reached] += confusion_matrix(strongest[here], truth[here], self.n_classes)
+
+    def confusions(self) -> dict[float, np.ndarray]:
+        """{threshold: (C, C) confusion, rows truth}, in the order in which the thresholds were given."""
+        by_rank = []
+        for rank in range(len(self.thresholds)):
+            confusion = self._counts[rank + 1 :].sum(axis=0)
+            confusion[:, 0] += self._counts[: rank + 1].sum(axis=(0, 2))
+            by_rank.append(confusion)
+        ranks = np.argsort(self._order, kind="stable")
+        return {threshold: by_rank[rank] for threshold, rank in zip(self.thresholds, ranks, strict=True)}
+
+    def best(self) -> tuple[float, dict[str, Any]]:
+        """The threshold with the highest mIoU (the first of equals) and its `scores`."""
+        scored = {threshold: scores(confusion) for threshold, confusion in self.confusions().items()}
+        best = max(scored, key=lambda threshold: np.nan_to_num(scored[threshold]["miou"], nan=-1.0))
+        return best, scored[best]
+
+
+def jsonable(scored: dict[str, Any]) -> dict[str, Any]:
+    """`scores` with lists for arrays and None for NaN, which JSON lacks."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, np.ndarray):
+            return [plain(item) for item in value.tolist()]
+        return None if np.isnan(value) else value
+
+    return {name: plain(value) for name, value in scored.items()}
+
+
+def class_table(names: Sequence[str], scored: dict[str, Any]) -> str:
+    """A text table of `scores`: IoU, precision and recall, a row a class that occurs, then the means."""
+    width = max(len(name) for name in names)
+    rows = [f"{'class':{width}}     IoU  precision  recall"]
+    columns = (scored["iou"], scored["precision"], scored["recall"])
+    for name, *values in zip(names, *columns, strict=True):
+        if not np.isnan(values[0]):
+            rows.append(f"{name:{width}}  {values[0]:6.4f}     {values[1]:6.4f}  {values[2]:6.4f}")
+    means = [_nan_mean(np.asarray(column)) for column in columns]
+    rows.append(f"{'mean':{width}}  {means[0]:6.4f}     {means[1]:6.4f}  {means[2]:6.4f}")
+    return "\n".join(rows)

@@ -1,0 +1,152 @@
+"""The mathematics of W-OoD: prototypes, distances and the two losses (W-OoD sections 3.2 and 3.3)."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+BOTTLE = 4
+"""VOC's class bottle: the original leaves OoD images that look like it out of the OoD loss."""
+GRADIENT_EPSILON = 1e-12
+
+
+def _group_means(x: Tensor, membership: Tensor) -> Tensor:
+    """(N, D), (N, G) weights 0 or 1 -> (G, D) means; a group without members is a row of NaN."""
+    return (membership.T @ x) / membership.sum(dim=0)[:, None]
+
+
+def class_prototypes(features: Tensor, labels: Tensor) -> Tensor:
+    """(N, D) features, (N, C) labels 0/1 -> (C, D): the mean feature of the images that carry each class.
+
+    A class without images is a row of NaN.
+    """
+    return _group_means(features, labels.to(features))
+
+
+def kmeans(x: Tensor, k: int, n_iter: int = 10) -> tuple[Tensor, Tensor]:
+    """Lloyd's algorithm, Euclidean, started from the first k rows, as the original does it.
+
+    Args:
+        x: (N, D).
+        k: number of clusters, at most N.
+
+    Returns:
+        assignment (N,) int64 of the last iteration and centres (k, D), the means of the members. A cluster that
+        empties stays empty: its centre is a row of NaN.
+    """
+    if not 0 < k <= len(x):
+        raise ValueError(f"{k} clusters of {len(x)} points: the number must be between 1 and that of the points")
+    centres = x[:k].clone()
+    for _ in range(n_iter):
+        distance = torch.cdist(x, centres, compute_mode="donot_use_mm_for_euclid_dist")
+        assignment = distance.nan_to_num(nan=torch.inf).argmin(dim=1)
+        centres = _group_means(x, F.one_hot(assignment, k).to(x))
+    return assignment, centres
+
+
+def distances(features: Tensor, prototypes: Tensor) -> Tensor:
+    """(B, D), (P, D) -> (B, P) Euclidean distances; 0 to a prototype that is NaN. Prototypes are constants."""
+    prototypes = prototypes.detach()
+    empty = prototypes.isnan().any(dim=1)
+    difference = features[:, None] - prototypes.nan_to_num()[None]
+    return difference.norm(dim=2).masked_fill(empty, 0)
+
+
+def distance_loss(dist: Tensor, label: Tensor, topk: float = 0.2) -> tuple[Tensor, Tensor]:
+    """Pull features to the prototypes of their classes, push them from the nearest OoD prototypes (equation 3).
+
+    L_d = mean(d_class * label) * C / K - mean(d_ood * [d_ood < t]), where t is the floor((1 - topk) n)-th largest of
+    the n OoD distances of the batch that are not zero; nothing pushes if that rank is 0. The factor is 20 / K in the
+    original, whatever the number of classes C.
+
+    Args:
+        dist: (B, C + K) from `distances`.
+        label: (B, C) 0/1.
+
+    Returns:
+        the loss and t, both scalars.
+    """
+    n_classes = label.shape[1]
+    to_class, to_ood = dist[:, :n_classes], dist[:, n_classes:]
+    known = to_ood.detach()[to_ood > 0]
+    rank = int((1 - topk) * known.numel())
+    threshold = known.topk(rank).values[-1] if rank > 0 else dist.new_zeros(())
+    pull = (to_class * label).mean() * n_classes / to_ood.shape[1]
+    push = (to_ood * (to_ood < threshold)).mean()
+    return pull - push, threshold
+
+
+def adversarial_step(model: nn.Module, images: Tensor, step: float = 0.07) -> Tensor:
+    """Perturb OoD images so that the classifier fires harder on them (section 3.3).
+
+    x' = clamp(x + step * g / (max |g| + 1e-12), min(x), max(x)), where g is the gradient of the sum over the batch of
+    each image's largest logit with respect to the pixels; the extremes are those of the whole batch. Only gradients of
+    the pixels are computed, none of the weights.
+
+    Args:
+        model: (B, 3, H, W) -> (logits (B, C), features).
+        images: (B, 3, H, W) normalised.
+
+    Returns:
+        (B, 3, H, W) without a gradient.
+    """
+    pixels = images.detach().requires_grad_(True)
+    with torch.enable_grad():
+        logits, _ = model(pixels)
+        (gradient,) = torch.autograd.grad(logits.amax(dim=1).sum(), pixels)
+    moved = images + step * gradient / (gradient.abs().max() + GRADIENT_EPSILON)
+    return moved.clamp(min=images.min(), max=images.max()).detach()
+
+
+def ood_loss(logits: Tensor, ignore_class: int | None = BOTTLE) -> Tensor:
+    """(B, C) logits of OoD images -> multi-label soft margin loss against all-zero labels, a scalar (equation 2).
+
+    Images whose largest logit is `ignore_class` are left out of the sum, which is divided by B all the same.
+    """
+    losses = F.multilabel_soft_margin_loss(logits, torch.zeros_like(logits), reduction="none")
+    if ignore_class is not None:
+        losses = losses * (logits.argmax(dim=1) != ignore_class)
+    return losses.sum() / len(logits)
+
+
+def wood_losses(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    ood_images: Tensor | None,
+    prototypes: Tensor | None,
+    ood_coeff: float,
+    distance_lambda: float,
+    topk: float,
+    step: float,
+    ignore_class: int | None,
+) -> dict[str, Tensor]:
+    """The loss of a W-OoD training step (equation 4): L_cls + distance_lambda * L_d + ood_coeff * L_ood.
+
+    Args:
+        model: (B, 3, H, W) -> (logits (B, C), features (B, D)).
+        images, labels: the in-distribution batch, normalised; (B, C) 0/1.
+        ood_images: the OoD batch, or None for none.
+        prototypes: (C + K, D), or None for no distance loss.
+
+    Returns:
+        Scalars: `bce`, where they apply `distance` and `ood`, and `total`.
+    """
+    if ood_images is None:
+        logits, features = model(images)
+        ood_logits = None
+    else:
+        # Every batch norm is frozen, so that one pass over both batches gives what two passes give
+        perturbed = adversarial_step(model, ood_images, step)
+        logits, features = model(torch.cat([images, perturbed]))
+        logits, ood_logits = logits.split([len(images), len(ood_images)])
+        features = features[: len(images)]
+    losses = {"bce": F.binary_cross_entropy_with_logits(logits, labels)}
+    total = losses["bce"]
+    if prototypes is not None:
+        losses["distance"], _ = distance_loss(distances(features, prototypes), labels, topk)
+        total = total + distance_lambda * losses["distance"]
+    if ood_logits is not None:
+        losses["ood"] = ood_loss(ood_logits, ignore_class)
+        total = total + ood_coeff * losses["ood"]
+    return {**losses, "total": total}

@@ -1,0 +1,141 @@
+"""What a run leaves behind besides its outputs: the log, the run record, and losses as JSON lines."""
+
+import dataclasses
+import json
+import logging
+import os
+import platform
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from misc.config import Config
+from misc.files import write_json
+
+try:
+    import resource
+except ImportError:  # Windows has no such module
+    resource = None
+
+PACKAGES = ("torch", "torchvision", "numpy", "pillow", "imageio", "tqdm", "pydensecrf2")
+METRICS_FOLDER, RUNS_FOLDER, SCORES_FOLDER = "metrics", "runs", "scores"
+
+
+class _ScreenHandler(logging.StreamHandler):
+    """Writes to the screen without breaking a progress bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        stream = sys.stderr if record.levelno >= logging.ERROR else sys.stdout
+        tqdm.write(self.format(record), file=stream)
+
+
+def start_log(log_name: str) -> None:
+    """Send the log to the screen and to the end of `<log_name>.log`."""
+    path = Path(f"{log_name}.log")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = logging.FileHandler(path, encoding="utf-8")
+    file.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%Y-%m-%d %H:%M:%S"))
+    logging.basicConfig(level=logging.INFO, handlers=[_ScreenHandler(), file], format="%(message)s", force=True)
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of Python and of the packages whose versions can change results; `missing` for those not there."""
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = "missing"
+    return versions
+
+
+def device_name(device: torch.device) -> str:
+    """The device, and the GPU's or processor's name where it is known."""
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    return f"{device} ({platform.processor() or platform.machine()}, {torch.get_num_threads()} threads)"
+
+
+def peak_memory_mib(device: torch.device) -> dict[str, float]:
+    """Peak memory so far in MiB: of this process (since its start), and of the GPU (since the last reset)."""
+    peaks = {}
+    if resource is not None:
+        unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
+        peaks["process"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+    if device.type == "cuda":
+        peaks["gpu"] = torch.cuda.max_memory_allocated(device) / 2**20
+    return peaks
+
+
+class RunRecord:
+    """`<result_dir>/runs/<time>.json`: configuration, versions, device, and each step's time and peak memory."""
+
+    def __init__(self, config: Config, device: torch.device, steps: list[str]) -> None:
+        started = datetime.now()
+        self.path = Path(config.result_dir) / RUNS_FOLDER / f"{started:%Y%m%d-%H%M%S-%f}.json"
+        self._device = device
+        self._content: dict[str, Any] = {
+            "started": started.isoformat(timespec="seconds"),
+            "command": sys.argv,
+            "steps": steps,
+            "seed": config.seed,
+            "device": device_name(device),
+            "versions": package_versions(),
+            "config": dataclasses.asdict(config),
+            "done": [],
+        }
+        write_json(self.path, self._content)
+
+    def announce(self) -> None:
+        """Print the resolved configuration to the log."""
+        log = logging.getLogger(__name__)
+        log.info("steps: %s", ", ".join(self._content["steps"]))
+        log.info("device: %s; seed: %s", self._content["device"], self._content["seed"])
+        log.info("versions: %s", ", ".join(f"{k} {v}" for k, v in self._content["versions"].items()))
+        log.info("configuration: %s", " ".join(f"{k}={v}" for k, v in self._content["config"].items()))
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """Time a step, and add it to the record when it ends without an error."""
+        log = logging.getLogger(__name__)
+        log.info("== %s", name)
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
+        started = time.perf_counter()
+        yield
+        seconds = time.perf_counter() - started
+        peaks = peak_memory_mib(self._device)
+        memory = ", ".join(f"{where} {mib:.0f} MiB" for where, mib in peaks.items())
+        log.info("-- %s took %.1f s; peak memory: %s", name, seconds, memory)
+        self._content["done"].append({"step": name, "seconds": seconds, "peak_memory_mib": peaks})
+        write_json(self.path, self._content)
+
+
+def save_scores(result_dir: str, name: str, content: dict[str, Any]) -> Path:
+    """Write an evaluation to `<result_dir>/scores/<name>.json`; returns the path."""
+    path = Path(result_dir) / SCORES_FOLDER / f"{name}.json"
+    write_json(path, content)
+    return path
+
+
+@contextmanager
+def metrics_log(result_dir: str, name: str) -> Iterator[Any]:
+    """Yield a function that appends a dict to `<result_dir>/metrics/<name>.jsonl`, one JSON object a line.
+
+    As every output the file gets its name when it is complete. Until then, and if the training stops early, it is
+    `<name>.jsonl.part`.
+    """
+    path = Path(result_dir) / METRICS_FOLDER / f"{name}.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    growing = path.with_name(f"{path.name}.part")
+    with growing.open("w", buffering=1, encoding="utf-8") as file:
+        yield lambda values: file.write(json.dumps(values) + "\n")
+    os.replace(growing, path)

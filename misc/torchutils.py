@@ -1,0 +1,112 @@
+"""Seeds, devices, the optimiser, and the order in which training samples are drawn."""
+
+import random
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from misc.errors import InputError
+
+
+def resolve_device(name: str) -> torch.device:
+    """`auto`, `cpu` or `cuda` -> a device; auto takes CUDA where there is a GPU. `InputError` for cuda without one."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError(
+            "--device cuda: PyTorch finds no GPU here; pass --device cpu, or install a CUDA build of PyTorch."
+        )
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def set_seed(seed: int) -> None:
+    """Seed Python, NumPy and PyTorch (all devices)."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 (libraries may draw from NumPy's global generator)
+    torch.manual_seed(seed)
+
+
+class PolyOptimizer(torch.optim.SGD):
+    """SGD whose learning rates decay as lr0 * (1 - step / max_step) ** power; held once step >= max_step.
+
+    The rate is set before each step. Quirk of the original, kept: `weight_decay` goes into SGD's *momentum* slot, so
+    that the momentum is 1e-4 rather than 0.9, while weight decay acts only through the groups that carry it.
+    """
+
+    def __init__(
+        self, param_groups: list[dict], lr: float, weight_decay: float, max_step: int, power: float = 0.9
+    ) -> None:
+        super().__init__(param_groups, lr, momentum=weight_decay)
+        self.max_step = max_step
+        self.power = power
+        self.global_step = 0
+        self._initial_lrs = [group["lr"] for group in self.param_groups]
+
+    def step(self, closure=None):  # noqa: ANN001, ANN201 (as in torch.optim.SGD)
+        if self.global_step < self.max_step:
+            decay = (1 - self.global_step / self.max_step) ** self.power
+            for group, initial in zip(self.param_groups, self._initial_lrs, strict=True):
+                group["lr"] = initial * decay
+        self.global_step += 1
+        return super().step(closure)
+
+
+def two_rate_optimizer(
+    base: list[torch.nn.Parameter], fast: list[torch.nn.Parameter], *, lr: float, weight_decay: float, max_step: int
+) -> PolyOptimizer:
+    """The optimiser of the classifier and of IRN: `fast` parameters learn 10 times as fast as `base`."""
+    groups = [
+        {"params": base, "lr": lr, "weight_decay": weight_decay},
+        {"params": fast, "lr": 10 * lr, "weight_decay": weight_decay},
+    ]
+    return PolyOptimizer(groups, lr=lr, weight_decay=weight_decay, max_step=max_step)
+
+
+class ShuffledBatches(Sampler[list[tuple[int, int]]]):
+    """Batches of (epoch, index): each epoch is a new order, its incomplete last batch is left out.
+
+    The order depends on seed and epoch alone, and a dataset can seed its augmentation with (seed, epoch, index), so
+    that neither the number of worker processes nor the step at which one starts changes any sample.
+    """
+
+    def __init__(self, n_items: int, *, batch_size: int, n_batches: int, seed: tuple[int, ...], first: int = 0) -> None:
+        if n_items < batch_size:
+            raise ValueError(f"{n_items} items make no batch of {batch_size}")
+        self.n_items, self.batch_size, self.n_batches, self.seed, self.first = (
+            n_items,
+            batch_size,
+            n_batches,
+            seed,
+            first,
+        )
+
+    def __len__(self) -> int:
+        return self.n_batches - self.first
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        per_epoch = self.n_items // self.batch_size
+        order_of_epoch = None
+        for batch in range(self.first, self.n_batches):
+            epoch, position = divmod(batch, per_epoch)
+            if epoch != order_of_epoch:
+                order = np.random.default_rng([*self.seed, epoch]).permutation(self.n_items)
+                order_of_epoch = epoch
+            start = position * self.batch_size
+            yield [(epoch, int(index)) for index in order[start : start + self.batch_size]]
+
+
+def training_loader(
+    dataset: Dataset, *, batch_size: int, n_batches: int, seed: tuple[int, ...], num_workers: int, device: torch.device
+) -> DataLoader:
+    """`n_batches` shuffled batches of a dataset that is indexed with (epoch, index)."""
+    batches = ShuffledBatches(len(dataset), batch_size=batch_size, n_batches=n_batches, seed=seed)
+    return DataLoader(dataset, batch_sampler=batches, num_workers=num_workers, pin_memory=device.type == "cuda")
+
+
+def sequential_loader(
+    dataset: Dataset, *, num_workers: int, device: torch.device, batch_size: int | None = None
+) -> DataLoader:
+    """All items in order: one at a time (`batch_size` None), or in batches."""
+    return DataLoader(dataset, batch_size=batch_size, num_workers=num_workers, pin_memory=device.type == "cuda")

@@ -1,0 +1,103 @@
+"""The image backbone behind one small interface, and torchvision's ResNets behind that.
+
+CAM and IRN code uses a backbone only through `Backbone`: five stages, the channels and the stride of each. Another
+network is put in place by a class that fills these three attributes.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision import models
+from torchvision.models import WeightsEnum
+from torchvision.models.resnet import BasicBlock, Bottleneck
+
+N_STAGES = 5
+
+
+class Backbone(nn.Module):
+    """A network of five stages.
+
+    Attributes that a subclass fills:
+        channels: channels of each stage's output.
+        strides: pixels of the image per cell of each stage's output, not decreasing; the second must be 4.
+        imagenet_weights: torchvision's description of ImageNet weights, or None where there are none.
+    """
+
+    channels: tuple[int, ...]
+    strides: tuple[int, ...]
+    imagenet_weights: WeightsEnum | None = None
+
+    def stages(self) -> Sequence[Sequence[nn.Module]]:
+        """The modules of each stage, in the order in which they run."""
+        raise NotImplementedError
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """(B, 3, H, W) normalised images -> the five stage outputs, (B, channels[i], ceil(H / strides[i]), ...)."""
+        outputs, x = [], images
+        for stage in self.stages():
+            for module in stage:
+                x = module(x)
+            outputs.append(x)
+        return outputs
+
+    def stage_parameters(self, first: int, last: int) -> Iterator[nn.Parameter]:
+        """Parameters of the stages `first` to `last`, counted from 0, both included."""
+        for stage in self.stages()[first : last + 1]:
+            for module in stage:
+                yield from module.parameters()
+
+
+class FrozenStatsBatchNorm2d(nn.Module):
+    """Batch norm that always uses its running statistics, in training too (IRN and W-OoD freeze every batch norm).
+
+    Weight and bias stay parameters: they are trained where their stage is. (torchvision's `FrozenBatchNorm2d` makes
+    them buffers.)
+    """
+
+    def __init__(self, channels: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.batch_norm(
+            x, self.running_mean, self.running_var, self.weight, self.bias, training=False, eps=self.eps
+        )
+
+
+class ResNet(models.ResNet, Backbone):
+    """torchvision's ResNet without its classifier; the last stage keeps stride 1 and no dilation: output stride 16."""
+
+    strides = (4, 4, 8, 16, 16)
+
+    def __init__(
+        self, block: type[BasicBlock | Bottleneck], layers: Sequence[int], imagenet_weights: WeightsEnum
+    ) -> None:
+        super().__init__(block, list(layers), norm_layer=FrozenStatsBatchNorm2d)
+        del self.fc, self.avgpool
+        self.channels = (64, *(width * block.expansion for width in (64, 128, 256, 512)))
+        self.imagenet_weights = imagenet_weights
+        first_block = self.layer4[0]
+        strided = first_block.conv2 if isinstance(first_block, Bottleneck) else first_block.conv1
+        strided.stride = first_block.downsample[0].stride = (1, 1)
+
+    def stages(self) -> Sequence[Sequence[nn.Module]]:
+        stem = (self.conv1, self.bn1, self.relu, self.maxpool)
+        return stem, (self.layer1,), (self.layer2,), (self.layer3,), (self.layer4,)
+
+    forward = Backbone.forward
+
+
+def resnet50() -> ResNet:
+    """ResNet-50, the backbone of the paper (stride in the 3x3 convolution)."""
+    return ResNet(Bottleneck, (3, 4, 6, 3), models.ResNet50_Weights.IMAGENET1K_V1)
+
+
+def resnet18() -> ResNet:
+    """ResNet-18, for small data sets and quick runs."""
+    return ResNet(BasicBlock, (2, 2, 2, 2), models.ResNet18_Weights.IMAGENET1K_V1)

@@ -1,0 +1,175 @@
+"""Reading and writing network weights: our files, the original's checkpoints, torchvision's ImageNet files.
+
+The original stores each weight under up to three names. Here each has one, the canonical name: torchvision's for the
+backbone, `classifier.weight`, and the heads of IRN by their attribute (`fc_edge1.0.weight`, ...). `load_weights` maps
+every known layout to canonical names and then checks name by name.
+"""
+
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from urllib.error import URLError
+
+import torch
+from torch import Tensor, nn
+
+from misc.errors import InputError, first_three
+from misc.files import atomic_path
+from net.backbone import Backbone
+
+BACKBONE_PREFIX = "backbone."
+
+# What the original's names stand for. The two networks cut the backbone at different places.
+_COMMON_ALIASES = (
+    (r"resnet50\.", ""),
+    (r"stage1\.0\.", "conv1."),
+    (r"stage1\.1\.", "bn1."),
+)
+_CLASSIFIER_ALIASES = (
+    *_COMMON_ALIASES,
+    (r"stage1\.4\.", "layer1."),
+    (r"stage([234])\.0\.", r"layer\1."),
+    (r"backbone\.0\.0\.", "layer3."),
+    (r"backbone\.1\.0\.", "layer4."),
+    (r"newly_added\.0\.", "classifier."),
+)
+_IRN_ALIASES = (
+    *_COMMON_ALIASES,
+    (r"stage2\.0\.", "layer1."),
+    (r"stage3\.0\.", "layer2."),
+    (r"stage4\.0\.", "layer3."),
+    (r"stage5\.0\.", "layer4."),
+    (r"backbone\.0\.0\.", "conv1."),
+    (r"backbone\.0\.1\.", "bn1."),
+    (r"backbone\.([1234])\.0\.", r"layer\1."),
+    (r"(?:fc_dp7|dp_layers\.6)\.4\.running_mean", "mean_shift.running_mean"),
+    *((rf"edge_layers\.{i}\.", f"fc_edge{i + 1}.") for i in range(6)),
+    *((rf"dp_layers\.{i}\.", f"fc_dp{i + 1}.") for i in range(7)),
+)
+_IRN_MARK = re.compile(r"(module\.)?(fc_edge|fc_dp|edge_layers|dp_layers)")
+# Not weights: step counters, pixel pair tables (they depend on crop and radius), an ImageNet file's own classifier
+_DROPPED = re.compile(r"(.*\.)?num_batches_tracked|path_indices\d*|disp_target|fc\.(weight|bias)")
+
+
+def _canonical_name(name: str, aliases: tuple[tuple[str, str], ...]) -> str:
+    for pattern, replacement in aliases:
+        renamed, count = re.subn(rf"\A{pattern}", replacement, name)
+        if count:
+            return renamed
+    return name.removeprefix(BACKBONE_PREFIX)
+
+
+def canonical_state(state: Mapping[str, Tensor], *, origin: str = "state dict") -> dict[str, Tensor]:
+    """A state dict of any known layout -> {canonical name: tensor}, each weight once.
+
+    Raises `InputError`, naming the weight and `origin`, if copies of one weight disagree.
+    """
+    aliases = _IRN_ALIASES if any(_IRN_MARK.match(name) for name in state) else _CLASSIFIER_ALIASES
+    canonical: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        bare = name.removeprefix("module.")
+        if _DROPPED.fullmatch(bare):
+            continue
+        known = canonical.setdefault(_canonical_name(bare, aliases), tensor)
+        if known is not tensor and not torch.equal(known, tensor):
+            raise InputError(f"{origin}: the copies of {_canonical_name(bare, aliases)} disagree; the file is damaged.")
+    return canonical
+
+
+def load_weights(module: nn.Module, source: str | Path | Mapping[str, Tensor]) -> None:
+    """Fill `module` from a checkpoint file or a state dict, in our layout or the original's.
+
+    Raises `InputError`, naming file and tensor, for a missing, extra or misshapen tensor, or copies that disagree.
+    """
+    if isinstance(source, Mapping):
+        state, origin = source, "state dict"
+    else:
+        state, origin = read_checkpoint(source), str(source)
+    given = canonical_state(state, origin=origin)
+    wanted = {name.removeprefix(BACKBONE_PREFIX): tensor for name, tensor in module.state_dict().items()}
+    kind = type(module).__name__
+    missing, extra = sorted(wanted.keys() - given.keys()), sorted(given.keys() - wanted.keys())
+    if missing:
+        raise InputError(
+            f"{origin} is no checkpoint of {kind}: it lacks {len(missing)} tensors ({first_three(missing)})."
+        )
+    if extra:
+        raise InputError(
+            f"{origin} is no checkpoint of {kind}: it has {len(extra)} tensors too many ({first_three(extra)})."
+        )
+    for name, tensor in wanted.items():
+        if tensor.shape != given[name].shape:
+            shapes = f"{tuple(given[name].shape)}, expected {tuple(tensor.shape)}"
+            raise InputError(f"{origin} does not fit {kind}: {name} has shape {shapes}.")
+    with torch.no_grad():
+        for name, tensor in wanted.items():
+            tensor.copy_(given[name])
+
+
+def find_checkpoint(path: str | Path) -> Path:
+    """`path`, or the same name with the original's doubled ending `.pth.pth`, or without it.
+
+    Raises `InputError` if there is none.
+    """
+    path = Path(path)
+    for candidate in (path, Path(f"{path}.pth"), Path(str(path).removesuffix(".pth"))):
+        if candidate.is_file():
+            return candidate
+    raise InputError(f"checkpoint {path} is missing: train it, or download it into {path.parent}/ (see its README.md).")
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
+    """The state dict in a file, on the CPU; never runs pickled code (`weights_only=True`).
+
+    Raises `InputError` for a missing, truncated or foreign file.
+    """
+    path = find_checkpoint(path)
+    advice = "it is truncated or no PyTorch state dict; download or train it again."
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, ValueError, OSError) as error:
+        raise InputError(f"checkpoint {path} can't be read: {advice}") from error
+    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise InputError(f"checkpoint {path} holds something else than a state dict: {advice}")
+    return state
+
+
+def save_weights(module: nn.Module, path: str | Path) -> None:
+    """Write the module's state dict, each weight once, under the module's own names."""
+    with atomic_path(path) as temporary:
+        torch.save({name: tensor.cpu() for name, tensor in module.state_dict().items()}, temporary)
+
+
+def load_imagenet(backbone: Backbone, source: str, *, folder: str | Path = "sess") -> None:
+    """ImageNet weights for `backbone`: torchvision's V1 weights, a file, or none.
+
+    Args:
+        source: `auto`: a file of torchvision's in `folder` (either of its names), else torchvision's download;
+            `none`: leave the random weights; anything else: the path of a file.
+
+    Raises `InputError` for a bad file, or if nothing is found and the download fails.
+    """
+    if source == "none":
+        return
+    if source != "auto":
+        load_weights(backbone, source)
+        return
+    if backbone.imagenet_weights is None:
+        raise InputError("--imagenet_weights auto: this backbone has no ImageNet weights; name a file, or none.")
+    url = backbone.imagenet_weights.url
+    architecture, current = Path(url).stem.split("-")[0], Path(url).name
+    # torchvision renamed its files in 2021; `resnet50-19c8e357.pth` and `resnet50-0676ba61.pth` hold the same weights
+    local = sorted(Path(folder).glob(f"{architecture}-????????.pth"))
+    if local:
+        load_weights(backbone, local[0])
+        return
+    try:
+        state = backbone.imagenet_weights.get_state_dict(progress=True, check_hash=True)
+    except (URLError, OSError, RuntimeError) as error:
+        reason = str(getattr(error, "reason", error))
+        raise InputError(
+            f"ImageNet weights can't be downloaded ({reason}); put {url} into {folder}/ as {current}, "
+            "or pass --imagenet_weights FILE."
+        ) from error
+    load_weights(backbone, state)

@@ -1,0 +1,43 @@
+"""Step 2: multi-scale class activation maps of the images of `train_list`."""
+
+import torch
+from tqdm import tqdm
+
+from misc import camfile
+from misc.cam import multi_scale_cam
+from misc.config import Config
+from misc.plan import Planned
+from misc.torchutils import resolve_device, sequential_loader
+from net.build import build_network
+from net.weights import load_weights
+from voc12.dataloader import ScaledImages
+from voc12.devkit import open_devkit
+from voc12.images import read_labelled_images
+from voc12.verify import require_readable
+
+
+def check(args: Config, planned: Planned) -> Planned:
+    """Raise `InputError` for bad input; return the outputs of this step."""
+    devkit = open_devkit(args.voc12_root, args.class_list)
+    images = read_labelled_images(devkit, args.train_list, flag="train_list", label_file=args.label_file)
+    require_readable(images.paths, num_workers=args.num_workers)
+    if args.cam_weights_name not in planned:
+        load_weights(build_network(args.cam_network, "CAM", n_classes=len(devkit.classes)), args.cam_weights_name)
+    return frozenset({args.cam_out_dir})
+
+
+def run(args: Config) -> None:
+    """Write `cam_out_dir`/ID.npy for each image, from `cam_weights_name`."""
+    device = resolve_device(args.device)
+    devkit = open_devkit(args.voc12_root, args.class_list)
+    images = read_labelled_images(devkit, args.train_list, flag="train_list", label_file=args.label_file)
+    model = build_network(args.cam_network, "CAM", n_classes=len(devkit.classes))
+    load_weights(model, args.cam_weights_name)
+    model.to(device).eval()
+
+    scaled = ScaledImages(images.paths, images.labels, args.cam_scales)
+    loader = sequential_loader(scaled, num_workers=args.num_workers, device=device)
+    for item in tqdm(loader, desc="make_cam", unit="image"):
+        on_device: list[torch.Tensor] = [image.to(device, non_blocking=True) for image in item["images"]]
+        cam, high_res = multi_scale_cam(model, on_device, item["size"], item["keys"])
+        camfile.save(camfile.cam_path(args.cam_out_dir, images.ids[item["index"]]), item["keys"], cam, high_res)

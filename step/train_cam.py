@@ -1,0 +1,269 @@
+"""Step 1: train the classifier with the W-OoD loss (W-OoD section 3)."""
+
+import copy
+import itertools
+import logging
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from misc.cam import multi_scale_cam
+from misc.config import Config
+from misc.errors import InputError
+from misc.imutils import normalize
+from misc.metrics import ThresholdSweep
+from misc.ood import class_prototypes, kmeans, wood_losses
+from misc.plan import Planned
+from misc.torchutils import resolve_device, sequential_loader, training_loader, two_rate_optimizer
+from misc.training import fit
+from net.build import build_network
+from net.weights import load_weights, save_weights
+from voc12.dataloader import ClassificationCrops, ScaledImages, WholeImages
+from voc12.devkit import Devkit, missing_masks, open_devkit
+from voc12.images import LabelledImages, read_labelled_images, require_batch
+from voc12.labels import require_labelled
+from voc12.lists import read_ood_paths
+from voc12.verify import require_readable
+
+SELECTION_THRESHOLDS = (0.06, 0.08, 0.10, 0.12)
+SELECTION_STARTS = 0.75
+"""Part of the last epoch after which checkpoints are compared."""
+OOD_STREAM = 1
+"""Sets the random stream of the OoD batches apart from that of the images."""
+
+log = logging.getLogger(__name__)
+
+
+def check(args: Config, planned: Planned) -> Planned:
+    """Raise `InputError` for bad input; return the outputs of this step."""
+    devkit = open_devkit(args.voc12_root, args.class_list)
+    train = read_labelled_images(devkit, args.train_list, flag="train_list", label_file=args.label_file)
+    require_labelled(train.ids, train.labels, flag="train_list")
+    require_batch(train, args.cam_batch_size, list_flag="train_list", batch_flag="cam_batch_size")
+    ood_paths = _ood_paths(args)
+    if args.ood_coeff > 0:
+        require_batch(ood_paths, args.ood_batch_size, list_flag="ood_list", batch_flag="ood_batch_size")
+    if args.distance_lambda > 0 and len(ood_paths) < args.cluster_K:
+        raise InputError(
+            f"--cluster_K {args.cluster_K} is more than the {len(ood_paths)} images of --ood_list; lower it."
+        )
+    _ignored_class(devkit, args.ood_ignore_class)
+    selection = _selection_images(args, devkit)
+    masks = [devkit.mask_path(image_id) for image_id in selection.ids] if selection else []
+    selection_paths = selection.paths if selection else []
+    require_readable([*train.paths, *ood_paths, *selection_paths, *masks], num_workers=args.num_workers)
+    if args.cam_init_weights_name not in planned:
+        load_weights(build_network(args.cam_network, "Net", n_classes=len(devkit.classes)), args.cam_init_weights_name)
+    return frozenset({args.cam_weights_name})
+
+
+def run(args: Config) -> None:
+    """Train on `train_list` and the OoD images, from `cam_init_weights_name`; write `cam_weights_name`."""
+    device = resolve_device(args.device)
+    devkit = open_devkit(args.voc12_root, args.class_list)
+    n_classes = len(devkit.classes)
+    train = read_labelled_images(devkit, args.train_list, flag="train_list", label_file=args.label_file)
+    ood_paths = _ood_paths(args)
+    ignore_class = _ignored_class(devkit, args.ood_ignore_class)
+
+    model = build_network(args.cam_network, "Net", n_classes=n_classes)
+    load_weights(model, args.cam_init_weights_name)
+    model.to(device).eval()
+    prototypes = None
+    if args.distance_lambda > 0:
+        prototypes = _prototypes(
+            model,
+            train,
+            ood_paths,
+            long_side=args.ood_long_side,
+            n_clusters=args.cluster_K,
+            num_workers=args.num_workers,
+            device=device,
+        )
+
+    steps_per_epoch = len(train) // args.cam_batch_size
+    n_steps = steps_per_epoch * args.cam_num_epoches
+
+    def batches_of(paths: Sequence[Path], labels: np.ndarray, batch_size: int, seed: tuple[int, ...]) -> DataLoader:
+        crops = ClassificationCrops(
+            paths, labels, resize_long=args.cam_resize_long, crop_size=args.cam_crop_size, seed=seed
+        )
+        return training_loader(
+            crops, batch_size=batch_size, n_batches=n_steps, seed=seed, num_workers=args.num_workers, device=device
+        )
+
+    train_batches = batches_of(train.paths, train.labels, args.cam_batch_size, (args.seed,))
+    ood_batches: Iterable = itertools.repeat(None)
+    if args.ood_coeff > 0:
+        no_labels = np.zeros((len(ood_paths), n_classes), dtype=np.float32)
+        ood_batches = batches_of(ood_paths, no_labels, args.ood_batch_size, (args.seed, OOD_STREAM))
+
+    def images_of(batch: dict[str, Tensor]) -> Tensor:
+        return normalize(batch["image"].to(device, non_blocking=True), batch["box"])
+
+    def loss_of(pair: tuple[dict, dict | None]) -> dict[str, Tensor]:
+        batch, ood_batch = pair
+        return wood_losses(
+            model,
+            images_of(batch),
+            batch["label"].to(device),
+            ood_images=None if ood_batch is None else images_of(ood_batch),
+            prototypes=prototypes,
+            ood_coeff=args.ood_coeff,
+            distance_lambda=args.distance_lambda,
+            topk=args.ood_dist_topk,
+            step=args.ood_adv_step,
+            ignore_class=ignore_class,
+        )
+
+    model.train()
+    optimizer = two_rate_optimizer(
+        *model.trainable_parameters(),
+        lr=args.cam_learning_rate,
+        weight_decay=args.cam_weight_decay,
+        max_step=n_steps,
+    )
+    selection_images = _selection_images(args, devkit)
+    selection = None
+    if selection_images is not None:
+        cam_network = build_network(args.cam_network, "CAM", n_classes=n_classes).to(device).eval()
+        scaled = ScaledImages(
+            selection_images.paths,
+            selection_images.labels,
+            args.cam_scales,
+            mask_paths=[devkit.mask_path(image_id) for image_id in selection_images.ids],
+        )
+        selection = CheckpointSelection(
+            model,
+            cam_network,
+            sequential_loader(scaled, num_workers=args.num_workers, device=device),
+            due=selection_steps(steps_per_epoch, n_steps, interval=args.cam_select_interval),
+        )
+
+    fit(
+        zip(train_batches, ood_batches, strict=False),
+        loss_of,
+        optimizer,
+        n_steps=n_steps,
+        steps_per_epoch=steps_per_epoch,
+        batch_size=args.cam_batch_size + (args.ood_batch_size if args.ood_coeff > 0 else 0),
+        name="train_cam",
+        result_dir=args.result_dir,
+        rate_flag="cam_learning_rate",
+        after_step=selection,
+    )
+    if selection is not None:
+        model.load_state_dict(selection.best_state)
+        log.info("kept the weights of step %d of %d: CAM mIoU %.4f", selection.best_step, n_steps, selection.best_miou)
+    save_weights(model, args.cam_weights_name)
+    log.info("wrote %s", args.cam_weights_name)
+
+
+def _ood_paths(args: Config) -> list[Path]:
+    """The OoD images, none where no term of the loss uses them."""
+    if args.ood_coeff == 0 and args.distance_lambda == 0:
+        return []
+    return read_ood_paths(args.ood_root, args.ood_list)
+
+
+def _ignored_class(devkit: Devkit, name: str) -> int | None:
+    """Index of the class whose look-alikes the OoD loss leaves out; None for none."""
+    if name in devkit.classes:
+        return devkit.classes.index(name)
+    if name in ("none", Config.__dataclass_fields__["ood_ignore_class"].default):
+        return None  # the default is a class of VOC; other data sets need not have it
+    raise InputError(f"--ood_ignore_class {name} is no class of the data set; expected one of its classes, or none.")
+
+
+def _selection_images(args: Config, devkit: Devkit) -> LabelledImages | None:
+    """The images whose CAMs choose the checkpoint; None if the last one is kept."""
+    if args.cam_select == "last":
+        return None
+    split = devkit.split_path(args.chainer_eval_set)
+    if not split.is_file():
+        log.info("notice: no %s, so train_cam keeps its last weights (as with --cam_select last)", split)
+        return None
+    images = read_labelled_images(devkit, split, flag="chainer_eval_set", label_file=args.label_file)
+    if missing := missing_masks(devkit, images.ids):
+        log.info(
+            "notice: %d of %d ground-truth masks are missing, so train_cam keeps its last weights "
+            "(as with --cam_select last)",
+            len(missing),
+            len(images),
+        )
+        return None
+    return images
+
+
+@torch.no_grad()
+def _features_of(model: nn.Module, images: WholeImages, *, num_workers: int, device: torch.device, name: str) -> Tensor:
+    """(N, D) pooled features of whole images, one image at a time since their sizes differ."""
+    loader = sequential_loader(images, num_workers=num_workers, device=device)
+    bar = tqdm(loader, desc=f"features of {name}", unit="image")
+    return torch.cat([model(normalize(image.to(device))[None])[1] for image in bar])
+
+
+def _prototypes(
+    model: nn.Module,
+    train: LabelledImages,
+    ood_paths: Sequence[Path],
+    *,
+    long_side: int,
+    n_clusters: int,
+    num_workers: int,
+    device: torch.device,
+) -> Tensor:
+    """(C + K, D): the mean feature of each class and of each cluster of OoD images, from the starting weights."""
+    options = {"num_workers": num_workers, "device": device}
+    features = _features_of(model, WholeImages(train.paths), name="training images", **options)
+    ood_features = _features_of(model, WholeImages(ood_paths, long_side=long_side), name="OoD images", **options)
+    _, clusters = kmeans(ood_features, n_clusters)
+    return torch.cat([class_prototypes(features, torch.from_numpy(train.labels).to(device)), clusters])
+
+
+def selection_steps(steps_per_epoch: int, n_steps: int, *, interval: int) -> frozenset[int]:
+    """The steps after which checkpoints are compared: every `interval` in the last quarter epoch, and the last one."""
+    last_epoch = n_steps - steps_per_epoch
+    late = range(1, steps_per_epoch + 1)
+    return frozenset(
+        {last_epoch + step for step in late if step > SELECTION_STARTS * steps_per_epoch and step % interval == 0}
+        | {n_steps}
+    )
+
+
+class CheckpointSelection:
+    """Keeps the weights whose CAMs have the best mIoU on *ground-truth masks* (quirk of the original, kept).
+
+    The mIoU is the best over four background scores. (The original never clears its lists between them, so that each
+    score contains the earlier ones: fixed.)
+    """
+
+    def __init__(self, model: nn.Module, cam_network: nn.Module, loader: DataLoader, *, due: frozenset[int]) -> None:
+        """`loader` yields items of `ScaledImages` with masks; `due` are the steps at which to look."""
+        self._model, self._cam_network, self._loader, self._due = model, cam_network, loader, due
+        self.best_miou, self.best_step = -math.inf, 0
+        self.best_state: dict[str, Tensor] = {}
+
+    def __call__(self, step: int) -> dict[str, float]:
+        """Compare the weights after `step` with the best so far, where that is due."""
+        if step not in self._due:
+            return {}
+        self._cam_network.load_state_dict(self._model.state_dict())
+        device = next(self._cam_network.parameters()).device
+        sweep = ThresholdSweep(SELECTION_THRESHOLDS, self._cam_network.n_classes + 1)
+        for item in tqdm(self._loader, desc=f"CAM mIoU at step {step}", unit="image", leave=False):
+            images = [image.to(device) for image in item["images"]]
+            _, high_res = multi_scale_cam(self._cam_network, images, item["size"], item["keys"])
+            sweep.add(high_res.cpu().numpy(), item["keys"], item["mask"].numpy())
+        threshold, scored = sweep.best()
+        log.info("step %d: CAM mIoU %.4f at background score %.2f", step, scored["miou"], threshold)
+        if scored["miou"] > self.best_miou:
+            self.best_miou, self.best_step = scored["miou"], step
+            self.best_state = copy.deepcopy(self._model.state_dict())
+        return {"cam_miou": scored["miou"]}

@@ -1,0 +1,101 @@
+"""Step 0: train the in-distribution classifier from ImageNet weights (the authors offer it as a download)."""
+
+import logging
+
+import torch
+from torch.nn import functional as F
+
+from misc.config import Config
+from misc.imutils import normalize
+from misc.plan import Planned
+from misc.torchutils import resolve_device, sequential_loader, training_loader, two_rate_optimizer
+from misc.training import fit
+from net.build import build_network
+from net.weights import load_imagenet, save_weights
+from voc12.dataloader import ClassificationCrops, TopLeftCrops
+from voc12.devkit import open_devkit
+from voc12.images import read_labelled_images, require_batch
+from voc12.labels import require_labelled
+from voc12.verify import require_readable
+
+log = logging.getLogger(__name__)
+
+
+def check(args: Config, planned: Planned) -> Planned:
+    """Raise `InputError` for bad input; return the outputs of this step."""
+    devkit = open_devkit(args.voc12_root, args.class_list)
+    train = read_labelled_images(devkit, args.train_list, flag="train_list", label_file=args.label_file)
+    val = read_labelled_images(devkit, args.val_list, flag="val_list", label_file=args.label_file)
+    require_labelled(train.ids, train.labels, flag="train_list")
+    require_batch(train, args.cam_batch_size, list_flag="train_list", batch_flag="cam_batch_size")
+    require_readable([*train.paths, *val.paths], num_workers=args.num_workers)
+    load_imagenet(build_network(args.cam_network, "Net", n_classes=len(devkit.classes)).backbone, args.imagenet_weights)
+    return frozenset({args.cam_init_weights_name})
+
+
+def run(args: Config) -> None:
+    """Train on `train_list`, report the loss on `val_list` each epoch, write `cam_init_weights_name`."""
+    device = resolve_device(args.device)
+    devkit = open_devkit(args.voc12_root, args.class_list)
+    train = read_labelled_images(devkit, args.train_list, flag="train_list", label_file=args.label_file)
+    val = read_labelled_images(devkit, args.val_list, flag="val_list", label_file=args.label_file)
+
+    model = build_network(args.cam_network, "Net", n_classes=len(devkit.classes))
+    load_imagenet(model.backbone, args.imagenet_weights)
+    model.to(device).train()
+
+    steps_per_epoch = len(train) // args.cam_batch_size
+    n_steps = steps_per_epoch * args.cam_num_epoches
+    crops = ClassificationCrops(
+        train.paths,
+        train.labels,
+        resize_long=args.cam_resize_long,
+        crop_size=args.cam_crop_size,
+        seed=(args.seed,),
+    )
+    batches = training_loader(
+        crops,
+        batch_size=args.cam_batch_size,
+        n_batches=n_steps,
+        seed=(args.seed,),
+        num_workers=args.num_workers,
+        device=device,
+    )
+    val_batches = sequential_loader(
+        TopLeftCrops(val.paths, val.labels, crop_size=args.cam_crop_size),
+        batch_size=args.cam_batch_size,
+        num_workers=args.num_workers,
+        device=device,
+    )
+
+    def loss_of(batch: dict) -> dict[str, torch.Tensor]:
+        logits, _ = model(normalize(batch["image"].to(device), batch["box"]))
+        return {"total": F.multilabel_soft_margin_loss(logits, batch["label"].to(device))}
+
+    @torch.no_grad()
+    def validate(step: int) -> dict[str, float]:
+        if step % steps_per_epoch:
+            return {}
+        summed = sum(float(loss_of(batch)["total"]) * len(batch["image"]) for batch in val_batches)
+        log.info("epoch %d: validation loss %.4f", step // steps_per_epoch, summed / len(val))
+        return {"validation_loss": summed / len(val)}
+
+    fit(
+        batches,
+        loss_of,
+        two_rate_optimizer(
+            *model.trainable_parameters(),
+            lr=args.cam_learning_rate,
+            weight_decay=args.cam_weight_decay,
+            max_step=n_steps,
+        ),
+        n_steps=n_steps,
+        steps_per_epoch=steps_per_epoch,
+        batch_size=args.cam_batch_size,
+        name="train_classifier",
+        result_dir=args.result_dir,
+        rate_flag="cam_learning_rate",
+        after_step=validate,
+    )
+    save_weights(model, args.cam_init_weights_name)
+    log.info("wrote %s", args.cam_init_weights_name)

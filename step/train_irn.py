@@ -1,0 +1,110 @@
+"""Step 5: train the boundary and displacement network on the confident labels (IRN section 4)."""
+
+import logging
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from misc.config import Config
+from misc.imutils import normalize
+from misc.plan import Planned, require_outputs
+from misc.torchutils import resolve_device, sequential_loader, training_loader, two_rate_optimizer
+from misc.training import fit
+from net.build import build_network
+from net.weights import load_imagenet, save_weights
+from voc12.dataloader import AffinityCrops, TopLeftCrops
+from voc12.devkit import open_devkit
+from voc12.images import require_batch
+from voc12.lists import read_list
+from voc12.verify import require_readable
+
+log = logging.getLogger(__name__)
+
+
+def check(args: Config, planned: Planned) -> Planned:
+    """Raise `InputError` for bad input; return the outputs of this step."""
+    devkit = open_devkit(args.voc12_root, args.class_list)
+    ids = read_list(devkit, args.train_list, flag="train_list")
+    infer_ids = read_list(devkit, args.infer_list, flag="infer_list")
+    require_batch(ids, args.irn_batch_size, list_flag="train_list", batch_flag="irn_batch_size")
+    require_readable([devkit.image_path(image_id) for image_id in [*ids, *infer_ids]], num_workers=args.num_workers)
+    require_outputs(
+        args.ir_label_out_dir, ids, ".png", flag="ir_label_out_dir", made_by="cam_to_ir_label", planned=planned
+    )
+    load_imagenet(build_network(args.irn_network, "AffinityDisplacementLoss").backbone, args.imagenet_weights)
+    return frozenset({args.irn_weights_name})
+
+
+def run(args: Config) -> None:
+    """Train on `train_list` and `ir_label_out_dir`, from ImageNet weights; write `irn_weights_name`."""
+    device = resolve_device(args.device)
+    devkit = open_devkit(args.voc12_root, args.class_list)
+    ids = read_list(devkit, args.train_list, flag="train_list")
+    infer_ids = read_list(devkit, args.infer_list, flag="infer_list")
+
+    model = build_network(args.irn_network, "AffinityDisplacementLoss")
+    load_imagenet(model.backbone, args.imagenet_weights)
+    model.to(device).train()
+
+    steps_per_epoch = len(ids) // args.irn_batch_size
+    n_steps = steps_per_epoch * args.irn_num_epoches
+    crops = AffinityCrops(
+        [devkit.image_path(image_id) for image_id in ids],
+        [Path(args.ir_label_out_dir) / f"{image_id}.png" for image_id in ids],
+        crop_size=args.irn_crop_size,
+        seed=(args.seed,),
+    )
+    batches = training_loader(
+        crops,
+        batch_size=args.irn_batch_size,
+        n_batches=n_steps,
+        seed=(args.seed,),
+        num_workers=args.num_workers,
+        device=device,
+    )
+
+    def loss_of(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        images = normalize(batch["image"].to(device, non_blocking=True), batch["box"])
+        return model(images, batch["label"].to(device))
+
+    optimizer = two_rate_optimizer(
+        *model.trainable_parameters(),
+        lr=args.irn_learning_rate,
+        weight_decay=args.irn_weight_decay,
+        max_step=n_steps,
+    )
+    fit(
+        batches,
+        loss_of,
+        optimizer,
+        n_steps=n_steps,
+        steps_per_epoch=steps_per_epoch,
+        batch_size=args.irn_batch_size,
+        name="train_irn",
+        result_dir=args.result_dir,
+        rate_flag="irn_learning_rate",
+    )
+    infer_crops = TopLeftCrops([devkit.image_path(image_id) for image_id in infer_ids], crop_size=args.irn_crop_size)
+    infer_batches = sequential_loader(
+        infer_crops, batch_size=args.irn_batch_size, num_workers=args.num_workers, device=device
+    )
+    _store_mean_displacement(model, infer_batches, device=device)
+    save_weights(model, args.irn_weights_name)
+    log.info("wrote %s", args.irn_weights_name)
+
+
+@torch.no_grad()
+def _store_mean_displacement(model: nn.Module, batches, *, device: torch.device) -> None:
+    """Make the mean displacement over the data the network's mean shift: the mean per batch, then over batches.
+
+    The vector is zero during this pass, and padded cells count, both as in the original.
+    """
+    model.eval()
+    model.mean_shift.running_mean.zero_()
+    means = []
+    for batch in tqdm(batches, desc="mean displacement", unit="batch"):
+        _, displacement = model.edge_and_displacement(normalize(batch["image"].to(device), batch["box"]))
+        means.append(displacement.mean(dim=(0, 2, 3)))
+    model.mean_shift.running_mean.copy_(torch.stack(means).mean(dim=0))

@@ -1,0 +1,70 @@
+"""Class names and colours. Class k (0-based) has mask value k + 1; 0 is background."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from misc.errors import InputError
+from misc.imutils import IGNORE_LABEL
+
+VOC_CLASSES = (
+    "aeroplane",
+    "bicycle",
+    "bird",
+    "boat",
+    "bottle",
+    "bus",
+    "car",
+    "cat",
+    "chair",
+    "cow",
+    "diningtable",
+    "dog",
+    "horse",
+    "motorbike",
+    "person",
+    "pottedplant",
+    "sheep",
+    "sofa",
+    "train",
+    "tvmonitor",
+)
+
+
+def read_classes(path: str | Path) -> tuple[str, ...]:
+    """Class names from a text file, one a line, without the background.
+
+    Raises `InputError` if the file is missing, empty, names a class twice, or has more classes than a mask has ids.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"class list {path} can't be read ({error}); expected one class name a line.") from error
+    names = tuple(line.strip() for line in lines if line.strip())
+    if not 0 < len(set(names)) == len(names) < IGNORE_LABEL:
+        raise InputError(
+            f"class list {path} must hold 1 to {IGNORE_LABEL - 1} different names, has {len(names)} lines."
+        )
+    return names
+
+
+def names_with_background(classes: Sequence[str]) -> list[str]:
+    """Names of all mask values, from 0."""
+    return ["background", *classes]
+
+
+@lru_cache(maxsize=1)
+def voc_palette() -> np.ndarray:
+    """VOC's colour map, (256, 3) uint8: the bits of the id spread over the channels, lowest bits first."""
+    ids = np.arange(256)
+    palette = np.zeros((256, 3), dtype=np.uint8)
+    for channel in range(3):
+        remaining = ids.copy()
+        colour = np.zeros(256, dtype=np.int64)
+        for bit in range(8):
+            colour |= ((remaining >> channel) & 1) << (7 - bit)
+            remaining >>= 3
+        palette[:, channel] = colour
+    return palette

@@ -1,0 +1,176 @@
+"""Data sets for training and inference: they read, resize and crop on the CPU, and return uint8.
+
+Images are normalised on the device (`misc.imutils.normalize`). Training sets are indexed with (epoch, index), which
+seeds the augmentation (see `misc.torchutils.ShuffledBatches`).
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from misc.errors import InputError
+from misc.imutils import (
+    IGNORE_LABEL,
+    crop_into,
+    long_side_size,
+    random_crop_boxes,
+    read_image,
+    read_label,
+    reduce_label,
+    resize_image,
+    resize_label,
+    scaled_size,
+    to_chw,
+    top_left_crop_boxes,
+)
+
+IRN_SCALES = (0.5, 1.5)
+LABEL_STRIDE = 4
+
+
+def _image_tensor(image: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(to_chw(image))
+
+
+def _crop_item(image: np.ndarray, boxes: tuple, crop_size: int) -> dict[str, Any]:
+    """The cropped image (3, S, S) uint8, and the box (4,) that it fills (the rest is padding)."""
+    return {"image": _image_tensor(crop_into(image, boxes, crop_size)), "box": torch.tensor(boxes[1])}
+
+
+class ClassificationCrops(Dataset):
+    """Augmented crops for the classifier, in-distribution and OoD alike (spec: long side, flip, crop).
+
+    An item: `image` (3, S, S) uint8, `box` (4,), `label` (C,) float32.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        labels: np.ndarray,
+        *,
+        resize_long: Sequence[int],
+        crop_size: int,
+        seed: tuple[int, ...],
+    ) -> None:
+        self.paths, self.labels = list(paths), torch.from_numpy(labels)
+        self.resize_long, self.crop_size, self.seed = resize_long, crop_size, seed
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, epoch_and_index: tuple[int, int]) -> dict[str, Any]:
+        epoch, index = epoch_and_index
+        rng = np.random.default_rng([*self.seed, epoch, index])
+        image = read_image(self.paths[index])
+        low, high = self.resize_long
+        image = resize_image(image, long_side_size(image.shape[:2], int(rng.integers(low, high + 1))))
+        if rng.random() < 0.5:
+            image = image[:, ::-1]
+        boxes = random_crop_boxes(image.shape[:2], self.crop_size, rng)
+        return {**_crop_item(image, boxes, self.crop_size), "label": self.labels[index]}
+
+
+class TopLeftCrops(Dataset):
+    """Top-left crops, zero-padded: for the validation loss (with labels) and IRN's mean displacement (without).
+
+    An item: `image` (3, S, S) uint8, `box` (4,), and, where labels are given, `label` (C,) float32.
+    """
+
+    def __init__(self, paths: Sequence[Path], labels: np.ndarray | None = None, *, crop_size: int) -> None:
+        self.paths, self.crop_size = list(paths), crop_size
+        self.labels = None if labels is None else torch.from_numpy(labels)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        image = read_image(self.paths[index])
+        item = _crop_item(image, top_left_crop_boxes(image.shape[:2], self.crop_size), self.crop_size)
+        return item if self.labels is None else {**item, "label": self.labels[index]}
+
+
+class WholeImages(Dataset):
+    """Whole images, each on its own: (3, H, W) uint8, at their own size or with a given long side."""
+
+    def __init__(self, paths: Sequence[Path], *, long_side: int | None = None) -> None:
+        self.paths, self.long_side = list(paths), long_side
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        image = read_image(self.paths[index])
+        if self.long_side is not None:
+            image = resize_image(image, long_side_size(image.shape[:2], self.long_side))
+        return _image_tensor(image)
+
+
+class ScaledImages(Dataset):
+    """Whole images at several scales, for multi-scale CAMs.
+
+    An item: `index`, `images` (a (3, h_s, w_s) uint8 tensor a scale), `size` (H, W), `keys` (the labelled classes),
+    and, where masks are given, `mask` (H, W) uint8.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        labels: np.ndarray,
+        scales: Sequence[float],
+        *,
+        mask_paths: Sequence[Path] | None = None,
+    ) -> None:
+        self.paths, self.labels, self.scales = list(paths), labels, tuple(scales)
+        self.mask_paths = None if mask_paths is None else list(mask_paths)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        image = read_image(self.paths[index])
+        size = image.shape[:2]
+        images = [_image_tensor(resize_image(image, scaled_size(size, scale))) for scale in self.scales]
+        item = {"index": index, "images": images, "size": size, "keys": np.flatnonzero(self.labels[index]).tolist()}
+        if self.mask_paths is not None:
+            item["mask"] = _same_size_label(self.mask_paths[index], size)
+        return item
+
+
+def _same_size_label(path: Path, size: tuple[int, int]) -> np.ndarray:
+    label = read_label(path)
+    if label.shape != size:
+        raise InputError(f"label {path} has size {label.shape}, its image {size} (rows, columns); replace it.")
+    return label
+
+
+class AffinityCrops(Dataset):
+    """Augmented crops with reduced label maps, for IRN.
+
+    An item: `image` (3, S, S) uint8, `box` (4,), `label` (S / 4, S / 4) uint8 with 255 for unsure and padding.
+    """
+
+    def __init__(
+        self, paths: Sequence[Path], label_paths: Sequence[Path], *, crop_size: int, seed: tuple[int, ...]
+    ) -> None:
+        self.paths, self.label_paths = list(paths), list(label_paths)
+        self.crop_size, self.seed = crop_size, seed
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, epoch_and_index: tuple[int, int]) -> dict[str, Any]:
+        epoch, index = epoch_and_index
+        rng = np.random.default_rng([*self.seed, epoch, index])
+        image = read_image(self.paths[index])
+        label = _same_size_label(self.label_paths[index], image.shape[:2])
+        size = scaled_size(image.shape[:2], rng.uniform(*IRN_SCALES))
+        image, label = resize_image(image, size), resize_label(label, size)
+        if rng.random() < 0.5:
+            image, label = image[:, ::-1], label[:, ::-1]
+        boxes = random_crop_boxes(size, self.crop_size, rng)
+        label = reduce_label(crop_into(label, boxes, self.crop_size, fill=IGNORE_LABEL), LABEL_STRIDE)
+        return {**_crop_item(image, boxes, self.crop_size), "label": torch.from_numpy(label.copy())}

@@ -1,0 +1,72 @@
+"""The data set on disk: a folder in VOC devkit layout, and its classes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from misc.errors import InputError, first_three
+from voc12.classes import VOC_CLASSES, read_classes
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+
+
+@dataclass(frozen=True)
+class Devkit:
+    """A folder with `JPEGImages/`, `Annotations/`, `SegmentationClass/`, `ImageSets/Segmentation/`, and its classes."""
+
+    root: Path
+    classes: tuple[str, ...]
+
+    def image_path(self, image_id: str) -> Path:
+        """`JPEGImages/ID.jpg`; other suffixes are taken where there is no JPEG."""
+        paths = [self.root / "JPEGImages" / f"{image_id}{suffix}" for suffix in IMAGE_SUFFIXES]
+        return next((path for path in paths if path.is_file()), paths[0])
+
+    def mask_path(self, image_id: str) -> Path:
+        """`SegmentationClass/ID.png`, the ground truth."""
+        return self.root / "SegmentationClass" / f"{image_id}.png"
+
+    def split_path(self, split: str) -> Path:
+        """`ImageSets/Segmentation/<split>.txt`."""
+        return self.root / "ImageSets" / "Segmentation" / f"{split}.txt"
+
+
+def open_devkit(voc12_root: str, class_list: str) -> Devkit:
+    """The devkit at `voc12_root` with its class names: `class_list`, else the root's `classes.txt`, else VOC's 20.
+
+    Raises `InputError` if the folder is missing or no devkit.
+    """
+    root = Path(voc12_root)
+    if not (root / "JPEGImages").is_dir():
+        problem = "has no JPEGImages folder" if root.is_dir() else "is missing"
+        nested = _devkits_near(root)
+        hint = f"did you mean --voc12_root {nested[0]}?" if nested else "Data/README.md says what to put there."
+        raise InputError(f"--voc12_root {root} {problem}; expected a VOC devkit (JPEGImages, Annotations, ...); {hint}")
+    own_list = root / "classes.txt"
+    if class_list:
+        return Devkit(root, read_classes(class_list))
+    return Devkit(root, read_classes(own_list) if own_list.is_file() else VOC_CLASSES)
+
+
+def _devkits_near(path: Path) -> list[Path]:
+    """Devkits in a wrong `path` or beside it, for a hint; the home and working folders are not searched."""
+    for near in (path, path.parent):
+        if near.is_dir() and near.resolve() not in (Path.cwd(), Path.home(), Path(path.anchor)):
+            patterns = ("*/JPEGImages", "*/*/JPEGImages", "*/*/*/JPEGImages")
+            return [folder.parent for pattern in patterns for folder in sorted(near.glob(pattern)) if folder.is_dir()]
+    return []
+
+
+def require_masks(devkit: Devkit, ids: Sequence[str]) -> None:
+    """Raise `InputError` if ground-truth masks of `ids` are missing."""
+    missing = missing_masks(devkit, ids)
+    if missing:
+        raise InputError(
+            f"{len(missing)} of {len(ids)} ground-truth masks are not in {devkit.root / 'SegmentationClass'} "
+            f"({first_three(missing)}); correct --chainer_eval_set or --voc12_root."
+        )
+
+
+def missing_masks(devkit: Devkit, ids: Sequence[str]) -> list[str]:
+    """The ids without a ground-truth mask."""
+    return [image_id for image_id in ids if not devkit.mask_path(image_id).is_file()]

@@ -1,0 +1,39 @@
+"""The images of a list, with their paths and labels: what steps begin with."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from misc.errors import InputError
+from voc12.devkit import Devkit
+from voc12.labels import read_labels
+from voc12.lists import read_list
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """Images of a list: `ids`, `paths`, and `labels` (N, C) float32 0/1."""
+
+    ids: list[str]
+    paths: list[Path]
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def read_labelled_images(devkit: Devkit, list_path: str | Path, *, flag: str, label_file: str) -> LabelledImages:
+    """The images of a list file. Raises `InputError` for what is wrong with the list, its images or their labels."""
+    ids = read_list(devkit, list_path, flag=flag)
+    return LabelledImages(ids, [devkit.image_path(image_id) for image_id in ids], read_labels(devkit, label_file, ids))
+
+
+def require_batch(items: Sequence, batch_size: int, *, list_flag: str, batch_flag: str) -> None:
+    """Raise `InputError` if a training list is shorter than one batch."""
+    if len(items) < batch_size:
+        raise InputError(
+            f"--{list_flag} has {len(items)} images, fewer than one batch (--{batch_flag} {batch_size}); "
+            f"lower --{batch_flag} or give more images."
+        )
