@@ -1,0 +1,108 @@
+"""What several test modules need: the toy data set's flags, and deterministic weights of the recordings."""
+
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from net.weights import BACKBONE_PREFIX
+
+
+@dataclass(frozen=True)
+class ToyData:
+    """Where the toy data set lies, and the flags that make the chain small."""
+
+    root: Path
+    ood_root: Path
+    ood_list: Path
+    ids: list[str]
+    work: Path
+
+    def flags(self, **changed: object) -> list[str]:
+        """Command line of a small run on the toy data; `changed` flags replace or join the defaults."""
+        flags = {
+            "voc12_root": self.root,
+            "ood_root": self.ood_root,
+            "ood_list": self.ood_list,
+            "num_workers": 0,
+            "device": "cpu",
+            "cam_network": "net.resnet18_cam",
+            "irn_network": "net.resnet18_irn",
+            "imagenet_weights": "none",
+            "cam_crop_size": 64,
+            "cam_resize_long": (48, 80),
+            "cam_batch_size": 2,
+            "cam_num_epoches": 1,
+            "cam_learning_rate": 0.001,
+            "cam_scales": (1.0, 0.5),
+            "ood_batch_size": 2,
+            "ood_long_side": 64,
+            "cluster_K": 3,
+            "irn_crop_size": 96,
+            "irn_batch_size": 2,
+            "irn_num_epoches": 1,
+            "irn_learning_rate": 0.01,
+            **changed,
+        }
+        line: list[str] = []
+        for name, value in flags.items():
+            values = value if isinstance(value, tuple) else (value,)
+            line += [f"--{name}", *map(str, values)]
+        return line
+
+
+ALL_STEPS = {
+    f"{step}_pass": True
+    for step in (
+        "train_classifier",
+        "train_cam",
+        "make_cam",
+        "eval_cam",
+        "cam_to_ir_label",
+        "train_irn",
+        "make_sem_seg",
+        "eval_sem_seg",
+    )
+}
+NO_STEPS = dict.fromkeys(ALL_STEPS, False)
+
+
+def seeded_array(key: str, shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
+    """The float32 array that the recordings use for the tensor called `key`: its generator is keyed by the name."""
+    rng = np.random.default_rng([seed, zlib.crc32(key.encode())])
+    leaf = key.rsplit(".", 1)[-1]
+    if len(shape) == 4:
+        return (rng.standard_normal(shape) * np.sqrt(2.0 / np.prod(shape[1:]))).astype(np.float32)
+    if leaf == "running_var":
+        return rng.uniform(0.8, 1.2, shape).astype(np.float32)
+    if leaf == "weight" and ".bn3." in "." + key:
+        return rng.uniform(0.15, 0.30, shape).astype(np.float32)
+    if leaf == "weight":
+        return rng.uniform(0.8, 1.2, shape).astype(np.float32)
+    return (rng.standard_normal(shape) * 0.05).astype(np.float32)
+
+
+def seeded_state(module: nn.Module) -> dict[str, Tensor]:
+    """{canonical name: tensor} of the recordings' weights, for every weight of `module`."""
+    names = {name.removeprefix(BACKBONE_PREFIX): tensor.shape for name, tensor in module.state_dict().items()}
+    return {name: torch.from_numpy(np.asarray(seeded_array(name, tuple(shape)))) for name, shape in names.items()}
+
+
+def relative_error(given: np.ndarray | Tensor, expected: np.ndarray) -> float:
+    """Largest difference, relative to the largest expected magnitude."""
+    given = np.asarray(given.detach() if isinstance(given, Tensor) else given)
+    assert given.shape == expected.shape
+    return float(np.abs(given - expected).max() / np.abs(expected).max())
+
+
+def gradients_by_name(module: nn.Module) -> Mapping[str, Tensor]:
+    """{canonical name: gradient} of the parameters that have one."""
+    return {
+        name.removeprefix(BACKBONE_PREFIX): parameter.grad
+        for name, parameter in module.named_parameters()
+        if parameter.grad is not None
+    }

@@ -1,0 +1,107 @@
+"""Flags: the original's names and defaults, types, ranges and messages."""
+
+import dataclasses
+
+import pytest
+
+from misc.config import Config, enabled_steps, parse_bool, parse_config
+from misc.errors import InputError
+
+# From the specification, which took them from the original
+ORIGINAL_DEFAULTS = {
+    "ood_root": "WOoD_dataset/openimages/OoD_images",
+    "ood_list": "WOoD_dataset/openimages/ood_list.txt",
+    "ood_coeff": 0.25,
+    "ood_batch_size": 16,
+    "cluster_K": 50,
+    "distance_lambda": 0.007,
+    "ood_dist_topk": 0.2,
+    "train_list": "voc12/train_aug.txt",
+    "val_list": "voc12/val.txt",
+    "infer_list": "voc12/train_aug.txt",
+    "chainer_eval_set": "train",
+    "cam_network": "net.resnet50_cam",
+    "cam_crop_size": 512,
+    "cam_batch_size": 16,
+    "cam_num_epoches": 5,
+    "cam_learning_rate": 0.1,
+    "cam_weight_decay": 1e-4,
+    "cam_eval_thres": 0.15,
+    "cam_scales": (1.0, 0.5, 1.5, 2.0),
+    "conf_fg_thres": 0.30,
+    "conf_bg_thres": 0.15,
+    "irn_network": "net.resnet50_irn",
+    "irn_crop_size": 512,
+    "irn_batch_size": 32,
+    "irn_num_epoches": 3,
+    "irn_learning_rate": 0.1,
+    "irn_weight_decay": 1e-4,
+    "beta": 10,
+    "exp_times": 8,
+    "sem_seg_bg_thres": 0.25,
+    "np_power": 1.0,
+    "log_name": "sample_train_eval",
+    "cam_weights_name": "sess/res50_cam_ood.pth",
+    "irn_weights_name": "sess/res50_irn_ood.pth",
+    "cam_out_dir": "result/cam_ood",
+    "ir_label_out_dir": "result/ir_label",
+    "sem_seg_out_dir": "result/sem_seg_ood",
+}
+
+
+def test_defaults_are_the_originals():
+    config = dataclasses.asdict(parse_config([]))
+    assert {name: config[name] for name in ORIGINAL_DEFAULTS} == ORIGINAL_DEFAULTS
+
+
+def test_bare_command_trains_makes_and_evaluates_cams():
+    assert enabled_steps(parse_config([])) == ["train_cam", "make_cam", "eval_cam"]
+    assert enabled_steps(parse_config(["--train_cam_pass", "True"])) == ["train_cam", "make_cam", "eval_cam"]
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("True", True), ("yes", True), ("1", True), ("FALSE", False), ("no", False)]
+)
+def test_switches(text, value):
+    assert parse_bool(text) is value
+    assert parse_config(["--eval_cam_pass", text]).eval_cam_pass is value
+
+
+def test_values_are_typed_and_read_only():
+    config = parse_config(["--beta", "5", "--cam_scales", "1", "0.5", "--cam_resize_long", "100", "200"])
+    assert config.beta == 5.0
+    assert config.cam_scales == (1.0, 0.5)
+    assert config.cam_resize_long == (100, 200)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.train_list = "other.txt"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--train_cam_pass", "maybe"], "train_cam_pass: expected True or False .* got 'maybe'"),
+        (["--train_cam_pass"], "train_cam_pass: expected one argument"),
+        (["--cam_batch_siz", "4"], "unrecognized arguments: --cam_batch_siz 4; did you mean --cam_batch_size"),
+        (["--cam_batch_size", "four"], "cam_batch_size: invalid int value: 'four'"),
+        (["--cam_batch_size", "0"], "--cam_batch_size must be at least 1, got 0"),
+        (["--ood_dist_topk", "1.5"], "--ood_dist_topk must be between 0 and 1, got 1.5"),
+        (["--ood_coeff", "nan"], "--ood_coeff must be at least 0, got nan"),
+        (["--cam_scales", "1", "-1"], "--cam_scales must be at least 0.01, got -1"),
+        (["--irn_crop_size", "90"], "--irn_crop_size must be a multiple of 4, got 90"),
+        (["--cam_resize_long", "300", "200"], "--cam_resize_long must be two numbers, the smaller first, got 300 200"),
+        (["--device", "tpu"], "device: invalid choice: 'tpu'"),
+    ],
+)
+def test_wrong_flags_get_one_sentence(arguments, message):
+    with pytest.raises(InputError, match=message) as caught:
+        parse_config(arguments)
+    assert "\n" not in str(caught.value)
+
+
+def test_every_flag_has_help_and_appears_in_it(capsys):
+    with pytest.raises(SystemExit):
+        parse_config(["--help"])
+    shown = capsys.readouterr().out
+    for item in dataclasses.fields(Config):
+        assert f"--{item.name}" in shown
+        assert item.metadata["help"]

@@ -1,0 +1,204 @@
+"""Images, crops and the order of samples."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from misc.errors import InputError, message_of
+from misc.imutils import (
+    crop_into,
+    long_side_size,
+    normalize,
+    random_crop_boxes,
+    read_image,
+    read_label,
+    reduce_label,
+    resize_image,
+    scaled_size,
+    write_label,
+    write_palette,
+)
+from misc.torchutils import PolyOptimizer, ShuffledBatches, training_loader
+from voc12.classes import voc_palette
+from voc12.dataloader import AffinityCrops, ClassificationCrops, ScaledImages
+
+
+def test_sizes_round_half_to_even_and_never_vanish():
+    assert scaled_size((281, 500), 0.5) == (140, 250)
+    assert scaled_size((375, 3), 0.5) == (188, 2)
+    assert scaled_size((1, 400), 0.25) == (1, 100)
+    assert long_side_size((300, 200), 150) == (150, 100)
+    assert long_side_size((200, 301), 150) == (100, 150)
+    assert long_side_size((1, 1000), 320) == (1, 320)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK", "RGBA", "P", "I;16"])
+def test_images_of_every_kind_become_rgb(tmp_path, mode):
+    suffix = "jpg" if mode in ("RGB", "L", "CMYK") else "png"
+    path = tmp_path / f"image.{suffix}"
+    image = Image.new("L", (7, 5), 100)
+    (image.convert("I").convert("I;16") if mode == "I;16" else image.convert(mode)).save(path)
+    array = read_image(path)
+    assert array.shape == (5, 7, 3)
+    assert array.dtype == np.uint8
+
+
+def test_unreadable_files_are_named(tmp_path):
+    truncated, text = tmp_path / "cut.jpg", tmp_path / "text.png"
+    Image.new("RGB", (64, 64), 90).save(truncated)
+    truncated.write_bytes(truncated.read_bytes()[:-200])
+    text.write_text("hello")
+    for path in (truncated, text, tmp_path / "missing.jpg"):
+        with pytest.raises(InputError, match=path.name):
+            read_image(path)
+    with pytest.raises(InputError, match=r"text.png"):
+        read_label(text)
+    Image.new("RGB", (4, 4)).save(tmp_path / "colour.png")
+    with pytest.raises(InputError, match="colour.png is a RGB image"):
+        read_label(tmp_path / "colour.png")
+
+
+def test_labels_round_trip_with_and_without_palette(tmp_path):
+    label = np.random.default_rng(0).choice([0, 1, 20, 255], (9, 7)).astype(np.uint8)
+    write_label(tmp_path / "a" / "x.png", label)
+    write_palette(tmp_path / "a" / "x_palette.png", label, voc_palette())
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["x.png", "x_palette.png"]
+    np.testing.assert_array_equal(read_label(tmp_path / "a" / "x.png"), label)
+    np.testing.assert_array_equal(read_label(tmp_path / "a" / "x_palette.png"), label)
+    with Image.open(tmp_path / "a" / "x_palette.png") as image:
+        np.testing.assert_array_equal(np.asarray(image.convert("RGB")), voc_palette()[label])
+
+
+def test_palette_is_vocs():
+    expected = {
+        0: (0, 0, 0),
+        1: (128, 0, 0),
+        8: (64, 0, 0),
+        15: (192, 128, 128),
+        20: (0, 64, 128),
+        255: (224, 224, 192),
+    }
+    for index, colour in expected.items():
+        assert tuple(voc_palette()[index]) == colour
+
+
+def test_reduced_labels_sample_cells_2_plus_4i():
+    label = np.arange(64, dtype=np.uint8).reshape(8, 8)
+    np.testing.assert_array_equal(reduce_label(label, 4), label[2::4, 2::4])
+
+
+def test_crops_cover_large_images_and_hold_small_ones():
+    rng = np.random.default_rng(0)
+    image = rng.integers(1, 255, (30, 9, 3), dtype=np.uint8)
+    tops, lefts = set(), set()
+    for _ in range(200):
+        boxes = random_crop_boxes(image.shape[:2], 16, rng)
+        (image_top, image_left, height, width), (top, left, same_height, same_width) = boxes
+        assert (height, width) == (same_height, same_width) == (16, 9)
+        assert (image_left, top) == (0, 0)
+        crop = crop_into(image, boxes, 16)
+        np.testing.assert_array_equal(crop[:, left : left + 9], image[image_top : image_top + 16])
+        assert (crop == 0).all(axis=2).sum() == 16 * (16 - 9)
+        tops.add(image_top)
+        lefts.add(left)
+    assert tops == set(range(15))
+    assert lefts == set(range(8))
+
+
+def test_padding_is_zero_after_normalisation():
+    images = torch.full((2, 3, 4, 4), 255, dtype=torch.uint8)
+    normalized = normalize(images, torch.tensor([[1, 2, 3, 2], [0, 0, 4, 4]]))
+    filled = normalized[0, 0] != 0
+    assert filled.nonzero().tolist() == [[y, x] for y in (1, 2, 3) for x in (2, 3)]
+    assert normalized[1, 0, 0, 0].item() == pytest.approx((1 - 0.485) / 0.229)
+    torch.testing.assert_close(normalized[1], normalize(images[1]))
+
+
+def items_of(toy, **loader):
+    crops = ClassificationCrops(
+        [toy.root / "JPEGImages" / f"{i}.jpg" for i in toy.ids],
+        np.eye(8, dtype=np.float32),
+        resize_long=(40, 80),
+        crop_size=32,
+        seed=(5,),
+    )
+    return list(training_loader(crops, batch_size=3, n_batches=5, seed=(5,), device=torch.device("cpu"), **loader))
+
+
+def test_samples_do_not_depend_on_the_number_of_workers(toy):
+    alone, many = items_of(toy, num_workers=0), items_of(toy, num_workers=2)
+    for a, b in zip(alone, many, strict=True):
+        assert all(torch.equal(a[name], b[name]) for name in a)
+    first_epoch = torch.cat([batch["label"].argmax(dim=1) for batch in alone[:2]])
+    assert len(set(first_epoch.tolist())) == 6
+    assert not torch.equal(alone[0]["image"], alone[2]["image"])
+
+
+def test_batches_can_start_anywhere_and_differ_between_epochs():
+    whole = list(ShuffledBatches(10, batch_size=3, n_batches=8, seed=(1,)))
+    assert list(ShuffledBatches(10, batch_size=3, n_batches=8, seed=(1,), first=4)) == whole[4:]
+    assert [{epoch for epoch, _ in batch} for batch in whole] == [{k // 3} for k in range(8)]
+    assert [i for batch in whole[:3] for _, i in batch] != [i for batch in whole[3:6] for _, i in batch]
+    assert list(ShuffledBatches(10, batch_size=3, n_batches=8, seed=(2,))) != whole
+
+
+def test_irn_crops_keep_image_and_label_together(tmp_path):
+    rng = np.random.default_rng(0)
+    label = np.kron(rng.integers(0, 2, (6, 8)), np.ones((16, 16))).astype(np.uint8)
+    Image.fromarray(np.repeat(label[..., None] * 200, 3, axis=2)).save(tmp_path / "x.png")
+    write_label(tmp_path / "label.png", label)
+    crops = AffinityCrops([tmp_path / "x.png"], [tmp_path / "label.png"], crop_size=128, seed=(0,))
+    for epoch in range(20):
+        item = crops[epoch, 0]
+        assert item["image"].shape == (3, 128, 128)
+        assert item["label"].shape == (32, 32)
+        brightness = item["image"][0, 2::4, 2::4]
+        inside = item["label"] != 255
+        agree = (brightness > 100) == (item["label"] == 1)
+        assert agree[inside].float().mean() > 0.9
+        top, left, height, width = item["box"].tolist()
+        rows, columns = torch.arange(2, 128, 4)[:, None], torch.arange(2, 128, 4)[None]
+        in_box = (rows >= top) & (rows < top + height) & (columns >= left) & (columns < left + width)
+        assert torch.equal(inside, in_box)
+
+
+def test_scaled_images_hold_scales_keys_and_mask(toy):
+    paths = [toy.root / "JPEGImages" / f"{i}.jpg" for i in toy.ids[:2]]
+    masks = [toy.root / "SegmentationClass" / f"{i}.png" for i in toy.ids[:2]]
+    data = ScaledImages(paths, np.array([[0, 1, 1], [0, 0, 0]], np.float32), (1.0, 0.5), mask_paths=masks)
+    item = data[0]
+    assert [tuple(image.shape) for image in item["images"]] == [(3, 48, 64), (3, 24, 32)]
+    assert (item["size"], item["keys"], item["mask"].shape) == ((48, 64), [1, 2], (48, 64))
+    assert data[1]["keys"] == []
+
+
+def test_a_mask_of_another_size_is_named_also_from_a_worker(toy):
+    path, mask = toy.root / "JPEGImages" / f"{toy.ids[0]}.jpg", toy.root / "SegmentationClass" / f"{toy.ids[1]}.png"
+    data = ScaledImages([path], np.ones((1, 3), np.float32), (1.0,), mask_paths=[mask])
+    with pytest.raises(InputError) as caught:
+        next(iter(DataLoader(data, batch_size=None, num_workers=1)))
+    expected = f"label {mask} has size (61, 47), its image (48, 64) (rows, columns); replace it."
+    assert message_of(caught.value) == expected
+
+
+def test_bicubic_is_antialiased():
+    checkerboard = np.indices((64, 64)).sum(axis=0) % 2 * 255
+    image = np.repeat(checkerboard[..., None], 3, axis=2).astype(np.uint8)
+    assert resize_image(image, (16, 16))[4:-4, 4:-4].std() < 3
+
+
+def test_optimizer_equals_the_recording(fixture_json):
+    recording = fixture_json("poly_optimizer.json")
+    weight = torch.nn.Parameter(torch.tensor(recording["start"], dtype=torch.float32))
+    group = {"params": [weight], "lr": recording["lr"], "weight_decay": recording["weight_decay"]}
+    optimizer = PolyOptimizer(
+        [group], lr=recording["lr"], weight_decay=recording["weight_decay"], max_step=recording["max_step"]
+    )
+    for expected, rate in recording["trajectory"]:
+        optimizer.zero_grad()
+        (weight**2).sum().backward()
+        optimizer.step()
+        assert weight.tolist() == pytest.approx(expected, abs=1e-6)
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(rate, abs=1e-6)

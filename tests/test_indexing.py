@@ -1,0 +1,183 @@
+"""Pixel pairs and the random walk, against plain loops and dense matrices."""
+
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from misc.indexing import (
+    affinity_labels,
+    pair_affinities,
+    pair_losses,
+    pair_paths,
+    propagate_to_edge,
+)
+
+
+@pytest.mark.parametrize("radius", [5, 10])
+def test_paths_equal_the_recordings(fixture_json, radius):
+    recording = fixture_json(f"paths_r{radius}.json")
+    paths = pair_paths(radius)
+    assert [f"{dy},{dx}" for dy, dx in paths] == list(recording)
+    for (dy, dx), path in paths.items():
+        assert [list(cell) for cell in path] == recording[f"{dy},{dx}"]
+
+
+def every_pair(h, w, radius):
+    """(pair number, source number, source cell, destination cell, path) of all training pairs, by plain loops."""
+    for number, ((dy, dx), path) in enumerate(pair_paths(radius).items()):
+        source_number = 0
+        for y in range(h - radius + 1):
+            for x in range(radius - 1, w - radius + 1):
+                cells = [(y + py, x + px) for py, px in path]
+                yield number, source_number, (y, x), (y + dy, x + dx), cells
+                source_number += 1
+
+
+def dense_propagate(x, edge, radius, beta, exp_times):
+    """The original's way: the dense transition matrix, squared exp_times times, in float64."""
+    h, w = edge.shape
+    matrix = np.eye(h * w)
+    for (dy, dx), path in pair_paths(radius).items():
+        for y in range(h):
+            for x0 in range(w):
+                if y + dy < h and 0 <= x0 + dx < w:
+                    affinity = (1 - max(edge[y + py, x0 + px] for py, px in path)) ** beta
+                    source, destination = y * w + x0, (y + dy) * w + x0 + dx
+                    matrix[source, destination] = matrix[destination, source] = affinity
+    matrix /= matrix.sum(axis=0, keepdims=True)
+    for _ in range(exp_times):
+        matrix = matrix @ matrix
+    return ((x * (1 - edge)).reshape(len(x), -1) @ matrix).reshape(x.shape)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "radius", "beta", "exp_times"),
+    [(9, 13, 5, 10, 8), (13, 8, 4, 3, 5), (3, 3, 5, 10, 8), (1, 7, 5, 10, 4), (6, 1, 5, 2, 6), (1, 1, 5, 10, 8)],
+)
+def test_random_walk_equals_the_dense_power(height, width, radius, beta, exp_times):
+    rng = np.random.default_rng(height * width)
+    x, edge = rng.random((2, height, width)), rng.random((height, width))
+    expected = dense_propagate(x, edge, radius, beta, exp_times)
+    walked = propagate_to_edge(
+        torch.from_numpy(x).float(),
+        torch.from_numpy(edge).float()[None],
+        radius=radius,
+        beta=beta,
+        exp_times=exp_times,
+    )
+    np.testing.assert_allclose(walked, expected, atol=1e-4 * expected.max())
+
+
+def test_random_walk_is_stopped_by_a_closed_edge():
+    edge = torch.zeros(1, 12, 12)
+    edge[:, :, 6] = 1
+    x = torch.zeros(1, 12, 12)
+    x[0, 4, 2] = 1
+    walked = propagate_to_edge(x, edge)
+    assert walked[..., 7:].max() == 0
+    assert walked[..., :6].min() > 0
+
+
+def test_random_walk_averages_so_that_a_constant_map_stays():
+    # The columns of T sum to 1: each result is a weighted mean, whatever the edges
+    edge = torch.zeros(1, 9, 9)
+    edge[0, 4:, 4:] = 1  # 1 - edge removes these cells, and no path leads out of or into them
+    walked = propagate_to_edge(torch.full((1, 9, 9), 0.7), edge)
+    torch.testing.assert_close(walked[edge == 0], torch.full((56,), 0.7), rtol=1e-4, atol=0)
+
+
+def test_random_walk_of_no_classes_and_wrong_sizes():
+    edge = torch.rand(1, 8, 9)
+    assert propagate_to_edge(torch.zeros(0, 8, 9), edge).shape == (0, 8, 9)
+    with pytest.raises(ValueError, match="differ in size"):
+        propagate_to_edge(torch.zeros(1, 9, 8), edge)
+
+
+def test_random_walk_does_not_hide_nan_edges():
+    edge = torch.zeros(1, 8, 8)
+    edge[0, 3, 3] = torch.nan
+    assert propagate_to_edge(torch.ones(1, 8, 8), edge).isnan().any()
+
+
+def test_random_walk_of_a_500_x_375_image_takes_at_most_a_second():
+    cam, edge = torch.rand(2, 94, 125), torch.rand(1, 94, 125)
+    seconds = []
+    for _ in range(5):
+        started = time.perf_counter()
+        propagate_to_edge(cam, edge)
+        seconds.append(time.perf_counter() - started)
+    assert min(seconds) < 1
+
+
+def test_affinity_labels_equal_plain_loops():
+    labels = torch.from_numpy(np.random.default_rng(0).choice([0, 0, 3, 7, 255], (2, 9, 11)).astype(np.uint8))
+    bg_pos, fg_pos, neg = affinity_labels(labels, radius=4)
+    assert bg_pos.any()
+    assert fg_pos.any()
+    assert neg.any()
+    for image in range(2):
+        for pair, source, cell, other, _ in every_pair(9, 11, 4):
+            a, b = int(labels[image][cell]), int(labels[image][other])
+            valid = a != 255 and b != 255
+            assert bool(bg_pos[image, pair, source]) == (valid and a == b == 0)
+            assert bool(fg_pos[image, pair, source]) == (valid and a == b > 0)
+            assert bool(neg[image, pair, source]) == (valid and a != b)
+
+
+def test_affinities_are_one_minus_the_largest_edge_on_the_path():
+    edge = torch.rand(2, 1, 8, 10)
+    affinity = pair_affinities(edge, radius=4)
+    for image in range(2):
+        for pair, source, _, _, cells in every_pair(8, 10, 4):
+            expected = 1 - max(float(edge[image, 0][cell]) for cell in cells)
+            assert affinity[image, pair, source].item() == pytest.approx(expected)
+
+
+def test_losses_equal_plain_loops():
+    rng = np.random.default_rng(1)
+    labels = torch.from_numpy(rng.choice([0, 2, 255], (2, 8, 10)).astype(np.uint8))
+    edge = torch.rand(2, 1, 8, 10, dtype=torch.float64)
+    displacement = torch.randn(2, 2, 8, 10, dtype=torch.float64)
+    sums = {"bg": 0.0, "fg": 0.0, "neg": 0.0, "dp_fg": 0.0, "dp_bg": 0.0}
+    counts = {"bg": 0, "fg": 0, "neg": 0}
+    for image in range(2):
+        for _, _, (y, x), (v, u), cells in every_pair(8, 10, 4):
+            a, b = int(labels[image, y, x]), int(labels[image, v, u])
+            if 255 in (a, b):
+                continue
+            affinity = 1 - max(float(edge[image, 0][cell]) for cell in cells)
+            moved = displacement[image, :, y, x] - displacement[image, :, v, u]
+            kind = "neg" if a != b else "fg" if a else "bg"
+            counts[kind] += 1
+            sums[kind] += -np.log(1 + 1e-5 - affinity) if kind == "neg" else -np.log(affinity + 1e-5)
+            if kind == "fg":
+                sums["dp_fg"] += float((moved - torch.tensor([v - y, u - x])).abs().sum())
+            elif kind == "bg":
+                sums["dp_bg"] += float(moved.abs().sum())
+    expected = {
+        "pos": sums["bg"] / (counts["bg"] + 1e-5) / 2 + sums["fg"] / (counts["fg"] + 1e-5) / 2,
+        "neg": sums["neg"] / (counts["neg"] + 1e-5),
+        "dp_fg": sums["dp_fg"] / (2 * counts["fg"] + 1e-5),
+        "dp_bg": sums["dp_bg"] / (2 * counts["bg"] + 1e-5),
+    }
+    losses = pair_losses(edge, displacement, labels, radius=4)
+    for name, value in expected.items():
+        assert losses[name].item() == pytest.approx(value, rel=1e-6)
+    total = (expected["pos"] + expected["neg"]) / 2 + (expected["dp_fg"] + expected["dp_bg"]) / 2
+    assert losses["total"].item() == pytest.approx(total, rel=1e-6)
+
+
+def test_losses_of_unsure_labels_are_zero_and_have_gradients():
+    edge = torch.rand(1, 1, 24, 24, requires_grad=True)
+    labels = torch.full((1, 24, 24), 255, dtype=torch.uint8)
+    losses = pair_losses(edge, torch.randn(1, 2, 24, 24), labels, radius=10)
+    losses["total"].backward()
+    assert losses["total"].item() == 0
+    assert edge.grad.isfinite().all()
+
+
+def test_maps_too_small_for_a_pair_are_refused():
+    with pytest.raises(ValueError, match="needs 10 x 19 cells"):
+        affinity_labels(torch.zeros(1, 12, 18, dtype=torch.uint8), radius=10)

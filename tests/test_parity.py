@@ -1,0 +1,282 @@
+"""Equality with recorded outputs of the original, at the tolerances stated with the recordings."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from support import gradients_by_name, relative_error, seeded_state
+from torch.nn import functional as F
+
+from misc.cam import confident_label, label_map, multi_scale_cam
+from misc.imutils import (
+    crop_into,
+    mirror_pair,
+    normalize,
+    read_image,
+    read_label,
+    resize_image,
+    scaled_size,
+    to_chw,
+    top_left_crop_boxes,
+)
+from misc.indexing import affinity_labels, pair_paths, propagate_to_edge
+from misc.masks import semantic_mask
+from misc.metrics import ThresholdSweep, confusion_matrix, scores
+from misc.ood import adversarial_step, class_prototypes, distance_loss, distances, kmeans, ood_loss, wood_losses
+from misc.torchutils import PolyOptimizer
+from net.resnet50_cam import CAM, Net
+from net.resnet50_irn import AffinityDisplacementLoss, EdgeDisplacement
+from net.weights import load_weights
+
+IDS = ("2007_000032", "2007_000039")
+CROP = 512
+
+
+@pytest.fixture
+def recorded(parity):
+    """Reads a recording by its file name."""
+
+    def read(name):
+        path = parity / name
+        return json.loads(path.read_text()) if name.endswith(".json") else np.load(path)
+
+    return read
+
+
+@pytest.fixture
+def photograph(voc_subset):
+    return lambda image_id: read_image(voc_subset / "JPEGImages" / f"{image_id}.jpg")
+
+
+def seeded(module):
+    load_weights(module, seeded_state(module))
+    return module.eval()
+
+
+def tensor_of(image):
+    return torch.from_numpy(to_chw(image))
+
+
+@pytest.mark.parametrize("image_id", IDS)
+def test_prepared_inputs(recorded, photograph, image_id):
+    recording, image = recorded("cam_inputs.json")[image_id], photograph(image_id)
+    assert list(image.shape[:2]) == recording["size"]
+    for scale, expected in zip((1.0, 0.5, 1.5, 2.0), recording["inputs"], strict=True):
+        pair = mirror_pair(normalize(tensor_of(resize_image(image, scaled_size(image.shape[:2], scale)))))
+        assert list(pair.shape) == expected["shape"]
+        assert float(pair.mean()) == pytest.approx(expected["mean"], abs=1e-5)
+        assert float(pair.std()) == pytest.approx(expected["std"], abs=1e-5)
+        assert pair[0, :, 0, 0].tolist() == pytest.approx(expected["corner"], abs=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("image_id", IDS)
+def test_classifier_and_cam(recorded, photograph, image_id):
+    recording, inputs = recorded("cam.npz"), recorded("cam_inputs.json")[image_id]
+    net, cam_network, image = seeded(Net()), seeded(CAM()), photograph(image_id)
+    pair = mirror_pair(normalize(tensor_of(image)))
+
+    stages = net.backbone(pair)
+    shapes = [list(stages[2].shape), list(stages[3].shape), [2, net.backbone.channels[-1], 1, 1]]
+    assert shapes == inputs["feature_shapes"]
+    logits, features = net(pair)
+    assert relative_error(logits, recording[f"{image_id}_logits"]) < 1e-4
+    assert relative_error(features, recording[f"{image_id}_gap"]) < 1e-4
+    assert relative_error(cam_network(pair), recording[f"{image_id}_scale1.0_raw"]) < 1e-4
+
+    size = image.shape[:2]
+    scaled = [tensor_of(resize_image(image, scaled_size(size, scale))) for scale in (1.0, 0.5, 1.5, 2.0)]
+    assert recording[f"{image_id}_keys"].tolist() == inputs["label"]
+    cam, high_res = multi_scale_cam(cam_network, scaled, size, inputs["label"])
+    assert relative_error(cam, recording[f"{image_id}_cam"]) < 1e-4
+    assert relative_error(high_res[:, ::5, ::5], recording[f"{image_id}_high_res_sub5"]) < 1e-4
+
+
+def test_cam_evaluation(recorded, voc_subset):
+    recording, cams = recorded("eval_cam.json"), recorded("ir_label.npz")
+    sweep = ThresholdSweep([float(threshold) for threshold in recording], n_classes=21)
+    one_by_one = {float(threshold): np.zeros((21, 21), dtype=np.int64) for threshold in recording}
+    for image_id in IDS:
+        high_res, keys = cams[f"{image_id}_cam"].astype(np.float32), cams[f"{image_id}_keys"]
+        truth = read_label(voc_subset / "SegmentationClass" / f"{image_id}.png")
+        sweep.add(high_res, keys, truth)
+        for threshold, confusion in one_by_one.items():
+            confusion += confusion_matrix(label_map(high_res, keys, threshold), truth, 21)
+    for (threshold, confusion), expected in zip(sweep.confusions().items(), recording.values(), strict=True):
+        np.testing.assert_array_equal(confusion, expected["confusion"])
+        np.testing.assert_array_equal(one_by_one[threshold], expected["confusion"])
+        scored = scores(confusion)
+        assert scored["miou"] == pytest.approx(expected["miou"], abs=1e-9)
+        for name in ("precision", "recall"):
+            np.testing.assert_allclose(scored[name], np.array(expected[name], dtype=float), atol=1e-9)
+
+
+@pytest.mark.parametrize("image_id", IDS)
+def test_confident_labels(recorded, photograph, image_id):
+    pytest.importorskip("pydensecrf")
+    recording = recorded("ir_label.npz")
+    label = confident_label(
+        photograph(image_id),
+        recording[f"{image_id}_cam"].astype(np.float32),
+        recording[f"{image_id}_keys"],
+        foreground_score=0.30,
+        background_score=0.15,
+    )
+    assert (label == recording[f"{image_id}_ir"]).mean() >= 0.999
+
+
+def test_affinity_labels(recorded):
+    recording = recorded("affinity_labels.npz")
+    labels = affinity_labels(torch.from_numpy(recording["label"])[None], radius=10)
+    assert [list(offset) for offset in pair_paths(10)] == recording["dst"].tolist()
+    for name, mask in zip(("bg_pos", "fg_pos", "neg"), labels, strict=True):
+        np.testing.assert_array_equal(mask[0].sum(dim=1), recording[name])
+        assert mask.shape[2] == np.prod(recording["src_shape"])
+
+
+def irn_batch(recorded, photograph):
+    crops, boxes = [], []
+    for image_id in recorded("irn_loss.json")["ids"]:
+        image = photograph(image_id)
+        box = top_left_crop_boxes(image.shape[:2], CROP)
+        crops.append(tensor_of(crop_into(image, box, CROP)))
+        boxes.append(torch.tensor(box[1]))
+    return normalize(torch.stack(crops), torch.stack(boxes)), torch.from_numpy(recorded("irn_forward.npz")["label"])
+
+
+@torch.no_grad()
+def test_irn_heads(recorded, photograph):
+    recording = recorded("irn_forward.npz")
+    images, _ = irn_batch(recorded, photograph)
+    edge, displacement = seeded(AffinityDisplacementLoss()).edge_and_displacement(images)
+    assert relative_error(edge[..., ::4, ::4], recording["edge_logits"]) < 3e-4
+    assert relative_error(displacement[..., ::4, ::4], recording["dp"]) < 3e-4
+
+
+def test_irn_losses(recorded, photograph):
+    recording = recorded("irn_loss.json")
+    images, labels = irn_batch(recorded, photograph)
+    network = seeded(AffinityDisplacementLoss()).train()
+    losses = network(images, labels)
+    losses["total"].backward()
+    for name, value in losses.items():
+        assert value.item() == pytest.approx(recording[name], rel=3e-4)
+    gradients = gradients_by_name(network)
+    for name, norm in recording["grad_norm"].items():
+        assert gradients[name].norm().item() == pytest.approx(norm, rel=3e-4)
+    backbone_names = {name for name, _ in network.backbone.named_parameters()}
+    assert sorted(backbone_names & gradients.keys()) == recording["backbone_params_with_grad"]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("image_id", IDS)
+def test_edge_and_displacement(recorded, photograph, image_id):
+    recording = recorded("edge_displacement.npz")
+    edge, displacement = seeded(EdgeDisplacement())(mirror_pair(normalize(tensor_of(photograph(image_id)))))
+    assert relative_error(edge, recording[f"{image_id}_edge"]) < 1e-4
+    assert relative_error(displacement, recording[f"{image_id}_dp"]) < 1e-4
+
+
+def test_random_walk(recorded):
+    recording = recorded("random_walk.npz")
+    walked = propagate_to_edge(torch.from_numpy(recording["cam"]), torch.from_numpy(recording["edge"]))
+    assert relative_error(walked[:, None], recording["rw"]) < 3e-4
+
+
+@pytest.mark.parametrize("power", [1.0, 1.5])
+@pytest.mark.parametrize("background_score", [0.22, 0.25])
+def test_semantic_masks(recorded, power, background_score):
+    recording = recorded("random_walk.npz")
+    mask = semantic_mask(
+        torch.from_numpy(recording["cam"]),
+        torch.from_numpy(recording["edge"]),
+        recording["keys"],
+        tuple(recording["size"].tolist()),
+        power=power,
+        background_score=background_score,
+        beta=10,
+        exp_times=8,
+    )
+    assert (mask == recording[f"sem_p{power}_t{background_score}"]).mean() >= 0.999
+
+
+def test_clusters_and_prototypes(recorded):
+    recording = recorded("wood.npz")
+    n_clusters = len(recording["prototypes"]) - recording["id_labels"].shape[1]
+    assignment, centres = kmeans(torch.from_numpy(recording["x_ood"]), n_clusters)
+    np.testing.assert_array_equal(assignment, recording["cluster"])
+    classes = class_prototypes(torch.from_numpy(recording["x_id"]), torch.from_numpy(recording["id_labels"]))
+    np.testing.assert_allclose(torch.cat([classes, centres]), recording["prototypes"], rtol=1e-4, atol=1e-6)
+
+
+def test_wood_steps(recorded):
+    recording, steps = recorded("wood.npz"), recorded("wood_step.json")
+    images, labels, ood, prototypes = (
+        torch.from_numpy(recording[name]) for name in ("img", "label", "ood", "prototypes")
+    )
+    model = seeded(Net()).train()
+    groups = [
+        {"params": parameters, "lr": lr, "weight_decay": 1e-4}
+        for parameters, lr in zip(model.trainable_parameters(), (0.001, 0.01), strict=True)
+    ]
+    optimizer = PolyOptimizer(groups, lr=0.001, weight_decay=1e-4, max_step=steps["max_step"])
+    assert [group["momentum"] for group in optimizer.param_groups] == steps["momentum_in_param_groups"]
+    weights = {"classifier": "classifier.weight", "layer4": "layer4.2.conv3.weight", "layer2": "layer2.3.conv3.weight"}
+
+    logits, features = model(images)
+    dist = distances(features, prototypes)
+    assert relative_error(logits, recording["logits"]) < 1e-4
+    assert relative_error(dist, recording["dist"]) < 1e-4
+    perturbed = adversarial_step(model, ood)
+    assert relative_error(perturbed[:, :, ::8, ::8], recording["perturbed_sub8"]) < 1e-4
+    assert not gradients_by_name(model)
+
+    for number, expected in enumerate(steps["steps"]):
+        tolerance = {"rel": 1e-4 if number == 0 else 1e-3, "abs": 1e-6}
+        with torch.no_grad():
+            ood_logits, _ = model(adversarial_step(model, ood))
+            bce_logits, features = model(images)
+            _, threshold = distance_loss(distances(features, prototypes), labels)
+        assert threshold.item() == pytest.approx(expected["threshold"], **tolerance)
+        assert ood_logits.argmax(dim=1).tolist() == expected["ood_argmax"]
+        assert ood_loss(ood_logits).item() == pytest.approx(expected["loss_ood"], **tolerance)
+        assert F.binary_cross_entropy_with_logits(bce_logits, labels).item() == pytest.approx(
+            expected["bce"], **tolerance
+        )
+
+        losses = wood_losses(
+            model,
+            images,
+            labels,
+            ood_images=ood,
+            prototypes=prototypes,
+            ood_coeff=0.25,
+            distance_lambda=0.007,
+            topk=0.2,
+            step=0.07,
+            ignore_class=4,
+        )
+        optimizer.zero_grad()
+        losses["total"].backward()
+        for name, key in (("bce", "bce"), ("distance", "loss_M"), ("ood", "loss_ood"), ("total", "loss")):
+            assert losses[name].item() == pytest.approx(expected[key], **tolerance)
+        gradients = gradients_by_name(model)
+        for name, norm in expected["grad_norm"].items():
+            assert gradients[name].norm().item() == pytest.approx(norm, **tolerance)
+        assert not any(name.startswith(("conv1", "bn1", "layer1", "layer2")) for name in gradients)
+        optimizer.step()
+        assert [group["lr"] for group in optimizer.param_groups] == pytest.approx(expected["lr_used"])
+        parameters = {name.removeprefix("backbone."): value for name, value in model.named_parameters()}
+        for short, name in weights.items():
+            assert parameters[name].norm().item() == pytest.approx(expected["w"][short], **tolerance)
+
+
+def test_semantic_scores(recorded):
+    recording, expected = recorded("semantic_eval.npz"), recorded("evaluation.json")["semantic"]
+    confusion = confusion_matrix(recording["pred"], recording["gt"], n_classes=len(expected["confusion"]))
+    np.testing.assert_array_equal(confusion, expected["confusion"])
+    scored = scores(confusion)
+    np.testing.assert_allclose(scored["iou"], np.array(expected["iou"], dtype=float), atol=1e-9)
+    for name in ("miou", "pixel_accuracy", "mean_class_accuracy"):
+        assert scored[name] == pytest.approx(expected[name], abs=1e-9)
