@@ -1,9 +1,10 @@
 """Say whether this Python environment satisfies a requirements file: exit code 0 if so, 1 and the reasons if not.
 
-Looks at installed packages only, one level deep: what a listed package needs itself is checked too, so that a
-torchvision beside a torch that it was not built for is found.
+Looks at installed packages only, one level deep: what a listed package needs itself is checked too. A torchvision
+beside a torch that it was not built for can pass that and still fail to load, so it is imported as well.
 """
 
+import importlib
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -50,6 +51,11 @@ def problems(path: Path) -> list[str]:
             for text in metadata.requires(requirement.name) or []:
                 if problem := problem_of(Requirement(text)):
                     found.append(f"{requirement.name}: {problem}")
+    if not found and any(requirement.name == "torchvision" for requirement in requirements):
+        try:
+            importlib.import_module("torchvision")
+        except (ImportError, RuntimeError) as error:
+            found.append(f"torchvision does not fit this torch: {error}")
     return found
 
 

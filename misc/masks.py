@@ -1,5 +1,6 @@
 """From CAMs and boundaries to segmentation masks (IRN section 5)."""
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -19,7 +20,7 @@ def semantic_mask(
     background_score: float,
     beta: float,
     exp_times: int,
-):
+) -> np.ndarray:
     """Random walk of the CAM, then the class ids of an image.
 
     Args:
@@ -30,13 +31,14 @@ def semantic_mask(
         background_score: of the walked maps divided by their one maximum over all classes.
 
     Returns:
-        (H, W) uint8 NumPy array, 0 for background; all background if K is 0.
+        (H, W) uint8, 0 for background; all background if K is 0.
     """
+    if len(keys) == 0:
+        return np.zeros(size, dtype=np.uint8)
     height, width = size
     walked = propagate_to_edge(cam**power, edge, beta=beta, exp_times=exp_times)
     upsampled = F.interpolate(walked[None], scale_factor=CAM_STRIDE, mode="bilinear", align_corners=False)[0]
     scores = upsampled[:, :height, :width]
-    if len(keys) > 0:
-        # An all-zero CAM stays all background instead of turning into 0 / 0
-        scores = scores / scores.max().clamp_min(torch.finfo(scores.dtype).tiny)
+    # An all-zero CAM stays all background instead of turning into 0 / 0
+    scores = scores / scores.max().clamp_min(torch.finfo(scores.dtype).tiny)
     return label_map(scores.cpu().numpy(), keys, background_score)

@@ -6,6 +6,7 @@ import logging
 import os
 import platform
 import sys
+import textwrap
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,13 +20,10 @@ from tqdm import tqdm
 
 from misc.config import Config
 from misc.files import write_json
-
-try:
-    import resource
-except ImportError:  # Windows has no such module
-    resource = None
+from misc.memory import peak_memory_mib, reset_peak_memory
 
 PACKAGES = ("torch", "torchvision", "numpy", "pillow", "imageio", "tqdm", "pydensecrf2")
+WIDTH = 120
 METRICS_FOLDER, RUNS_FOLDER, SCORES_FOLDER = "metrics", "runs", "scores"
 
 
@@ -64,17 +62,6 @@ def device_name(device: torch.device) -> str:
     return f"{device} ({platform.processor() or platform.machine()}, {torch.get_num_threads()} threads)"
 
 
-def peak_memory_mib(device: torch.device) -> dict[str, float]:
-    """Peak memory so far in MiB: of this process (since its start), and of the GPU (since the last reset)."""
-    peaks = {}
-    if resource is not None:
-        unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
-        peaks["process"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
-    if device.type == "cuda":
-        peaks["gpu"] = torch.cuda.max_memory_allocated(device) / 2**20
-    return peaks
-
-
 class RunRecord:
     """`<result_dir>/runs/<time>.json`: configuration, versions, device, and each step's time and peak memory."""
 
@@ -100,15 +87,15 @@ class RunRecord:
         log.info("steps: %s", ", ".join(self._content["steps"]))
         log.info("device: %s; seed: %s", self._content["device"], self._content["seed"])
         log.info("versions: %s", ", ".join(f"{k} {v}" for k, v in self._content["versions"].items()))
-        log.info("configuration: %s", " ".join(f"{k}={v}" for k, v in self._content["config"].items()))
+        settings = " ".join(f"{k}={v}" for k, v in self._content["config"].items())
+        log.info("configuration, saved with the versions in %s:\n%s", self.path, textwrap.fill(settings, WIDTH))
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
         """Time a step, and add it to the record when it ends without an error."""
         log = logging.getLogger(__name__)
         log.info("== %s", name)
-        if self._device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self._device)
+        reset_peak_memory(self._device)
         started = time.perf_counter()
         yield
         seconds = time.perf_counter() - started

@@ -1,0 +1,172 @@
+"""The whole chain, as a user runs it, on eight small images."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from support import ALL_STEPS, NO_STEPS, make_toy_data
+
+import run_sample
+from misc import camfile
+from misc.imutils import read_label
+from misc.metrics import confusion_matrix, scores
+from net.weights import read_checkpoint
+from step.train_cam import selection_steps
+
+RUN_SAMPLE = Path(run_sample.__file__)
+
+
+def run(toy, **flags):
+    run_sample.run_chain(toy.flags(**{**NO_STEPS, **flags}))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The toy data after the whole chain has run on it, for tests that only look."""
+    pytest.importorskip("pydensecrf")
+    toy = make_toy_data(tmp_path_factory.mktemp("chain"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(toy.work)
+        run(toy, **ALL_STEPS)
+    return toy
+
+
+@pytest.fixture
+def chain(finished, monkeypatch):
+    """`finished`, in whose working directory the test runs."""
+    monkeypatch.chdir(finished.work)
+    return finished
+
+
+def test_chain_makes_every_output_and_no_debris(chain):
+    train = chain.ids[:6]
+    for folder, suffixes in (
+        ("result/cam_ood", [".npy"]),
+        ("result/ir_label", [".png"]),
+        ("result/sem_seg_ood", [".png", "_palette.png"]),
+    ):
+        expected = sorted(f"{image_id}{suffix}" for image_id in train for suffix in suffixes)
+        assert sorted(path.name for path in (chain.work / folder).iterdir()) == expected
+    names = {path.name for path in (chain.work / "sess").iterdir()}
+    assert names == {"res50_cam_orig.pth", "res50_cam_ood.pth", "res50_irn_ood.pth"}
+    metrics = {path.name for path in (chain.work / "result/metrics").iterdir()}
+    assert metrics == {"train_classifier.jsonl", "train_cam.jsonl", "train_irn.jsonl"}
+    assert not list(chain.work.rglob("*.part*"))
+
+
+def test_training_changes_what_it_should_and_logs_it(chain):
+    orig, wood = (read_checkpoint(f"sess/res50_cam_{kind}.pth") for kind in ("orig", "ood"))
+    changed = {name.split(".")[1] for name in orig if not torch.equal(orig[name], wood[name])}
+    assert changed == {"layer3", "layer4", "weight"}
+    lines = [json.loads(line) for line in Path("result/metrics/train_cam.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3]
+    assert lines[-1].keys() >= {"bce", "distance", "ood", "total", "lr", "images_per_second", "cam_miou"}
+    for line in lines:
+        assert line["total"] == pytest.approx(line["bce"] + 0.007 * line["distance"] + 0.25 * line["ood"], rel=1e-4)
+    irn = read_checkpoint("sess/res50_irn_ood.pth")
+    assert irn["mean_shift.running_mean"].abs().min() > 0
+
+
+def test_evaluations_equal_an_independent_count(chain):
+    names = ["background", "aeroplane", "bottle", "train"]
+    confusion = np.zeros((4, 4), dtype=int)
+    by_threshold = {threshold: np.zeros((4, 4), dtype=int) for threshold in (0.08, 0.14)}
+    for image_id in chain.ids[:6]:
+        truth = read_label(chain.root / "SegmentationClass" / f"{image_id}.png")
+        mask = read_label(f"result/sem_seg_ood/{image_id}.png")
+        keys, _, high_res = camfile.load(f"result/cam_ood/{image_id}.npy")
+        for (y, x), t in np.ndenumerate(truth):
+            if t == 255:
+                continue
+            confusion[t, mask[y, x]] += 1
+            for threshold, counts in by_threshold.items():
+                values = high_res[:, y, x]
+                foreground = values.max() > np.float32(threshold)
+                counts[t, keys[values.argmax()] + 1 if foreground else 0] += 1
+    masks, cams = (json.loads(Path(f"result/scores/eval_{name}.json").read_text()) for name in ("sem_seg", "cam"))
+    assert masks["classes"] == names
+    assert masks["miou"] == pytest.approx(scores(confusion)["miou"], abs=1e-12)
+    assert confusion_matrix(np.array([1]), np.array([2]), 4)[2, 1] == 1  # rows are truth, as counted here
+    for threshold, counts in by_threshold.items():
+        assert cams["miou_by_threshold"][f"{threshold:.2f}"] == pytest.approx(scores(counts)["miou"], abs=1e-12)
+    assert cams["best"]["miou"] == max(cams["miou_by_threshold"].values())
+
+
+def test_run_record_tells_what_ran(chain):
+    (path,) = (chain.work / "result/runs").iterdir()
+    record = json.loads(path.read_text())
+    assert record["config"]["voc12_root"] == str(chain.root)
+    assert record["seed"] == 0
+    assert record["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert [step["step"] for step in record["done"]] == [name.removesuffix("_pass") for name in ALL_STEPS]
+    assert all(step["seconds"] > 0 for step in record["done"])
+    log = (chain.work / "sample_train_eval.log").read_text()
+    assert "seed=0 device=cpu" in log
+    assert "mask mIoU" in log
+
+
+def test_same_seed_same_result_other_seed_other_result(toy):
+    def weights(**flags):
+        run(toy, train_classifier_pass=True, **flags)
+        return torch.cat([tensor.flatten() for tensor in read_checkpoint("sess/res50_cam_orig.pth").values()])
+
+    first = weights()
+    assert torch.equal(first, weights(num_workers=2))
+    assert not torch.equal(first, weights(seed=1))
+
+
+def test_control_reads_no_ood_data(toy):
+    run(toy, train_classifier_pass=True)
+    missing = {"ood_root": "nowhere", "ood_list": "nowhere.txt"}
+    run(toy, train_cam_pass=True, ood_coeff=0, distance_lambda=0, cam_select="last", **missing)
+    (line, *_) = Path("result/metrics/train_cam.jsonl").read_text().splitlines()
+    assert json.loads(line).keys() >= {"bce", "total"}
+    assert "ood" not in json.loads(line)
+
+
+def test_selection_falls_back_where_there_are_no_masks(toy):
+    for mask in (toy.root / "SegmentationClass").iterdir():
+        mask.unlink()
+    run(toy, train_classifier_pass=True, train_cam_pass=True)
+    assert "keeps its last weights" in Path("sample_train_eval.log").read_text()
+    assert read_checkpoint("sess/res50_cam_ood.pth")
+
+
+def test_selection_looks_in_the_last_quarter_epoch_and_at_the_end():
+    # 661 steps an epoch, 5 epochs: the last epoch starts after 2,644; three quarters of 661 are 495.75
+    assert sorted(selection_steps(661, 3305, interval=10)) == [*range(2644 + 500, 2644 + 661, 10), 3305]
+    assert selection_steps(3, 3, interval=10) == {3}
+
+
+def test_an_image_without_objects_gets_an_empty_cam_and_an_empty_mask(toy):
+    run(toy, train_classifier_pass=True)
+    image_id = toy.ids[0]
+    (toy.root / "Annotations" / f"{image_id}.xml").write_text("<annotation></annotation>")
+    (toy.work / "one.txt").write_text(f"{image_id}\n")
+    flags = {"train_list": "one.txt", "infer_list": "one.txt", "cam_weights_name": "sess/res50_cam_orig.pth"}
+    run(toy, make_cam_pass=True, **flags)
+    assert camfile.load(f"result/cam_ood/{image_id}.npy")[1].shape[0] == 0
+    run(toy, cam_to_ir_label_pass=True, train_irn_pass=True, irn_batch_size=1, make_sem_seg_pass=True, **flags)
+    assert not read_label(f"result/ir_label/{image_id}.png").any()
+    assert not read_label(f"result/sem_seg_ood/{image_id}.png").any()
+
+
+def test_command_line(toy):
+    def command(*arguments):
+        line = [sys.executable, str(RUN_SAMPLE), *arguments]
+        return subprocess.run(line, capture_output=True, text=True, check=False, cwd=toy.work)
+
+    shown = command("--help")
+    assert shown.returncode == 0
+    assert "--train_cam_pass" in shown.stdout
+    wrong = command("--train_cam_pass", "maybe")
+    assert wrong.returncode == 2
+    assert wrong.stderr.count("\n") == 1
+    assert "Traceback" not in wrong.stderr
+    missing = command(*toy.flags(voc12_root="nowhere"))
+    assert missing.returncode == 2
+    assert missing.stderr.startswith("error: --voc12_root nowhere is missing")
