@@ -5,6 +5,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 # Threads that spin while they wait slow each other down where cores are few; must be set before torch is loaded
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -32,17 +33,20 @@ def run_chain(arguments: Sequence[str] | None = None) -> None:
     if not names:
         raise InputError("no step is enabled; switch one on, for example --make_cam_pass True.")
     # Imported here, so that --help and wrong flags answer without loading torch
+    from misc.plan import require_writable
     from misc.record import RunRecord, start_log
     from misc.torchutils import resolve_device, set_seed
 
     device = resolve_device(config.device)
+    require_writable(Path(config.log_name).parent, flag="log_name")
+    require_writable(config.result_dir, flag="result_dir")
     start_log(config.log_name)
     record = RunRecord(config, device, names)
     record.announce()
     steps = [(name, importlib.import_module(STEP_MODULES[name])) for name in names]
-    planned: frozenset[str] = frozenset()
+    planned: dict[str, frozenset[str]] = {}
     for _, step in steps:
-        planned |= step.check(config, planned)
+        planned.update(step.check(config, planned))
     for name, step in steps:
         set_seed(config.seed)
         with record.step(name):

@@ -16,8 +16,11 @@ NETWORK_STRIDE = 16
 PEAK_EPSILON = 1e-5
 
 
-def _sum_resized(maps: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
-    return sum(F.interpolate(m[None], size, mode="bilinear", align_corners=False)[0] for m in maps)
+def _sum_resized(maps: Sequence[Tensor], size: tuple[int, ...], keys: Sequence[int]) -> Tensor:
+    if len(keys) == 0:
+        return maps[0].new_zeros(0, *size)
+    keys = torch.as_tensor(keys, dtype=torch.long, device=maps[0].device)
+    return sum(F.interpolate(m[keys][None], size, mode="bilinear", align_corners=False)[0] for m in maps)
 
 
 def _divide_by_peak(maps: Tensor) -> Tensor:
@@ -35,32 +38,25 @@ def merge_scales(maps: Sequence[Tensor], size: tuple[int, int], keys: Sequence[i
     Returns:
         cam (K, ceil(H/4), ceil(W/4)) and high_res (K, H, W), each map divided by its maximum + 1e-5.
     """
-    height, width = size
-    keys = torch.as_tensor(keys, dtype=torch.long, device=maps[0].device)
-    strided_size = (math.ceil(height / CAM_STRIDE), math.ceil(width / CAM_STRIDE))
+    strided_size = tuple(math.ceil(side / CAM_STRIDE) for side in size)
+    return _divide_by_peak(_sum_resized(maps, strided_size, keys)), merge_high_res(maps, size, keys)
+
+
+def merge_high_res(maps: Sequence[Tensor], size: tuple[int, int], keys: Sequence[int]) -> Tensor:
+    """The second result of `merge_scales` alone."""
     full_size = tuple(NETWORK_STRIDE * math.ceil(side / NETWORK_STRIDE) for side in size)
-    if len(keys) == 0:
-        return maps[0].new_zeros(0, *strided_size), maps[0].new_zeros(0, *size)
-    labelled = [m[keys] for m in maps]
-    cam = _sum_resized(labelled, strided_size)
-    high_res = _sum_resized(labelled, full_size)[:, :height, :width]
-    return _divide_by_peak(cam), _divide_by_peak(high_res)
+    return _divide_by_peak(_sum_resized(maps, full_size, keys)[:, : size[0], : size[1]])
 
 
 @torch.no_grad()
-def multi_scale_cam(
-    model: nn.Module, images: Sequence[Tensor], size: tuple[int, int], keys: Sequence[int]
-) -> tuple[Tensor, Tensor]:
-    """The CAM of one image from its scaled versions, each with its mirror image.
+def scale_maps(model: nn.Module, images: Sequence[Tensor]) -> list[Tensor]:
+    """The CAM of one image at each scale, for `merge_scales`: (C, h', w') each.
 
     Args:
         model: a `CAM` network, (2, 3, h, w) -> (C, h', w').
-        images: (3, h_s, w_s) uint8, on the model's device.
-        size, keys: as in `merge_scales`.
-
-    Returns: as `merge_scales`.
+        images: the image at each scale, (3, h_s, w_s) uint8 on the model's device.
     """
-    return merge_scales([model(mirror_pair(normalize(image))) for image in images], size, keys)
+    return [model(mirror_pair(normalize(image))) for image in images]
 
 
 def label_map(maps: np.ndarray, keys: Sequence[int], background_score: float) -> np.ndarray:

@@ -25,17 +25,22 @@ def save(path: str | Path, keys: np.ndarray | Tensor, cam: Tensor, high_res: np.
     save_object(path, content)
 
 
-def load(path: str | Path) -> tuple[np.ndarray, Tensor, np.ndarray]:
+def load(path: str | Path, n_classes: int | None = None) -> tuple[np.ndarray, Tensor, np.ndarray]:
     """keys int64 (K,), cam (K, h, w) float32 tensor, high_res (K, H, W) float32 array; also files of the original.
 
-    Raises `InputError` for a missing, truncated or foreign file.
+    Raises `InputError` for a missing, truncated or foreign file, and for keys that are not below `n_classes`.
     """
     content = load_object(path, kind="CAM file")
     if missing := {"keys", "cam", "high_res"} - content.keys():
         raise InputError(f"CAM file {path} lacks {', '.join(sorted(missing))}; make it again.")
-    keys = np.asarray(content["keys"], dtype=np.int64)
-    cam = torch.as_tensor(content["cam"]).float()
-    high_res = np.asarray(content["high_res"], dtype=np.float32)
+    try:
+        keys = np.asarray(content["keys"], dtype=np.int64)
+        cam = torch.as_tensor(content["cam"]).float()
+        high_res = np.asarray(content["high_res"], dtype=np.float32)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"CAM file {path}: keys, cam or high_res is no array ({error}); make it again.") from error
     if not (keys.ndim == 1 and cam.ndim == high_res.ndim == 3 and len(keys) == len(cam) == len(high_res)):
         raise InputError(f"CAM file {path}: keys, cam and high_res don't fit together; make it again.")
+    if n_classes is not None and not ((keys >= 0) & (keys < n_classes)).all():
+        raise InputError(f"CAM file {path} has classes {keys.tolist()}, the class list has {n_classes}; make it again.")
     return keys, cam, high_res

@@ -5,6 +5,7 @@ The names and defaults are those of the authors' `run_sample.py`; flags that the
 
 import argparse
 import difflib
+import math
 import os
 import re
 import typing
@@ -14,6 +15,7 @@ from typing import Any, Literal, NoReturn
 
 from misc.errors import InputError
 
+DEFAULT_IGNORED_CLASS = "bottle"
 TRUE_WORDS, FALSE_WORDS = ("true", "1", "yes"), ("false", "0", "no")
 
 
@@ -49,7 +51,7 @@ class Config:
     """The run's configuration, read-only. Paths are relative to the working directory."""
 
     # Environment
-    seed: int = flag(0, "seed of every random choice (not in the original)", low=0)
+    seed: int = flag(0, "seed of every random choice (not in the original)", low=0, high=2**63 - 1)
     device: Literal["auto", "cpu", "cuda"] = flag("auto", "auto takes CUDA where there is a GPU (not in the original)")
     num_workers: int = flag(half_the_cores, "processes that read and prepare images; 0: none", low=0)
     log_name: str = flag("sample_train_eval", "the log goes to the screen and to <log_name>.log")
@@ -100,7 +102,9 @@ class Config:
     ood_dist_topk: float = flag(0.2, "share of the nearest OoD clusters that push", low=0, high=1)
     ood_adv_step: float = flag(0.07, "step of the adversarial perturbation, in normalised pixel values", low=0)
     ood_long_side: int = flag(500, "long side of the OoD images whose features are clustered, pixels", low=16)
-    ood_ignore_class: str = flag("bottle", "OoD images that look like this class are left out of the loss; or none")
+    ood_ignore_class: str = flag(
+        DEFAULT_IGNORED_CLASS, "OoD images that look like this class are left out of the loss; or none"
+    )
 
     # Inter-pixel relation network (IRN)
     conf_fg_thres: float = flag(0.30, "background score for confident foreground", low=0, high=1)
@@ -152,8 +156,9 @@ def _element_type(annotation: Any) -> Any:
 
 def _check_range(name: str, value: Any, *, low: float | None, high: float | None, multiple_of: int | None) -> None:
     for number in value if isinstance(value, tuple) else (value,):
-        # `not >=` rather than `<`: it also refuses NaN
-        if (low is not None and not number >= low) or (high is not None and not number <= high):
+        if not math.isfinite(number):
+            raise InputError(f"--{name} must be a finite number, got {number}.")
+        if (low is not None and number < low) or (high is not None and number > high):
             bounds = f"at least {low}" if high is None else f"between {low} and {high}"
             raise InputError(f"--{name} must be {bounds}, got {number}.")
         if multiple_of is not None and number % multiple_of:

@@ -8,7 +8,7 @@ from pathlib import Path
 import imageio.v3 as iio
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from misc.errors import InputError
@@ -20,17 +20,24 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 IGNORE_LABEL = 255
 """In label images: pixels that no loss and no score counts (unsure, object boundaries, padding)."""
 
+DEEP_TO_UINT8 = 257
+"""65535 / 255: 16-bit grey to 8-bit."""
+
 Box = tuple[int, int, int, int]
 """top, left, height, width"""
 
 
 def read_image(path: str | Path) -> np.ndarray:
-    """An image file as (H, W, 3) uint8 RGB; grey images are repeated to three channels.
+    """An image file as (H, W, 3) uint8 RGB; grey images are repeated to three channels, 16 bits scaled to 8.
 
     Raises `InputError` if the file is missing or unreadable.
     """
     try:
-        return iio.imread(path, plugin="pillow", mode="RGB", index=0)
+        with iio.imopen(path, "r", plugin="pillow") as file:
+            if file.metadata(index=0)["mode"].startswith("I"):
+                grey = (file.read(index=0) // DEEP_TO_UINT8).astype(np.uint8)
+                return np.repeat(grey[..., None], 3, axis=2)
+            return file.read(index=0, mode="RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"image {path} can't be read ({error}); replace it or take it out of the list.") from error
 
@@ -42,7 +49,7 @@ def read_label(path: str | Path) -> np.ndarray:
             if image.mode not in ("P", "L", "1"):
                 raise InputError(f"label {path} is a {image.mode} image; expected a palette or grey PNG of class ids.")
             return np.array(image, dtype=np.uint8)
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"label {path} can't be read ({error}); replace it.") from error
 
 
@@ -51,7 +58,7 @@ def image_size(path: str | Path) -> tuple[int, int]:
     try:
         with Image.open(path) as image:
             return image.height, image.width
-    except (OSError, UnidentifiedImageError) as error:
+    except (OSError, Image.DecompressionBombError) as error:
         raise InputError(f"image {path} can't be read ({error}); replace it or take it out of the list.") from error
 
 

@@ -1,9 +1,12 @@
 """Segmentation scores: one confusion matrix, one way from it to IoU, precision and recall."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from misc.imutils import IGNORE_LABEL
 
@@ -58,39 +61,47 @@ class ThresholdSweep:
 
     At a pixel only the strongest class and its value v matter: it is predicted where v > threshold, else background
     (which wins a draw, as in `misc.cam.label_map`). So a histogram of v over the thresholds holds every confusion.
+    It is counted on the device where the CAMs are.
     """
 
     def __init__(self, thresholds: Sequence[float], n_classes: int) -> None:
         """`n_classes` counts the background."""
         self.thresholds = tuple(thresholds)
         self.n_classes = n_classes
-        self._order = np.argsort(self.thresholds, kind="stable")
-        self._edges = np.asarray(self.thresholds, dtype=np.float32)[self._order]
+        self._ascending = sorted(set(self.thresholds))
         # counts[level, truth, strongest class]: `level` thresholds lie below the value
-        self._counts = np.zeros((len(self.thresholds) + 1, n_classes, n_classes), dtype=np.int64)
+        self._counts = np.zeros((len(self._ascending) + 1, n_classes, n_classes), dtype=np.int64)
 
-    def add(self, high_res: np.ndarray, keys: Sequence[int], truth: np.ndarray) -> None:
-        """Count one image: (K, H, W) float32 maps of the classes `keys` (0-based), (H, W) truth with 255 ignored."""
+    def add(self, high_res: Tensor | np.ndarray, keys: Sequence[int], truth: Tensor | np.ndarray) -> None:
+        """Count one image: (K, H, W) float32 maps of the classes `keys` (0-based), (H, W) truth with 255 ignored.
+
+        Raises `ValueError` for arrays of different sizes or class ids that are not below `n_classes`.
+        """
+        high_res = torch.as_tensor(high_res)
+        truth = torch.as_tensor(truth, device=high_res.device).long()
         if truth.shape != high_res.shape[1:]:
-            raise ValueError(f"CAM of {high_res.shape[1:]} and truth of {truth.shape} differ in size")
-        if len(keys) == 0:
-            self._counts[0] += confusion_matrix(np.zeros_like(truth), truth, self.n_classes)
-            return
-        strongest = np.asarray(keys)[high_res.argmax(axis=0)] + 1
-        level = np.searchsorted(self._edges, high_res.max(axis=0), side="left")
-        for reached in np.unique(level):
-            here = level == reached
-            self._counts[reached] += confusion_matrix(strongest[here], truth[here], self.n_classes)
+            raise ValueError(f"CAM of {tuple(high_res.shape[1:])} and truth of {tuple(truth.shape)} differ in size")
+        counted = truth != IGNORE_LABEL
+        truth = truth[counted]
+        highest = max([int(key) + 1 for key in keys] + ([int(truth.max())] if truth.numel() else [0]))
+        if highest >= self.n_classes:
+            raise ValueError(f"class id {highest} outside 0 .. {self.n_classes - 1}")
+        strongest, level = torch.zeros_like(truth), torch.zeros_like(truth)
+        if len(keys) > 0:
+            value, index = high_res[:, counted].max(dim=0)
+            strongest = torch.as_tensor(np.asarray(keys), device=high_res.device)[index] + 1
+            level = torch.bucketize(value, torch.tensor(self._ascending, dtype=value.dtype, device=value.device))
+        cell = (level * self.n_classes + truth) * self.n_classes + strongest
+        self._counts += cell.bincount(minlength=self._counts.size).view(self._counts.shape).cpu().numpy()
 
     def confusions(self) -> dict[float, np.ndarray]:
         """{threshold: (C, C) confusion, rows truth}, in the order in which the thresholds were given."""
-        by_rank = []
-        for rank in range(len(self.thresholds)):
-            confusion = self._counts[rank + 1 :].sum(axis=0)
-            confusion[:, 0] += self._counts[: rank + 1].sum(axis=(0, 2))
-            by_rank.append(confusion)
-        ranks = np.argsort(self._order, kind="stable")
-        return {threshold: by_rank[rank] for threshold, rank in zip(self.thresholds, ranks, strict=True)}
+        confusions = {}
+        for threshold in self.thresholds:
+            rank = self._ascending.index(threshold)
+            confusions[threshold] = self._counts[rank + 1 :].sum(axis=0)
+            confusions[threshold][:, 0] += self._counts[: rank + 1].sum(axis=(0, 2))
+        return confusions
 
     def best(self) -> tuple[float, dict[str, Any]]:
         """The threshold with the highest mIoU (the first of equals) and its `scores`."""
@@ -99,15 +110,15 @@ class ThresholdSweep:
         return best, scored[best]
 
 
-def jsonable(scored: dict[str, Any]) -> dict[str, Any]:
-    """`scores` with lists for arrays and None for NaN, which JSON lacks."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, np.ndarray):
-            return [plain(item) for item in value.tolist()]
-        return None if np.isnan(value) else value
-
-    return {name: plain(value) for name, value in scored.items()}
+def jsonable(value: Any) -> Any:
+    """Scores, however nested, with lists for arrays and None for NaN, which JSON lacks."""
+    if isinstance(value, dict):
+        return {name: jsonable(item) for name, item in value.items()}
+    if isinstance(value, list | tuple | np.ndarray):
+        return [jsonable(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def class_table(names: Sequence[str], scored: dict[str, Any]) -> str:

@@ -87,7 +87,7 @@ def load_object(path: str | Path, *, kind: str) -> dict:
             content = _ArrayUnpickler(file).load().item()
     except FileNotFoundError as error:
         raise InputError(f"{kind} {path} is missing.") from error
-    except (OSError, ValueError, EOFError, RuntimeError, AttributeError, TypeError, pickle.UnpicklingError) as error:
+    except Exception as error:  # foreign bytes make the parser fail in any way
         raise InputError(f"{kind} {path} can't be read ({error}); make it again.") from error
     if not isinstance(content, dict):
         raise InputError(f"{kind} {path} holds a {type(content).__name__}, expected a dict; make it again.")

@@ -1,29 +1,44 @@
-"""Checking, before a run begins, that each step will find what earlier steps make."""
+"""Checking, before a run begins, that each step will find what it reads and can write what it makes."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from misc.errors import InputError, first_three
 
-Planned = frozenset[str]
-"""Checkpoints and folders that earlier steps of the same run will make."""
+Planned = Mapping[str, frozenset[str]]
+"""What earlier steps of the same run will make: checkpoints, and folders with the ids of their files."""
 
 
 def require_outputs(
-    folder: str, ids: Iterable[str], suffix: str, *, flag: str, made_by: str, planned: Planned = frozenset()
+    folder: str, ids: Iterable[str], suffix: str, *, flag: str, list_flag: str, made_by: str, planned: Planned
 ) -> None:
-    """Raise `InputError` if files `<folder>/<id><suffix>` are missing, unless an enabled earlier step makes them."""
-    if folder in planned:
-        return
+    """Raise `InputError` if files `<folder>/<id><suffix>` are missing that no earlier step of the run makes."""
     ids = list(ids)
+    present = {path.name for path in Path(folder).iterdir()} if Path(folder).is_dir() else set()
+    missing = [i for i in ids if i not in planned.get(folder, ()) and i + suffix not in present]
+    if not missing:
+        return
+    if folder in planned:
+        raise InputError(
+            f"--{flag}: {made_by} will not make {len(missing)} of the {len(ids)} images of --{list_flag} "
+            f"({first_three(missing)}) in {folder}; give both steps the same list."
+        )
     if not Path(folder).is_dir():
         raise InputError(
             f"--{flag}: folder {folder} is missing; run {made_by} first, or name the folder that it wrote."
         )
-    present = {path.name for path in Path(folder).iterdir()}
-    missing = [image_id for image_id in ids if image_id + suffix not in present]
-    if missing:
-        raise InputError(
-            f"--{flag}: {folder} lacks {len(missing)} of the {len(ids)} images of the list ({first_three(missing)}); "
-            f"run {made_by} on that list first."
-        )
+    raise InputError(
+        f"--{flag}: {folder} lacks {len(missing)} of the {len(ids)} images of --{list_flag} ({first_three(missing)}); "
+        f"run {made_by} on that list first."
+    )
+
+
+def require_writable(folder: str | Path, *, flag: str) -> None:
+    """Make `folder` where it is missing; raise `InputError` if files can't be written into it."""
+    probe = Path(folder) / ".writable"
+    try:
+        probe.parent.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise InputError(f"--{flag}: can't write into {folder} ({error.strerror}); name another place.") from error

@@ -124,5 +124,5 @@ def metrics_log(result_dir: str, name: str) -> Iterator[Any]:
     path.parent.mkdir(parents=True, exist_ok=True)
     growing = path.with_name(f"{path.name}.part")
     with growing.open("w", buffering=1, encoding="utf-8") as file:
-        yield lambda values: file.write(json.dumps(values) + "\n")
+        yield lambda values: file.write(json.dumps(values, allow_nan=False) + "\n")
     os.replace(growing, path)

@@ -68,27 +68,21 @@ class ShuffledBatches(Sampler[list[tuple[int, int]]]):
     """Batches of (epoch, index): each epoch is a new order, its incomplete last batch is left out.
 
     The order depends on seed and epoch alone, and a dataset can seed its augmentation with (seed, epoch, index), so
-    that neither the number of worker processes nor the step at which one starts changes any sample.
+    that the number of worker processes changes no sample.
     """
 
-    def __init__(self, n_items: int, *, batch_size: int, n_batches: int, seed: tuple[int, ...], first: int = 0) -> None:
+    def __init__(self, n_items: int, *, batch_size: int, n_batches: int, seed: tuple[int, ...]) -> None:
         if n_items < batch_size:
             raise ValueError(f"{n_items} items make no batch of {batch_size}")
-        self.n_items, self.batch_size, self.n_batches, self.seed, self.first = (
-            n_items,
-            batch_size,
-            n_batches,
-            seed,
-            first,
-        )
+        self.n_items, self.batch_size, self.n_batches, self.seed = n_items, batch_size, n_batches, seed
 
     def __len__(self) -> int:
-        return self.n_batches - self.first
+        return self.n_batches
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         per_epoch = self.n_items // self.batch_size
         order_of_epoch = None
-        for batch in range(self.first, self.n_batches):
+        for batch in range(self.n_batches):
             epoch, position = divmod(batch, per_epoch)
             if epoch != order_of_epoch:
                 order = np.random.default_rng([*self.seed, epoch]).permutation(self.n_items)
@@ -106,7 +100,18 @@ def training_loader(
 
 
 def sequential_loader(
-    dataset: Dataset, *, num_workers: int, device: torch.device, batch_size: int | None = None
+    dataset: Dataset,
+    *,
+    num_workers: int,
+    device: torch.device,
+    batch_size: int | None = None,
+    keep_workers: bool = False,
 ) -> DataLoader:
-    """All items in order: one at a time (`batch_size` None), or in batches."""
-    return DataLoader(dataset, batch_size=batch_size, num_workers=num_workers, pin_memory=device.type == "cuda")
+    """All items in order: one at a time (`batch_size` None), or in batches; `keep_workers` if read more than once."""
+    return DataLoader(
+        dataset,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        pin_memory=device.type == "cuda",
+        persistent_workers=keep_workers and num_workers > 0,
+    )

@@ -10,6 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from misc.errors import InputError
+from misc.metrics import jsonable
 from misc.record import metrics_log
 
 
@@ -52,7 +53,7 @@ def fit(
             now = time.perf_counter()
             line["images_per_second"], started = batch_size / (now - started), now
             line.update(after_step(step) if after_step else {})
-            write_line(line)
+            write_line(jsonable(line))
             shown = {key: f"{value:.4f}" for key, value in values.items()}
             bar.set_postfix(**shown, lr=f"{rate:.2e}", img_s=f"{line['images_per_second']:.1f}")
             bar.update()

@@ -13,21 +13,21 @@ from torchvision import models
 from torchvision.models import WeightsEnum
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-N_STAGES = 5
-
 
 class Backbone(nn.Module):
     """A network of five stages.
 
     Attributes that a subclass fills:
         channels: channels of each stage's output.
-        strides: pixels of the image per cell of each stage's output, not decreasing; the second must be 4.
+        strides: pixels of the image per cell of each stage's output, not decreasing; the first two are 4.
         imagenet_weights: torchvision's description of ImageNet weights, or None where there are none.
+        imagenet_files: names under which torchvision has published these weights.
     """
 
     channels: tuple[int, ...]
     strides: tuple[int, ...]
     imagenet_weights: WeightsEnum | None = None
+    imagenet_files: tuple[str, ...] = ()
 
     def stages(self) -> Sequence[Sequence[nn.Module]]:
         """The modules of each stage, in the order in which they run."""
@@ -76,12 +76,16 @@ class ResNet(models.ResNet, Backbone):
     strides = (4, 4, 8, 16, 16)
 
     def __init__(
-        self, block: type[BasicBlock | Bottleneck], layers: Sequence[int], imagenet_weights: WeightsEnum
+        self,
+        block: type[BasicBlock | Bottleneck],
+        layers: Sequence[int],
+        imagenet_weights: WeightsEnum,
+        imagenet_files: tuple[str, ...],
     ) -> None:
         super().__init__(block, list(layers), norm_layer=FrozenStatsBatchNorm2d)
         del self.fc, self.avgpool
         self.channels = (64, *(width * block.expansion for width in (64, 128, 256, 512)))
-        self.imagenet_weights = imagenet_weights
+        self.imagenet_weights, self.imagenet_files = imagenet_weights, imagenet_files
         first_block = self.layer4[0]
         strided = first_block.conv2 if isinstance(first_block, Bottleneck) else first_block.conv1
         strided.stride = first_block.downsample[0].stride = (1, 1)
@@ -95,9 +99,12 @@ class ResNet(models.ResNet, Backbone):
 
 def resnet50() -> ResNet:
     """ResNet-50, the backbone of the paper (stride in the 3x3 convolution)."""
-    return ResNet(Bottleneck, (3, 4, 6, 3), models.ResNet50_Weights.IMAGENET1K_V1)
+    # torchvision renamed its files in 2021; both hold the V1 weights
+    files = ("resnet50-0676ba61.pth", "resnet50-19c8e357.pth")
+    return ResNet(Bottleneck, (3, 4, 6, 3), models.ResNet50_Weights.IMAGENET1K_V1, files)
 
 
 def resnet18() -> ResNet:
     """ResNet-18, for small data sets and quick runs."""
-    return ResNet(BasicBlock, (2, 2, 2, 2), models.ResNet18_Weights.IMAGENET1K_V1)
+    files = ("resnet18-f37072fd.pth", "resnet18-5c106cde.pth")
+    return ResNet(BasicBlock, (2, 2, 2, 2), models.ResNet18_Weights.IMAGENET1K_V1, files)

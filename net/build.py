@@ -12,7 +12,7 @@ def build_network(module_name: str, class_name: str, **arguments: Any) -> nn.Mod
     """`module_name.class_name(**arguments)`. Raises `InputError` if there is no such module or class."""
     try:
         network = getattr(importlib.import_module(module_name), class_name)
-    except ModuleNotFoundError as error:
+    except (ImportError, ValueError, SyntaxError) as error:
         raise InputError(
             f"network module {module_name} can't be imported ({error}); expected such as net.resnet50_cam."
         ) from error

@@ -49,6 +49,8 @@ class AffinityDisplacement(nn.Module):
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
         self.backbone = backbone.requires_grad_(False)
+        if backbone.strides[:2] != (EDGE_STRIDE, EDGE_STRIDE) or any(s % EDGE_STRIDE for s in backbone.strides):
+            raise ValueError(f"IRN needs stages at strides 4, 4 and multiples of 4, got {backbone.strides}")
         c1, c2, c3, c4, c5 = backbone.channels
         to_edge = [stride // EDGE_STRIDE for stride in backbone.strides]
         to_tap3 = [max(1, stride // backbone.strides[2]) for stride in backbone.strides]

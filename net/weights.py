@@ -5,7 +5,6 @@ backbone, `classifier.weight`, and the heads of IRN by their attribute (`fc_edge
 every known layout to canonical names and then checks name by name.
 """
 
-import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -128,11 +127,16 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     advice = "it is truncated or no PyTorch state dict; download or train it again."
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, ValueError, OSError) as error:
+    except Exception as error:  # foreign bytes make the parser fail in any way
         raise InputError(f"checkpoint {path} can't be read: {advice}") from error
-    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, dict) or not state or not all(map(_is_weight, state.items())):
         raise InputError(f"checkpoint {path} holds something else than a state dict: {advice}")
     return state
+
+
+def _is_weight(item: tuple[object, object]) -> bool:
+    name, value = item
+    return isinstance(name, str) and isinstance(value, Tensor) and value.layout == torch.strided
 
 
 def save_weights(module: nn.Module, path: str | Path) -> None:
@@ -157,19 +161,17 @@ def load_imagenet(backbone: Backbone, source: str, *, folder: str | Path = "sess
         return
     if backbone.imagenet_weights is None:
         raise InputError("--imagenet_weights auto: this backbone has no ImageNet weights; name a file, or none.")
+    for name in backbone.imagenet_files:
+        if (Path(folder) / name).is_file():
+            load_weights(backbone, Path(folder) / name)
+            return
     url = backbone.imagenet_weights.url
-    architecture, current = Path(url).stem.split("-")[0], Path(url).name
-    # torchvision renamed its files in 2021; `resnet50-19c8e357.pth` and `resnet50-0676ba61.pth` hold the same weights
-    local = sorted(Path(folder).glob(f"{architecture}-????????.pth"))
-    if local:
-        load_weights(backbone, local[0])
-        return
     try:
         state = backbone.imagenet_weights.get_state_dict(progress=True, check_hash=True)
     except (URLError, OSError, RuntimeError) as error:
         reason = str(getattr(error, "reason", error))
         raise InputError(
-            f"ImageNet weights can't be downloaded ({reason}); put {url} into {folder}/ as {current}, "
+            f"ImageNet weights can't be downloaded ({reason}); put {url} into {folder}/, "
             "or pass --imagenet_weights FILE."
         ) from error
     load_weights(backbone, state)

@@ -13,7 +13,7 @@ from misc.config import Config
 from misc.crf import require_densecrf
 from misc.errors import InputError
 from misc.imutils import read_image, write_label
-from misc.plan import Planned, require_outputs
+from misc.plan import Planned, require_outputs, require_writable
 from misc.torchutils import sequential_loader
 from voc12.devkit import open_devkit
 from voc12.lists import read_list
@@ -25,23 +25,35 @@ def check(args: Config, planned: Planned) -> Planned:
     require_densecrf()
     devkit = open_devkit(args.voc12_root, args.class_list)
     ids = read_list(devkit, args.train_list, flag="train_list")
+    require_outputs(
+        args.cam_out_dir,
+        ids,
+        ".npy",
+        flag="cam_out_dir",
+        list_flag="train_list",
+        made_by="make_cam",
+        planned=planned,
+    )
+    require_writable(args.ir_label_out_dir, flag="ir_label_out_dir")
     require_readable([devkit.image_path(image_id) for image_id in ids], num_workers=args.num_workers)
-    require_outputs(args.cam_out_dir, ids, ".npy", flag="cam_out_dir", made_by="make_cam", planned=planned)
-    return frozenset({args.ir_label_out_dir})
+    return {args.ir_label_out_dir: frozenset(ids)}
 
 
 class _ConfidentLabels(Dataset):
     """The label maps, as a data set: the loader's worker processes are the ones that compute them."""
 
-    def __init__(self, paths: list[Path], cam_paths: list[Path], *, foreground: float, background: float) -> None:
-        self.paths, self.cam_paths, self.foreground, self.background = paths, cam_paths, foreground, background
+    def __init__(
+        self, paths: list[Path], cam_paths: list[Path], *, n_classes: int, foreground: float, background: float
+    ) -> None:
+        self.paths, self.cam_paths, self.n_classes = paths, cam_paths, n_classes
+        self.foreground, self.background = foreground, background
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> np.ndarray:
         image = read_image(self.paths[index])
-        keys, _, high_res = camfile.load(self.cam_paths[index])
+        keys, _, high_res = camfile.load(self.cam_paths[index], self.n_classes)
         if high_res.shape[1:] != image.shape[:2]:
             raise InputError(
                 f"CAM file {self.cam_paths[index]} is not of the size of {self.paths[index]}; make it again."
@@ -58,6 +70,7 @@ def run(args: Config) -> None:
     labels = _ConfidentLabels(
         [devkit.image_path(image_id) for image_id in ids],
         [camfile.cam_path(args.cam_out_dir, image_id) for image_id in ids],
+        n_classes=len(devkit.classes),
         foreground=args.conf_fg_thres,
         background=args.conf_bg_thres,
     )

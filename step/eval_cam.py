@@ -6,13 +6,15 @@ from tqdm import tqdm
 
 from misc import camfile
 from misc.config import Config
+from misc.errors import InputError
 from misc.imutils import read_label
 from misc.metrics import ThresholdSweep, class_table, jsonable, scores
 from misc.plan import Planned, require_outputs
 from misc.record import save_scores
 from voc12.classes import names_with_background
-from voc12.devkit import open_devkit, require_masks
+from voc12.devkit import open_devkit
 from voc12.lists import read_split
+from voc12.verify import require_masks
 
 log = logging.getLogger(__name__)
 
@@ -21,9 +23,17 @@ def check(args: Config, planned: Planned) -> Planned:
     """Raise `InputError` for bad input; return the outputs of this step (none that others read)."""
     devkit = open_devkit(args.voc12_root, args.class_list)
     ids = read_split(devkit, args.chainer_eval_set)
-    require_masks(devkit, ids)
-    require_outputs(args.cam_out_dir, ids, ".npy", flag="cam_out_dir", made_by="make_cam", planned=planned)
-    return frozenset()
+    require_outputs(
+        args.cam_out_dir,
+        ids,
+        ".npy",
+        flag="cam_out_dir",
+        list_flag="chainer_eval_set",
+        made_by="make_cam",
+        planned=planned,
+    )
+    require_masks(devkit, ids, num_workers=args.num_workers)
+    return {}
 
 
 def run(args: Config) -> None:
@@ -34,8 +44,11 @@ def run(args: Config) -> None:
     sweep = ThresholdSweep(args.cam_eval_sweep, len(names))
     apart = ThresholdSweep((args.cam_eval_thres,), len(names))
     for image_id in tqdm(ids, desc="eval_cam", unit="image"):
-        keys, _, high_res = camfile.load(camfile.cam_path(args.cam_out_dir, image_id))
+        path = camfile.cam_path(args.cam_out_dir, image_id)
+        keys, _, high_res = camfile.load(path, len(devkit.classes))
         truth = read_label(devkit.mask_path(image_id))
+        if high_res.shape[1:] != truth.shape:
+            raise InputError(f"CAM file {path} is not of the size of its ground truth; make it again.")
         sweep.add(high_res, keys, truth)
         apart.add(high_res, keys, truth)
 
@@ -44,21 +57,23 @@ def run(args: Config) -> None:
     _, scores_apart = apart.best()
     log.info("background score   mIoU")
     for threshold, values in scored.items():
-        log.info("%16.2f   %.4f%s", threshold, values["miou"], "   best" if threshold == best else "")
-    log.info("%16.2f   %.4f   (--cam_eval_thres, not in the choice)", args.cam_eval_thres, scores_apart["miou"])
+        log.info("%16g   %.4f%s", threshold, values["miou"], "   best" if threshold == best else "")
+    log.info("%16g   %.4f   (--cam_eval_thres, not in the choice)", args.cam_eval_thres, scores_apart["miou"])
     log.info("%s", class_table(names, best_scores))
     path = save_scores(
         args.result_dir,
         "eval_cam",
-        {
-            "set": args.chainer_eval_set,
-            "images": len(ids),
-            "folder": args.cam_out_dir,
-            "classes": names,
-            "best_threshold": best,
-            "best": jsonable(best_scores),
-            "miou_by_threshold": {f"{threshold:.2f}": values["miou"] for threshold, values in scored.items()},
-            "miou_at_cam_eval_thres": scores_apart["miou"],
-        },
+        jsonable(
+            {
+                "set": args.chainer_eval_set,
+                "images": len(ids),
+                "folder": args.cam_out_dir,
+                "classes": names,
+                "best_threshold": best,
+                "best": best_scores,
+                "miou_by_threshold": {f"{threshold:g}": values["miou"] for threshold, values in scored.items()},
+                "miou_at_cam_eval_thres": scores_apart["miou"],
+            }
+        ),
     )
-    log.info("CAM mIoU %.4f at background score %.2f (%s)", best_scores["miou"], best, path)
+    log.info("CAM mIoU %.4f at background score %g (%s)", best_scores["miou"], best, path)

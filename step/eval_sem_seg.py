@@ -13,8 +13,9 @@ from misc.metrics import class_table, confusion_matrix, jsonable, scores
 from misc.plan import Planned, require_outputs
 from misc.record import save_scores
 from voc12.classes import names_with_background
-from voc12.devkit import open_devkit, require_masks
+from voc12.devkit import open_devkit
 from voc12.lists import read_split
+from voc12.verify import require_masks
 
 log = logging.getLogger(__name__)
 
@@ -23,9 +24,17 @@ def check(args: Config, planned: Planned) -> Planned:
     """Raise `InputError` for bad input; return the outputs of this step (none that others read)."""
     devkit = open_devkit(args.voc12_root, args.class_list)
     ids = read_split(devkit, args.chainer_eval_set)
-    require_masks(devkit, ids)
-    require_outputs(args.sem_seg_out_dir, ids, ".png", flag="sem_seg_out_dir", made_by="make_sem_seg", planned=planned)
-    return frozenset()
+    require_outputs(
+        args.sem_seg_out_dir,
+        ids,
+        ".png",
+        flag="sem_seg_out_dir",
+        list_flag="chainer_eval_set",
+        made_by="make_sem_seg",
+        planned=planned,
+    )
+    require_masks(devkit, ids, num_workers=args.num_workers)
+    return {}
 
 
 def run(args: Config) -> None:

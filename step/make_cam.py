@@ -4,9 +4,9 @@ import torch
 from tqdm import tqdm
 
 from misc import camfile
-from misc.cam import multi_scale_cam
+from misc.cam import merge_scales, scale_maps
 from misc.config import Config
-from misc.plan import Planned
+from misc.plan import Planned, require_writable
 from misc.torchutils import resolve_device, sequential_loader
 from net.build import build_network
 from net.weights import load_weights
@@ -20,10 +20,12 @@ def check(args: Config, planned: Planned) -> Planned:
     """Raise `InputError` for bad input; return the outputs of this step."""
     devkit = open_devkit(args.voc12_root, args.class_list)
     images = read_labelled_images(devkit, args.train_list, flag="train_list", label_file=args.label_file)
-    require_readable(images.paths, num_workers=args.num_workers)
+    network = build_network(args.cam_network, "CAM", n_classes=len(devkit.classes))
     if args.cam_weights_name not in planned:
-        load_weights(build_network(args.cam_network, "CAM", n_classes=len(devkit.classes)), args.cam_weights_name)
-    return frozenset({args.cam_out_dir})
+        load_weights(network, args.cam_weights_name)
+    require_writable(args.cam_out_dir, flag="cam_out_dir")
+    require_readable(images.paths, num_workers=args.num_workers)
+    return {args.cam_out_dir: frozenset(images.ids)}
 
 
 def run(args: Config) -> None:
@@ -39,5 +41,5 @@ def run(args: Config) -> None:
     loader = sequential_loader(scaled, num_workers=args.num_workers, device=device)
     for item in tqdm(loader, desc="make_cam", unit="image"):
         on_device: list[torch.Tensor] = [image.to(device, non_blocking=True) for image in item["images"]]
-        cam, high_res = multi_scale_cam(model, on_device, item["size"], item["keys"])
+        cam, high_res = merge_scales(scale_maps(model, on_device), item["size"], item["keys"])
         camfile.save(camfile.cam_path(args.cam_out_dir, images.ids[item["index"]]), item["keys"], cam, high_res)

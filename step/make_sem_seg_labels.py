@@ -10,7 +10,7 @@ from misc.config import Config
 from misc.errors import InputError
 from misc.imutils import mirror_pair, normalize, write_label, write_palette
 from misc.masks import semantic_mask
-from misc.plan import Planned, require_outputs
+from misc.plan import Planned, require_outputs, require_writable
 from misc.torchutils import resolve_device, sequential_loader
 from net.build import build_network
 from net.weights import load_weights
@@ -25,11 +25,21 @@ def check(args: Config, planned: Planned) -> Planned:
     """Raise `InputError` for bad input; return the outputs of this step."""
     devkit = open_devkit(args.voc12_root, args.class_list)
     ids = read_list(devkit, args.infer_list, flag="infer_list")
-    require_readable([devkit.image_path(image_id) for image_id in ids], num_workers=args.num_workers)
-    require_outputs(args.cam_out_dir, ids, ".npy", flag="cam_out_dir", made_by="make_cam", planned=planned)
+    require_outputs(
+        args.cam_out_dir,
+        ids,
+        ".npy",
+        flag="cam_out_dir",
+        list_flag="infer_list",
+        made_by="make_cam",
+        planned=planned,
+    )
+    network = build_network(args.irn_network, "EdgeDisplacement")
     if args.irn_weights_name not in planned:
-        load_weights(build_network(args.irn_network, "EdgeDisplacement"), args.irn_weights_name)
-    return frozenset({args.sem_seg_out_dir})
+        load_weights(network, args.irn_weights_name)
+    require_writable(args.sem_seg_out_dir, flag="sem_seg_out_dir")
+    require_readable([devkit.image_path(image_id) for image_id in ids], num_workers=args.num_workers)
+    return {args.sem_seg_out_dir: frozenset(ids)}
 
 
 @torch.no_grad()
@@ -47,7 +57,7 @@ def run(args: Config) -> None:
     loader = sequential_loader(images, num_workers=args.num_workers, device=device)
     for image_id, image in zip(ids, tqdm(loader, desc="make_sem_seg_labels", unit="image"), strict=True):
         cam_path = camfile.cam_path(args.cam_out_dir, image_id)
-        keys, cam, _ = camfile.load(cam_path)
+        keys, cam, _ = camfile.load(cam_path, len(devkit.classes))
         edge, _ = model(mirror_pair(normalize(image.to(device))))
         if cam.shape[1:] != edge.shape[1:]:
             raise InputError(f"CAM file {cam_path} is not of the size of its image; make it again.")

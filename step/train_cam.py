@@ -13,24 +13,25 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from misc.cam import multi_scale_cam
-from misc.config import Config
+from misc.cam import merge_high_res, scale_maps
+from misc.config import DEFAULT_IGNORED_CLASS, Config
 from misc.errors import InputError
 from misc.imutils import normalize
 from misc.metrics import ThresholdSweep
 from misc.ood import class_prototypes, kmeans, wood_losses
-from misc.plan import Planned
+from misc.plan import Planned, require_writable
 from misc.torchutils import resolve_device, sequential_loader, training_loader, two_rate_optimizer
 from misc.training import fit
 from net.build import build_network
 from net.weights import load_weights, save_weights
 from voc12.dataloader import ClassificationCrops, ScaledImages, WholeImages
-from voc12.devkit import Devkit, missing_masks, open_devkit
+from voc12.devkit import Devkit, open_devkit
 from voc12.images import LabelledImages, read_labelled_images, require_batch
 from voc12.labels import require_labelled
 from voc12.lists import read_ood_paths
-from voc12.verify import require_readable
+from voc12.verify import missing_masks, require_masks, require_readable
 
+SELECTION_SPLIT = "train"
 SELECTION_THRESHOLDS = (0.06, 0.08, 0.10, 0.12)
 SELECTION_STARTS = 0.75
 """Part of the last epoch after which checkpoints are compared."""
@@ -54,13 +55,17 @@ def check(args: Config, planned: Planned) -> Planned:
             f"--cluster_K {args.cluster_K} is more than the {len(ood_paths)} images of --ood_list; lower it."
         )
     _ignored_class(devkit, args.ood_ignore_class)
-    selection = _selection_images(args, devkit)
-    masks = [devkit.mask_path(image_id) for image_id in selection.ids] if selection else []
-    selection_paths = selection.paths if selection else []
-    require_readable([*train.paths, *ood_paths, *selection_paths, *masks], num_workers=args.num_workers)
+    network = build_network(args.cam_network, "Net", n_classes=len(devkit.classes))
     if args.cam_init_weights_name not in planned:
-        load_weights(build_network(args.cam_network, "Net", n_classes=len(devkit.classes)), args.cam_init_weights_name)
-    return frozenset({args.cam_weights_name})
+        load_weights(network, args.cam_init_weights_name)
+    require_writable(Path(args.cam_weights_name).parent, flag="cam_weights_name")
+    require_readable([*train.paths, *ood_paths], num_workers=args.num_workers)
+    selection = _selection_images(args, devkit)
+    if selection is not None:
+        build_network(args.cam_network, "CAM", n_classes=len(devkit.classes))
+        require_readable(selection.paths, num_workers=args.num_workers)
+        require_masks(devkit, selection.ids, num_workers=args.num_workers)
+    return {args.cam_weights_name: frozenset()}
 
 
 def run(args: Config) -> None:
@@ -142,7 +147,7 @@ def run(args: Config) -> None:
         selection = CheckpointSelection(
             model,
             cam_network,
-            sequential_loader(scaled, num_workers=args.num_workers, device=device),
+            sequential_loader(scaled, num_workers=args.num_workers, device=device, keep_workers=True),
             due=selection_steps(steps_per_epoch, n_steps, interval=args.cam_select_interval),
         )
 
@@ -176,7 +181,7 @@ def _ignored_class(devkit: Devkit, name: str) -> int | None:
     """Index of the class whose look-alikes the OoD loss leaves out; None for none."""
     if name in devkit.classes:
         return devkit.classes.index(name)
-    if name in ("none", Config.__dataclass_fields__["ood_ignore_class"].default):
+    if name in ("none", DEFAULT_IGNORED_CLASS):
         return None  # the default is a class of VOC; other data sets need not have it
     raise InputError(f"--ood_ignore_class {name} is no class of the data set; expected one of its classes, or none.")
 
@@ -185,11 +190,11 @@ def _selection_images(args: Config, devkit: Devkit) -> LabelledImages | None:
     """The images whose CAMs choose the checkpoint; None if the last one is kept."""
     if args.cam_select == "last":
         return None
-    split = devkit.split_path(args.chainer_eval_set)
+    split = devkit.split_path(SELECTION_SPLIT)
     if not split.is_file():
         log.info("notice: no %s, so train_cam keeps its last weights (as with --cam_select last)", split)
         return None
-    images = read_labelled_images(devkit, split, flag="chainer_eval_set", label_file=args.label_file)
+    images = read_labelled_images(devkit, split, flag="voc12_root", label_file=args.label_file)
     if missing := missing_masks(devkit, images.ids):
         log.info(
             "notice: %d of %d ground-truth masks are missing, so train_cam keeps its last weights "
@@ -259,11 +264,11 @@ class CheckpointSelection:
         sweep = ThresholdSweep(SELECTION_THRESHOLDS, self._cam_network.n_classes + 1)
         for item in tqdm(self._loader, desc=f"CAM mIoU at step {step}", unit="image", leave=False):
             images = [image.to(device) for image in item["images"]]
-            _, high_res = multi_scale_cam(self._cam_network, images, item["size"], item["keys"])
-            sweep.add(high_res.cpu().numpy(), item["keys"], item["mask"].numpy())
+            high_res = merge_high_res(scale_maps(self._cam_network, images), item["size"], item["keys"])
+            sweep.add(high_res, item["keys"], item["mask"])
         threshold, scored = sweep.best()
-        log.info("step %d: CAM mIoU %.4f at background score %.2f", step, scored["miou"], threshold)
-        if scored["miou"] > self.best_miou:
+        log.info("step %d: CAM mIoU %.4f at background score %g", step, scored["miou"], threshold)
+        if not self.best_state or scored["miou"] > self.best_miou:  # masks without any pixel that counts: mIoU NaN
             self.best_miou, self.best_step = scored["miou"], step
             self.best_state = copy.deepcopy(self._model.state_dict())
         return {"cam_miou": scored["miou"]}

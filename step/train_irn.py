@@ -5,11 +5,12 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from misc.config import Config
 from misc.imutils import normalize
-from misc.plan import Planned, require_outputs
+from misc.plan import Planned, require_outputs, require_writable
 from misc.torchutils import resolve_device, sequential_loader, training_loader, two_rate_optimizer
 from misc.training import fit
 from net.build import build_network
@@ -29,12 +30,19 @@ def check(args: Config, planned: Planned) -> Planned:
     ids = read_list(devkit, args.train_list, flag="train_list")
     infer_ids = read_list(devkit, args.infer_list, flag="infer_list")
     require_batch(ids, args.irn_batch_size, list_flag="train_list", batch_flag="irn_batch_size")
-    require_readable([devkit.image_path(image_id) for image_id in [*ids, *infer_ids]], num_workers=args.num_workers)
     require_outputs(
-        args.ir_label_out_dir, ids, ".png", flag="ir_label_out_dir", made_by="cam_to_ir_label", planned=planned
+        args.ir_label_out_dir,
+        ids,
+        ".png",
+        flag="ir_label_out_dir",
+        list_flag="train_list",
+        made_by="cam_to_ir_label",
+        planned=planned,
     )
     load_imagenet(build_network(args.irn_network, "AffinityDisplacementLoss").backbone, args.imagenet_weights)
-    return frozenset({args.irn_weights_name})
+    require_writable(Path(args.irn_weights_name).parent, flag="irn_weights_name")
+    require_readable([devkit.image_path(image_id) for image_id in [*ids, *infer_ids]], num_workers=args.num_workers)
+    return {args.irn_weights_name: frozenset()}
 
 
 def run(args: Config) -> None:
@@ -96,7 +104,7 @@ def run(args: Config) -> None:
 
 
 @torch.no_grad()
-def _store_mean_displacement(model: nn.Module, batches, *, device: torch.device) -> None:
+def _store_mean_displacement(model: nn.Module, batches: DataLoader, *, device: torch.device) -> None:
     """Make the mean displacement over the data the network's mean shift: the mean per batch, then over batches.
 
     The vector is zero during this pass, and padded cells count, both as in the original.

@@ -3,12 +3,14 @@
 import numpy as np
 import pytest
 import torch
-from support import ALL_STEPS, NO_STEPS
+from PIL import Image
+from support import ALL_STEPS, NO_STEPS, TOY_SIZES
 
 import run_sample
+from misc import camfile
 from misc.errors import InputError
 from net.resnet18_cam import Net
-from net.resnet18_irn import AffinityDisplacementLoss
+from net.resnet18_irn import AffinityDisplacementLoss, EdgeDisplacement
 from net.weights import save_weights
 
 
@@ -21,10 +23,6 @@ def write(path, *lines):
 def damage(path):
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
-
-
-def two_lists(toy):
-    return {"train_list": write(toy.work / "a.txt", *toy.ids[:3]), "infer_list": write(toy.work / "b.txt", *toy.ids)}
 
 
 # name: (what is wrong, as a function of the toy data that returns changed flags; the sentence)
@@ -82,11 +80,11 @@ WRONG = {
     ),
     "unreadable image": (
         lambda toy: damage(toy.root / "JPEGImages" / f"{toy.ids[4]}.jpg") or {},
-        r"images can't be read \(.*2099_000005.jpg\); replace",
+        r"1 of 8 images can't be used \(.*2099_000005.jpg; image file is truncated .*\); replace",
     ),
     "unreadable OoD image": (
         lambda toy: damage(toy.ood_root / "scene3.jpg") or {},
-        r"images can't be read \(.*scene3.jpg\); replace",
+        r"images can't be used \(.*scene3.jpg; .*\); replace",
     ),
     "no OoD folder": (lambda toy: {"ood_root": "nowhere"}, r"--ood_root nowhere is missing; .*README.md"),
     "no OoD list": (lambda toy: {"ood_list": "none.txt"}, r"--ood_list: list none.txt is missing"),
@@ -106,6 +104,39 @@ WRONG = {
         lambda toy: (toy.root / "SegmentationClass" / f"{toy.ids[0]}.png").unlink() or {},
         r"1 of 6 ground-truth masks are not in .*SegmentationClass \(2099_000001\)",
     ),
+    "mask of another size": (
+        lambda toy: Image.new("L", (9, 9)).save(toy.root / "SegmentationClass" / f"{toy.ids[0]}.png") or {},
+        r"2099_000001.png; the mask has 9 x 9 pixels, its image 48 x 64\)",
+    ),
+    "mask of other classes": (
+        lambda toy: Image.new("L", (64, 48), 9).save(toy.root / "SegmentationClass" / f"{toy.ids[0]}.png") or {},
+        r"2099_000001.png; the mask has class id 9, the class list ends at 3\)",
+    ),
+    "mask in colour": (
+        lambda toy: Image.new("RGB", (64, 48)).save(toy.root / "SegmentationClass" / f"{toy.ids[0]}.png") or {},
+        r"2099_000001.png is a RGB image; expected a palette or grey PNG",
+    ),
+    "CAMs of another list than is evaluated": (
+        lambda toy: {"train_list": write(toy.work / "l.txt", *toy.ids[:4]), "infer_list": "voc12/train.txt"},
+        r"--cam_out_dir: make_cam will not make 2 of the 6 images of --chainer_eval_set \(2099_000005, 2099_000006\)",
+    ),
+    "masks of another list than is evaluated": (
+        lambda toy: {"infer_list": write(toy.work / "l.txt", *toy.ids[:4])},
+        r"--sem_seg_out_dir: make_sem_seg will not make 2 of the 6 images of --chainer_eval_set",
+    ),
+    "checkpoint that can't be written": (
+        lambda toy: {"cam_weights_name": write(toy.work / "file", "") / "x.pth"},
+        r"--cam_weights_name: can't write into .*file",
+    ),
+    "folder that can't be written": (
+        lambda toy: {"cam_out_dir": write(toy.work / "file", "")},
+        r"--cam_out_dir: can't write into .*file",
+    ),
+    "results that can't be written": (
+        lambda toy: {"result_dir": write(toy.work / "file", "")},
+        r"--result_dir: can't write into .*file",
+    ),
+    "empty network name": (lambda toy: {"irn_network": "''"}, r"network module '' can't be imported"),
     "unknown network": (lambda toy: {"cam_network": "net.nothing"}, r"network module net.nothing can't be imported"),
     "no ImageNet file": (lambda toy: {"imagenet_weights": "none.pth"}, r"checkpoint none.pth is missing"),
     "no augmented masks": (
@@ -131,11 +162,11 @@ def test_chain_refuses(toy, name, monkeypatch):
     spoil, sentence = WRONG[name]
     flags = {**ALL_STEPS, **spoil(toy)}
     monkeypatch.setattr("step.train_classifier.run", lambda args: pytest.fail("work began"))
-    monkeypatch.setattr("misc.crf.require_densecrf", lambda: None)
+    monkeypatch.setattr("step.cam_to_ir_label.require_densecrf", lambda: None)
     with pytest.raises(InputError, match=sentence) as caught:
         run_sample.run_chain(toy.flags(**flags))
     assert "\n" not in str(caught.value)
-    assert not (toy.work / "sess").exists()
+    assert not list((toy.work / "sess").glob("*"))
 
 
 STEPS_WITH_CHECKPOINT = {
@@ -181,8 +212,9 @@ def test_folders_that_lack_images_are_refused(toy, step, folder, flag, maker, mo
     (toy.work / folder).mkdir(parents=True)
     for suffix in (".npy", ".png"):
         (toy.work / folder / f"{toy.ids[0]}{suffix}").touch()
-    sentence = f"--{flag}: {folder} lacks 5 of the 6 images of the list (2099_000002, 2099_000003, 2099_000004, ...)"
+    sentence = f"--{flag}: {folder} lacks 5 of the 6 images of --"
     assert sentence in refusal(arguments)
+    assert "(2099_000002, 2099_000003, 2099_000004, ...)" in refusal(arguments)
 
 
 def test_no_step_at_all(toy):
@@ -193,7 +225,7 @@ def test_a_diverging_training_stops_with_advice_and_keeps_its_losses(toy):
     arguments = toy.flags(**NO_STEPS | {"train_classifier_pass": True, "cam_learning_rate": 1e30})
     assert "no longer finite at step" in refusal(arguments)
     assert (toy.work / "result/metrics/train_classifier.jsonl.part").is_file()
-    assert not (toy.work / "sess").exists()
+    assert not list((toy.work / "sess").iterdir())
 
 
 def test_cuda_without_a_gpu(toy, monkeypatch):
@@ -204,3 +236,19 @@ def test_cuda_without_a_gpu(toy, monkeypatch):
 def test_missing_densecrf_is_said_before_work(toy, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "pydensecrf.densecrf", None)
     assert "needs pydensecrf: `pip install pydensecrf2` with Python 3.10 to 3.12" in refusal(toy.flags(**ALL_STEPS))
+
+
+def test_cams_of_another_class_list_are_refused(toy):
+    for image_id, (height, width) in zip(toy.ids, TOY_SIZES, strict=True):
+        strided = torch.zeros(1, -(-height // 4), -(-width // 4))
+        camfile.save(f"result/cam_ood/{image_id}.npy", [2], strided, torch.zeros(1, height, width))
+    for mask in (toy.root / "SegmentationClass").iterdir():
+        with Image.open(mask) as image:
+            blank = Image.new("L", image.size)
+        blank.save(mask)
+    (toy.root / "classes.txt").write_text("aeroplane\nbottle\n")
+    sentence = "2099_000001.npy has classes [2], the class list has 2; make it again."
+    assert sentence in refusal(toy.flags(**NO_STEPS | {"eval_cam_pass": True}))
+    save_weights(EdgeDisplacement(), "sess/irn.pth")
+    flags = {"make_sem_seg_pass": True, "irn_weights_name": "sess/irn.pth", "infer_list": "voc12/train.txt"}
+    assert sentence in refusal(toy.flags(**NO_STEPS | flags))

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from support import ALL_STEPS, NO_STEPS, make_toy_data
 
 import run_sample
@@ -92,7 +93,7 @@ def test_evaluations_equal_an_independent_count(chain):
     assert masks["miou"] == pytest.approx(scores(confusion)["miou"], abs=1e-12)
     assert confusion_matrix(np.array([1]), np.array([2]), 4)[2, 1] == 1  # rows are truth, as counted here
     for threshold, counts in by_threshold.items():
-        assert cams["miou_by_threshold"][f"{threshold:.2f}"] == pytest.approx(scores(counts)["miou"], abs=1e-12)
+        assert cams["miou_by_threshold"][f"{threshold:g}"] == pytest.approx(scores(counts)["miou"], abs=1e-12)
     assert cams["best"]["miou"] == max(cams["miou_by_threshold"].values())
 
 
@@ -134,6 +135,23 @@ def test_selection_falls_back_where_there_are_no_masks(toy):
     run(toy, train_classifier_pass=True, train_cam_pass=True)
     assert "keeps its last weights" in Path("sample_train_eval.log").read_text()
     assert read_checkpoint("sess/res50_cam_ood.pth")
+
+
+def test_masks_without_any_pixel_that_counts_break_nothing(toy):
+    for path in (toy.root / "SegmentationClass").iterdir():
+        with Image.open(path) as image:
+            blank = Image.new("L", image.size, 255)
+        blank.save(path)
+    run(toy, train_classifier_pass=True, train_cam_pass=True, make_cam_pass=True, eval_cam_pass=True)
+    assert json.loads(Path("result/scores/eval_cam.json").read_text())["best"]["miou"] is None
+    assert json.loads(Path("result/metrics/train_cam.jsonl").read_text().splitlines()[-1])["cam_miou"] is None
+
+
+def test_the_checkpoint_is_chosen_on_train_whatever_is_evaluated(toy):
+    (toy.root / "ImageSets/Segmentation/other.txt").write_text(f"{toy.ids[7]}\n")
+    (toy.root / "SegmentationClass" / f"{toy.ids[7]}.png").unlink()
+    run(toy, train_classifier_pass=True, train_cam_pass=True, chainer_eval_set="other")
+    assert "kept the weights of step 3 of 3" in Path("sample_train_eval.log").read_text()
 
 
 def test_selection_looks_in_the_last_quarter_epoch_and_at_the_end():

@@ -85,7 +85,12 @@ def test_values_are_typed_and_read_only():
         (["--cam_batch_size", "four"], "cam_batch_size: invalid int value: 'four'"),
         (["--cam_batch_size", "0"], "--cam_batch_size must be at least 1, got 0"),
         (["--ood_dist_topk", "1.5"], "--ood_dist_topk must be between 0 and 1, got 1.5"),
-        (["--ood_coeff", "nan"], "--ood_coeff must be at least 0, got nan"),
+        (["--ood_coeff", "nan"], "--ood_coeff must be a finite number, got nan"),
+        (
+            ["--seed", "18446744073709551616"],
+            "--seed must be between 0 and 9223372036854775807, got 18446744073709551616",
+        ),
+        (["--cam_scales", "1", "inf"], "--cam_scales must be a finite number, got inf"),
         (["--cam_scales", "1", "-1"], "--cam_scales must be at least 0.01, got -1"),
         (["--irn_crop_size", "90"], "--irn_crop_size must be a multiple of 4, got 90"),
         (["--cam_resize_long", "300", "200"], "--cam_resize_long must be two numbers, the smaller first, got 300 200"),

@@ -5,6 +5,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from misc import camfile
 from misc.errors import InputError
@@ -67,6 +68,34 @@ def test_label_file_of_the_original(devkit, tmp_path):
         read_labels(devkit, path, ["2099_000001", "2099_000003"])
 
 
+def test_ids_that_are_one_number_keep_their_own_labels(toy):
+    for image_id, name in (("1_12", "train"), ("11_2", "bottle"), ("01", "aeroplane")):
+        Image.new("RGB", (20, 20)).save(toy.root / "JPEGImages" / f"{image_id}.jpg")
+        (toy.root / "Annotations" / f"{image_id}.xml").write_text(
+            f"<annotation><object><name> {name} </name></object></annotation>"
+        )
+    devkit = open_devkit(str(toy.root), "")
+    labels = read_labels(devkit, "voc12/cls_labels.npy", ["1_12", "11_2", "01"])
+    assert labels.tolist() == [[0, 0, 1], [0, 1, 0], [1, 0, 0]]
+    np.save("theirs.npy", {112: np.ones(3, np.float32)})
+    assert read_labels(devkit, "theirs.npy", ["1_12"]).tolist() == [[1, 1, 1]]
+    with pytest.raises(InputError, match="1_12 and 11_2 are one number"):
+        read_labels(devkit, "theirs.npy", ["1_12", "11_2"])
+
+
+def test_val_never_leaks_into_train_aug(devkit, toy):
+    (toy.root / "ImageSets/Segmentation/val.txt").write_text("2099000007\r\n2099000008\r\n")
+    assert read_list(devkit, "voc12/train_aug.txt", flag="train_list") == toy.ids[:6]
+
+
+def test_images_with_upper_case_suffixes_are_found(devkit, toy, tmp_path):
+    path = toy.root / "JPEGImages" / f"{toy.ids[0]}.jpg"
+    path.rename(path.with_suffix(".JPG"))
+    (tmp_path / "list.txt").write_text(f"{toy.ids[0]}.JPG\n")
+    assert read_list(devkit, tmp_path / "list.txt", flag="train_list") == [toy.ids[0]]
+    assert devkit.image_path(toy.ids[0]).is_file()
+
+
 def test_derived_labels_have_the_originals_format(toy):
     devkit = open_devkit(str(toy.root), "")
     read_labels(devkit, "voc12/cls_labels.npy", toy.ids)
@@ -103,11 +132,11 @@ def test_images_are_checked_once_until_they_change(toy, monkeypatch):
     require_readable(paths, num_workers=1)
     assert VERIFIED_RECORD.is_file()
     with monkeypatch.context() as patch:
-        patch.setattr("voc12.verify._is_readable", lambda path: False)
+        patch.setattr("voc12.verify._problem_of_image", lambda path: "was read again")
         require_readable(paths, num_workers=1)
     content = paths[2].read_bytes()
     paths[2].write_bytes(content[: len(content) * 2 // 3])
-    with pytest.raises(InputError, match=rf"1 of 8 images can't be read \({paths[2]}\)"):
+    with pytest.raises(InputError, match=rf"1 of 8 images can't be used \({paths[2]}; .*truncated"):
         require_readable(paths, num_workers=1)
 
 

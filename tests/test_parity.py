@@ -8,7 +8,7 @@ import torch
 from support import gradients_by_name, relative_error, seeded_state
 from torch.nn import functional as F
 
-from misc.cam import confident_label, label_map, multi_scale_cam
+from misc.cam import confident_label, label_map, merge_scales, scale_maps
 from misc.imutils import (
     crop_into,
     mirror_pair,
@@ -88,7 +88,7 @@ def test_classifier_and_cam(recorded, photograph, image_id):
     size = image.shape[:2]
     scaled = [tensor_of(resize_image(image, scaled_size(size, scale))) for scale in (1.0, 0.5, 1.5, 2.0)]
     assert recording[f"{image_id}_keys"].tolist() == inputs["label"]
-    cam, high_res = multi_scale_cam(cam_network, scaled, size, inputs["label"])
+    cam, high_res = merge_scales(scale_maps(cam_network, scaled), size, inputs["label"])
     assert relative_error(cam, recording[f"{image_id}_cam"]) < 1e-4
     assert relative_error(high_res[:, ::5, ::5], recording[f"{image_id}_high_res_sub5"]) < 1e-4
 

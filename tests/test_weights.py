@@ -85,6 +85,10 @@ def test_a_failed_load_changes_nothing():
     assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
 
 
+def _no_network(*_args, **_options):
+    raise URLError("no network")
+
+
 class Malicious:
     def __reduce__(self):
         return (exec, ("raise SystemExit('pickled code ran')",))
@@ -92,8 +96,9 @@ class Malicious:
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"not a checkpoint", "truncated", [torch.zeros(1)], {"a": 1}, {}, {"epoch": Malicious()}],
-    ids=["empty", "text", "truncated", "list", "numbers", "no tensors", "pickled code"],
+    [b"", b"not a checkpoint", b"\x80\x02.", "truncated", [torch.zeros(1)], {"a": 1}, {3: torch.zeros(1)}, {}]
+    + [{"epoch": Malicious()}],
+    ids=["empty", "text", "pickle", "truncated", "list", "numbers", "numbered", "no tensors", "pickled code"],
 )
 def test_foreign_files_are_refused(tmp_path, content):
     path = tmp_path / "bad.pth"
@@ -127,11 +132,15 @@ def test_imagenet_weights_from_a_local_file_of_either_name(tmp_path, name):
     assert torch.equal(backbone.conv1.weight, start.conv1.weight)
 
 
-def test_imagenet_weights_without_network_say_where_to_put_them(tmp_path, monkeypatch):
-    def fail(*_args, **_options):
-        raise URLError("no network")
+def test_other_imagenet_weights_are_not_taken_for_v1(tmp_path, monkeypatch):
+    torch.save(resnet18().state_dict(), tmp_path / "resnet18-00000000.pth")
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", _no_network)
+    with pytest.raises(InputError, match="can't be downloaded"):
+        load_imagenet(resnet18(), "auto", folder=tmp_path)
 
-    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", fail)
-    with pytest.raises(InputError, match=r"no network.*resnet50-0676ba61.pth into sess/"):
+
+def test_imagenet_weights_without_network_say_where_to_put_them(tmp_path, monkeypatch):
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", _no_network)
+    with pytest.raises(InputError, match=r"no network.*put https://.*resnet50-0676ba61.pth into sess/,"):
         load_imagenet(resnet50(), "auto", folder="sess")
     load_imagenet(resnet50(), "none")

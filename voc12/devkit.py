@@ -1,13 +1,12 @@
 """The data set on disk: a folder in VOC devkit layout, and its classes."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from misc.errors import InputError, first_three
+from misc.errors import InputError
 from voc12.classes import VOC_CLASSES, read_classes
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG")
 
 
 @dataclass(frozen=True)
@@ -55,18 +54,3 @@ def _devkits_near(path: Path) -> list[Path]:
             patterns = ("*/JPEGImages", "*/*/JPEGImages", "*/*/*/JPEGImages")
             return [folder.parent for pattern in patterns for folder in sorted(near.glob(pattern)) if folder.is_dir()]
     return []
-
-
-def require_masks(devkit: Devkit, ids: Sequence[str]) -> None:
-    """Raise `InputError` if ground-truth masks of `ids` are missing."""
-    missing = missing_masks(devkit, ids)
-    if missing:
-        raise InputError(
-            f"{len(missing)} of {len(ids)} ground-truth masks are not in {devkit.root / 'SegmentationClass'} "
-            f"({first_three(missing)}); correct --chainer_eval_set or --voc12_root."
-        )
-
-
-def missing_masks(devkit: Devkit, ids: Sequence[str]) -> list[str]:
-    """The ids without a ground-truth mask."""
-    return [image_id for image_id in ids if not devkit.mask_path(image_id).is_file()]

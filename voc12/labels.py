@@ -1,6 +1,7 @@
 """Image labels: from a label file of the IRN family, or derived from the devkit's XML annotations."""
 
 import logging
+import re
 import xml.etree.ElementTree as ElementTree
 import zlib
 from collections.abc import Sequence
@@ -18,9 +19,8 @@ log = logging.getLogger(__name__)
 
 
 def _label_key(image_id: str) -> int | str:
-    """The key of an image in the original's label file: the id without underscore as a number, where it is one."""
-    digits = image_id.replace("_", "")
-    return int(digits) if digits.isdigit() else image_id
+    """The key of an image in the label file: for VOC's ids the number without underscore, as in the original."""
+    return int(image_id.replace("_", "")) if re.fullmatch(r"\d{4}_?\d{6}", image_id) else image_id
 
 
 def _annotations_state(devkit: Devkit, annotations: Sequence[Path]) -> str:
@@ -37,15 +37,15 @@ def labels_of_annotation(path: Path, classes: Sequence[str]) -> np.ndarray:
     Raises `InputError` if the file is no XML.
     """
     try:
-        names = {element.text for element in ElementTree.parse(path).iterfind("object/name")}
-    except ElementTree.ParseError as error:
+        names = {(element.text or "").strip() for element in ElementTree.parse(path).iterfind("object/name")}
+    except (ElementTree.ParseError, ValueError, LookupError, OSError) as error:
         raise InputError(f"annotation {path} is no valid XML ({error}); replace it.") from error
     return np.array([name in names for name in classes], dtype=np.float32)
 
 
 def _derive_labels(devkit: Devkit, label_file: Path) -> None:
     folder = devkit.root / "Annotations"
-    annotations = sorted(folder.glob("*.xml"))
+    annotations = sorted(folder.glob("[!.]*.xml"))
     if not annotations:
         raise InputError(
             f"label file {label_file} is missing and {folder} has no XML files to make it from; give either of them."
@@ -62,6 +62,22 @@ def _derive_labels(devkit: Devkit, label_file: Path) -> None:
     log.info("made %s from %s: labels of %d images", label_file, folder, len(labels))
 
 
+def _find_labels(known: dict, ids: Sequence[str], label_file: Path) -> list[np.ndarray | None]:
+    """The label of each image under its id or, as in the original, under the id's digits as a number."""
+    found, image_of = [], {}
+    for image_id in ids:
+        label, digits = known.get(image_id), image_id.replace("_", "")
+        if label is None and digits.isdigit():
+            label = known.get(int(digits))
+            other = image_of.setdefault(int(digits), image_id)
+            if label is not None and other != image_id:
+                raise InputError(
+                    f"label file {label_file}: {other} and {image_id} are one number; use the ids themselves as keys."
+                )
+        found.append(label)
+    return found
+
+
 def read_labels(devkit: Devkit, label_file: str | Path, ids: Sequence[str]) -> np.ndarray:
     """(N, C) float32 0/1 image labels of `ids`.
 
@@ -73,8 +89,7 @@ def read_labels(devkit: Devkit, label_file: str | Path, ids: Sequence[str]) -> n
     label_file = Path(label_file)
     if label_file.parent == DERIVED_FOLDER and (not label_file.is_file() or is_derived(label_file)):
         _derive_labels(devkit, label_file)
-    known = {str(key): value for key, value in load_object(label_file, kind="label file").items()}
-    found = [known.get(image_id, known.get(str(_label_key(image_id)))) for image_id in ids]
+    found = _find_labels(load_object(label_file, kind="label file"), ids, label_file)
     missing = [image_id for image_id, label in zip(ids, found, strict=True) if label is None]
     if missing:
         raise InputError(

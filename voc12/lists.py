@@ -17,8 +17,11 @@ def _bare_id(line: str, *, path: Path) -> str:
     columns = line.split()
     if len(columns) > 2 or (len(columns) == 2 and "/" not in columns[0]):
         raise InputError(f"list {path}: the line {line!r} is neither an id nor an image path and a mask path.")
-    name = columns[0].replace("\\", "/").rsplit("/", 1)[-1]
-    return name.rsplit(".", 1)[0] if name.lower().endswith(IMAGE_SUFFIXES) else name
+    name = columns[0].replace("\\", "/")
+    folder, _, file = name.rpartition("/")
+    if folder.rsplit("/", 1)[-1] == "JPEGImages":  # any other folder stays: such an image is then reported missing
+        name = file
+    return name.rsplit(".", 1)[0] if name.endswith(IMAGE_SUFFIXES) else name
 
 
 def _with_underscore(image_id: str) -> str:
@@ -50,13 +53,9 @@ def read_list(devkit: Devkit, path: str | Path, *, flag: str) -> list[str]:
     ids = [_bare_id(line, path=path) for line in _read_lines(path, flag=flag)]
     if not ids:
         raise InputError(f"--{flag}: list {path} is empty; expected one image id a line.")
-    present = {file.name for file in (devkit.root / "JPEGImages").iterdir()}
-
-    def is_there(image_id: str) -> bool:
-        return any(image_id + suffix in present for suffix in IMAGE_SUFFIXES)
-
-    ids = [i if is_there(i) else _with_underscore(i) for i in ids]
-    missing = [i for i in ids if not is_there(i)]
+    present = {file.stem for file in (devkit.root / "JPEGImages").iterdir() if file.suffix in IMAGE_SUFFIXES}
+    ids = [i if i in present else _with_underscore(i) for i in ids]
+    missing = [i for i in ids if i not in present]
     if missing:
         raise InputError(
             f"--{flag}: {len(missing)} of the {len(ids)} images of {path} are not in {devkit.root / 'JPEGImages'} "
@@ -90,8 +89,9 @@ def _train_aug_ids(devkit: Devkit) -> list[str]:
             f"{folder} is missing, so voc12/train_aug.txt can't be made; put VOC's augmented masks there "
             "(Data/README.md), or name other lists, such as --train_list voc12/train.txt --infer_list voc12/train.txt."
         )
-    held_out = set(_split_ids(devkit, "val"))
-    return sorted(mask.stem for mask in folder.glob("*.png") if mask.stem not in held_out)
+    val_ids = _split_ids(devkit, "val")
+    held_out = {*val_ids, *map(_with_underscore, val_ids)}
+    return sorted(mask.stem for mask in folder.glob("[!.]*.png") if mask.stem not in held_out)
 
 
 _DERIVED_LISTS = {

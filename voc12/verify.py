@@ -1,8 +1,7 @@
-"""Reading every image once before long work, so that no damaged file stops a run after hours."""
+"""Reading every image and mask once before long work, so that no damaged file stops a run after hours."""
 
 import json
-import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,45 +10,79 @@ from tqdm import tqdm
 
 from misc.errors import InputError, first_three
 from misc.files import write_json
+from misc.imutils import IGNORE_LABEL, image_size, read_label
+from voc12.derived import DERIVED_FOLDER
+from voc12.devkit import Devkit
 
-VERIFIED_RECORD = Path("voc12/.verified.json")
-KEPT_RECORDS = 32
+VERIFIED_RECORD = DERIVED_FOLDER / ".verified.json"
 
 
-def _is_readable(path: Path) -> bool:
-    """Decode the file; JPEGs at an eighth of their size, which reads all of the file in a fraction of the time."""
+def _problem_of_image(path: Path) -> str | None:
+    """Why the file can't be decoded. JPEGs are decoded at an eighth of their size: it reads all of the file, faster."""
     try:
         with Image.open(path) as image:
             image.draft("RGB", (max(1, image.width // 8), max(1, image.height // 8)))
             image.load()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        return False
-    return True
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        return str(error)
+    return None
 
 
-def _state(paths: Sequence[Path]) -> str:
-    states = [f"{path.resolve()} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in paths]
-    return f"{len(paths)}-{zlib.crc32(chr(10).join(states).encode()):08x}"
+def _verify(paths: Sequence[Path], problem_of: Callable[[Path], str | None], *, kind: str, num_workers: int) -> None:
+    """Check files, except those that passed before and have not changed since. Raises `InputError` for the rest."""
+    try:
+        record = json.loads(VERIFIED_RECORD.read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        record = {}
+    states = {}
+    for path in dict.fromkeys(paths):
+        stat = path.stat()
+        states[path] = [kind, stat.st_size, stat.st_mtime_ns]
+    new = [path for path, state in states.items() if record.get(str(path.resolve())) != state]
+    if not new:
+        return
+    with ThreadPoolExecutor(max(1, num_workers)) as pool:
+        bar = tqdm(pool.map(problem_of, new), total=len(new), desc="checking images", unit="image")
+        problems = {path: problem for path, problem in zip(new, bar, strict=True) if problem}
+    record.update({str(path.resolve()): states[path] for path in new if path not in problems})
+    write_json(VERIFIED_RECORD, record)
+    if problems:
+        names = [str(path) for path in problems]
+        raise InputError(
+            f"{len(names)} of {len(states)} images can't be used ({first_three(names)}; {problems[Path(names[0])]}); "
+            "replace them or take them out of the list."
+        )
 
 
 def require_readable(paths: Sequence[Path], *, num_workers: int) -> None:
-    """Raise `InputError`, naming the first three, if image files can't be decoded.
+    """Raise `InputError`, naming the first three, if image files can't be decoded."""
+    _verify(paths, _problem_of_image, kind="image", num_workers=num_workers)
 
-    Files that were found readable, and have not changed since, are not read again.
-    """
-    try:
-        verified = json.loads(VERIFIED_RECORD.read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
-        verified = []
-    state = _state(paths)
-    if state in verified:
-        return
-    with ThreadPoolExecutor(max(1, num_workers)) as pool:
-        readable = list(tqdm(pool.map(_is_readable, paths), total=len(paths), desc="checking images", unit="image"))
-    damaged = [str(path) for path, fine in zip(paths, readable, strict=True) if not fine]
-    if damaged:
+
+def missing_masks(devkit: Devkit, ids: Sequence[str]) -> list[str]:
+    """The ids without a ground-truth mask."""
+    return [image_id for image_id in ids if not devkit.mask_path(image_id).is_file()]
+
+
+def require_masks(devkit: Devkit, ids: Sequence[str], *, num_workers: int) -> None:
+    """Raise `InputError` if ground-truth masks of `ids` are missing, unreadable, or don't fit image or class list."""
+    if missing := missing_masks(devkit, ids):
         raise InputError(
-            f"{len(damaged)} of {len(paths)} images can't be read ({first_three(damaged)}); "
-            "replace them or take them out of the list."
+            f"{len(missing)} of {len(ids)} ground-truth masks are not in {devkit.root / 'SegmentationClass'} "
+            f"({first_three(missing)}); correct --chainer_eval_set or --voc12_root."
         )
-    write_json(VERIFIED_RECORD, [*verified[-KEPT_RECORDS + 1 :], state])
+    image_of = {devkit.mask_path(image_id): devkit.image_path(image_id) for image_id in ids}
+
+    def problem_of(path: Path) -> str | None:
+        try:
+            mask, size = read_label(path), image_size(image_of[path])
+        except InputError as error:
+            return str(error)
+        if mask.shape != size:
+            return f"the mask has {mask.shape[0]} x {mask.shape[1]} pixels, its image {size[0]} x {size[1]}"
+        highest = mask[mask != IGNORE_LABEL].max(initial=0)
+        if highest > len(devkit.classes):
+            return f"the mask has class id {highest}, the class list ends at {len(devkit.classes)}"
+        return None
+
+    _verify(list(image_of), problem_of, kind=f"mask of {len(devkit.classes)} classes", num_workers=num_workers)
