@@ -41,12 +41,12 @@ def run_chain(arguments: Sequence[str] | None = None) -> None:
     require_writable(Path(config.log_name).parent, flag="log_name")
     require_writable(config.result_dir, flag="result_dir")
     start_log(config.log_name)
-    record = RunRecord(config, device, names)
-    record.announce()
     steps = [(name, importlib.import_module(STEP_MODULES[name])) for name in names]
     planned: dict[str, frozenset[str]] = {}
     for _, step in steps:
         planned.update(step.check(config, planned))
+    record = RunRecord(config, device, names)
+    record.announce()
     for name, step in steps:
         set_seed(config.seed)
         with record.step(name):
