@@ -10,37 +10,34 @@ from pathlib import Path
 # Threads that spin while they wait slow each other down where cores are few; must be set before torch is loaded
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from misc.config import enabled_steps, parse_config
+from misc.config import Config, enabled_steps, parse_config
 from misc.errors import InputError, message_of
 
-EXIT_BAD_INPUT = 2
+EXIT_BAD_INPUT, EXIT_INTERRUPTED = 2, 130
 STEP_MODULES = {
     "train_classifier": "step.train_classifier",
     "train_cam": "step.train_cam",
     "make_cam": "step.make_cam",
     "eval_cam": "step.eval_cam",
     "cam_to_ir_label": "step.cam_to_ir_label",
+    "eval_ir_label": "step.eval_ir_label",
     "train_irn": "step.train_irn",
     "make_sem_seg": "step.make_sem_seg_labels",
     "eval_sem_seg": "step.eval_sem_seg",
+    "make_report": "step.make_report",
 }
 
 
-def run_chain(arguments: Sequence[str] | None = None) -> None:
+def run_chain(config: Config) -> None:
     """Check the input of all enabled steps, then run them. Raises `InputError` for bad input."""
-    config = parse_config(arguments)
     names = enabled_steps(config)
     if not names:
         raise InputError("no step is enabled; switch one on, for example --make_cam_pass True.")
     # Imported here, so that --help and wrong flags answer without loading torch
-    from misc.plan import require_writable
-    from misc.record import RunRecord, start_log
+    from misc.record import RunRecord
     from misc.torchutils import resolve_device, set_seed
 
     device = resolve_device(config.device)
-    require_writable(Path(config.log_name).parent, flag="log_name")
-    require_writable(config.result_dir, flag="result_dir")
-    start_log(config.log_name)
     steps = [(name, importlib.import_module(STEP_MODULES[name])) for name in names]
     planned: dict[str, frozenset[str]] = {}
     for _, step in steps:
@@ -53,10 +50,39 @@ def run_chain(arguments: Sequence[str] | None = None) -> None:
             step.run(config)
 
 
+def run_built_in_sample(config: Config, arguments: Sequence[str]) -> None:
+    """Make the built-in sample where it is missing or damaged, and run the whole chain on it, up to the report.
+
+    `arguments`: the command line, whose flags change the sample's (its switches and outputs stay).
+    """
+    from misc.sample_recipe import sample_runs
+    from voc12.sample import ensure_with_bar
+
+    ensure_with_bar(config.sample_root, workers=config.num_workers)
+    for title, flags in sample_runs(config.sample_root, arguments):
+        logging.getLogger(__name__).info("==== built-in sample: %s", title)
+        run_chain(parse_config(flags))
+
+
+def run(arguments: Sequence[str]) -> None:
+    """What the command line asks for. Raises `InputError` for bad input."""
+    config = parse_config(arguments)
+    from misc.plan import require_writable
+    from misc.record import start_log
+
+    require_writable(Path(config.log_name).parent, flag="log_name")
+    require_writable(config.result_dir, flag="result_dir")
+    start_log(config.log_name)
+    if config.sample:
+        run_built_in_sample(config, arguments)
+    else:
+        run_chain(config)
+
+
 def main() -> int:
     """Run from the command line; returns the exit code."""
     try:
-        run_chain()
+        run(sys.argv[1:])
     except InputError as error:
         if logging.getLogger().handlers:
             logging.getLogger(__name__).error("error: %s", message_of(error))
@@ -65,7 +91,7 @@ def main() -> int:
         return EXIT_BAD_INPUT
     except KeyboardInterrupt:
         print("interrupted; finished files are kept", file=sys.stderr)
-        return 130
+        return EXIT_INTERRUPTED
     return 0
 
 

@@ -50,6 +50,10 @@ def flag(
 class Config:
     """The run's configuration, read-only. Paths are relative to the working directory."""
 
+    # What to run on (not in the original)
+    sample: bool = flag(False, "make the built-in sample data set, run the whole chain on it, write the report")
+    sample_root: str = flag("Data/sample", "folder of the built-in sample")
+
     # Environment
     seed: int = flag(0, "seed of every random choice (not in the original)", low=0, high=2**63 - 1)
     device: Literal["auto", "cpu", "cuda"] = flag("auto", "auto takes CUDA where there is a GPU (not in the original)")
@@ -125,15 +129,22 @@ class Config:
     sem_seg_bg_thres: float = flag(0.25, "background score of the masks (0.22 for AdvCAM)", low=0, high=1)
     sem_seg_out_dir: str = flag("result/sem_seg_ood", "masks, ID.png and ID_palette.png")
 
+    # Report (not in the original)
+    control_dir: str = flag("result/control", "result_dir of a control run to compare with, where there is one")
+    report_images: int = flag(12, "images shown: a third each with the largest gain and loss, and at random", low=3)
+    report_scan: int = flag(500, "images looked at for gains and losses", low=1)
+
     # Steps, in the order in which they run
     train_classifier_pass: bool = flag(False, "train the in-distribution classifier (not in the original)")
     train_cam_pass: bool = flag(True, "train the classifier with the W-OoD loss")
     make_cam_pass: bool = flag(True, "make multi-scale CAMs")
     eval_cam_pass: bool = flag(True, "evaluate the CAMs over thresholds")
     cam_to_ir_label_pass: bool = flag(False, "turn CAMs into confident labels with dense CRF")
+    eval_ir_label_pass: bool = flag(False, "evaluate CAM + dense CRF (not in the original)")
     train_irn_pass: bool = flag(False, "train the boundary and displacement network")
     make_sem_seg_pass: bool = flag(False, "make masks: random walk of the CAMs")
     eval_sem_seg_pass: bool = flag(False, "evaluate the masks")
+    make_report_pass: bool = flag(False, "write report.html from what result_dir holds (not in the original)")
 
 
 STEP_SUFFIX = "_pass"

@@ -5,6 +5,7 @@ network is put in place by a class that fills these three attributes.
 """
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +33,13 @@ class Backbone(nn.Module):
     def stages(self) -> Sequence[Sequence[nn.Module]]:
         """The modules of each stage, in the order in which they run."""
         raise NotImplementedError
+
+    def imagenet_file(self) -> Path | None:
+        """The ImageNet weights of a network that has them in an installed package, or None.
+
+        Raises `InputError` if the package is missing.
+        """
+        return None
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """(B, 3, H, W) normalised images -> the five stage outputs, (B, channels[i], ceil(H / strides[i]), ...)."""

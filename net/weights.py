@@ -24,6 +24,9 @@ _COMMON_ALIASES = (
     (r"resnet50\.", ""),
     (r"stage1\.0\.", "conv1."),
     (r"stage1\.1\.", "bn1."),
+    # The package's file of EfficientNet-Lite0
+    (r"_blocks\.(\d+)\._", r"blocks.\1."),
+    (r"_", ""),
 )
 _CLASSIFIER_ALIASES = (
     *_COMMON_ALIASES,
@@ -48,7 +51,7 @@ _IRN_ALIASES = (
 )
 _IRN_MARK = re.compile(r"(module\.)?(fc_edge|fc_dp|edge_layers|dp_layers)")
 # Not weights: step counters, pixel pair tables (they depend on crop and radius), an ImageNet file's own classifier
-_DROPPED = re.compile(r"(.*\.)?num_batches_tracked|path_indices\d*|disp_target|fc\.(weight|bias)")
+_DROPPED = re.compile(r"(.*\.)?num_batches_tracked|path_indices\d*|disp_target|_?fc\.(weight|bias)")
 
 
 def _canonical_name(name: str, aliases: tuple[tuple[str, str], ...]) -> str:
@@ -146,10 +149,11 @@ def save_weights(module: nn.Module, path: str | Path) -> None:
 
 
 def load_imagenet(backbone: Backbone, source: str, *, folder: str | Path = "sess") -> None:
-    """ImageNet weights for `backbone`: torchvision's V1 weights, a file, or none.
+    """ImageNet weights for `backbone`: those of its package, torchvision's V1 weights, a file, or none.
 
     Args:
-        source: `auto`: a file of torchvision's in `folder` (either of its names), else torchvision's download;
+        source: `auto`: the file in the backbone's package; where it has none, a file of torchvision's in `folder`
+            (either of its names), else torchvision's download;
             `none`: leave the random weights; anything else: the path of a file.
 
     Raises `InputError` for a bad file, or if nothing is found and the download fails.
@@ -158,6 +162,10 @@ def load_imagenet(backbone: Backbone, source: str, *, folder: str | Path = "sess
         return
     if source != "auto":
         load_weights(backbone, source)
+        return
+    packaged = backbone.imagenet_file()
+    if packaged is not None:
+        load_weights(backbone, packaged)
         return
     if backbone.imagenet_weights is None:
         raise InputError("--imagenet_weights auto: this backbone has no ImageNet weights; name a file, or none.")

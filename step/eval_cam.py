@@ -65,6 +65,7 @@ def run(args: Config) -> None:
         "eval_cam",
         jsonable(
             {
+                "voc12_root": args.voc12_root,
                 "set": args.chainer_eval_set,
                 "images": len(ids),
                 "folder": args.cam_out_dir,

@@ -101,6 +101,7 @@ ALL_STEPS = {
         "make_cam",
         "eval_cam",
         "cam_to_ir_label",
+        "eval_ir_label",
         "train_irn",
         "make_sem_seg",
         "eval_sem_seg",

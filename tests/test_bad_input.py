@@ -152,7 +152,7 @@ WRONG = {
 
 def refusal(arguments):
     with pytest.raises(InputError) as caught:
-        run_sample.run_chain(arguments)
+        run_sample.run(arguments)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -164,7 +164,7 @@ def test_chain_refuses(toy, name, monkeypatch):
     monkeypatch.setattr("step.train_classifier.run", lambda args: pytest.fail("work began"))
     monkeypatch.setattr("step.cam_to_ir_label.require_densecrf", lambda: None)
     with pytest.raises(InputError, match=sentence) as caught:
-        run_sample.run_chain(toy.flags(**flags))
+        run_sample.run(toy.flags(**flags))
     assert "\n" not in str(caught.value)
     assert not list((toy.work / "sess").glob("*"))
 

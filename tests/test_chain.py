@@ -22,7 +22,7 @@ RUN_SAMPLE = Path(run_sample.__file__)
 
 
 def run(toy, **flags):
-    run_sample.run_chain(toy.flags(**{**NO_STEPS, **flags}))
+    run_sample.run(toy.flags(**{**NO_STEPS, **flags}))
 
 
 @pytest.fixture(scope="module")

@@ -43,7 +43,7 @@ def small_subset(voc_subset, tmp_path, monkeypatch):
 
 
 def run(flags):
-    run_sample.run_chain([text for name, value in flags.items() for text in (f"--{name}", *str(value).split())])
+    run_sample.run([text for name, value in flags.items() for text in (f"--{name}", *str(value).split())])
 
 
 def independent_miou(pairs):

@@ -1,0 +1,208 @@
+"""The page: from collected results and pictures to one self-contained HTML file."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+
+from misc.report.charts import class_bars, loss_curves, threshold_curves
+from misc.report.collect import EVALUATIONS, TRAININGS, Arm
+from misc.report.pictures import Captioned, data_uri, thumbnail_uri
+
+TEMPLATE = Path(__file__).with_name("page.html.jinja")
+CHARTS = {"losses": loss_curves, "thresholds": threshold_curves, "classes": class_bars}
+MIB_PER_GIB = 1024
+
+
+@dataclass(frozen=True)
+class ImageRow:
+    """An image of the contact sheet: its pictures, and its mean IoU (per cent) before and after, where known."""
+
+    image_id: str
+    classes: str
+    pictures: list[Captioned]
+    before: float | None = None
+    after: float | None = None
+
+    @property
+    def gain(self) -> float | None:
+        """Points gained; None where one of the two is not known."""
+        return None if self.before is None or self.after is None else self.after - self.before
+
+
+def chart_files(arms: Sequence[Arm]) -> dict[str, bytes]:
+    """The charts for which there are data, as PNG files by name."""
+    made = {name: draw(arms) for name, draw in CHARTS.items()}
+    return {name: content for name, content in made.items() if content is not None}
+
+
+def render_page(
+    arms: Sequence[Arm],
+    groups: dict[str, list[ImageRow]],
+    charts: dict[str, bytes],
+    *,
+    data_name: str,
+    examples: Sequence[Captioned],
+    legend: dict[str, tuple[int, int, int]],
+    gain_note: str,
+) -> str:
+    """The report as HTML.
+
+    Args:
+        arms: W-OoD, and the control where there is one.
+        groups: title -> images.
+        charts: PNG files of `chart_files`.
+        data_name: of the data set.
+        examples: pictures that explain the idea.
+        legend: class name -> colour.
+        gain_note: what gains compare.
+    """
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    wood = arms[0]
+    evaluated = next(iter(wood.scores.values()), None)
+    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        data_name=data_name,
+        made=f"{datetime.now():%d %B %Y, %H:%M}",
+        headline=_headline(arms),
+        tiles=_tiles(arms),
+        missing=_missing(wood, groups),
+        examples=[{"picture": thumbnail_uri(picture), "caption": caption} for caption, picture in examples],
+        arms=arms,
+        has_control=len(arms) > 1,
+        table=_table(arms),
+        n_images=evaluated["images"] if evaluated else 0,
+        eval_set=evaluated["set"] if evaluated else "",
+        charts={name: data_uri(charts[name], "png") if name in charts else "" for name in CHARTS},
+        groups=[{"title": title, "rows": [_row(row) for row in rows]} for title, rows in groups.items() if rows],
+        legend=[{"name": name, "colour": f"rgb{tuple(map(int, colour))}"} for name, colour in legend.items()],
+        gain_note=gain_note,
+        facts=_facts(wood),
+        steps=[_step(arm.name, step) for arm in arms for step in arm.steps],
+        runs=[_run(run) for arm in arms for run in arm.runs],
+    )
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None or np.isnan(value) else f"{100 * value:.1f}"
+
+
+def _mean(value: float | list[float | None] | None) -> float | None:
+    """A number as it is, values per class as their mean over the classes that have one."""
+    if not isinstance(value, list):
+        return value
+    known = [number for number in value if number is not None]
+    return float(np.mean(known)) if known else None
+
+
+def _headline(arms: Sequence[Arm]) -> str:
+    wood, control = arms[0].miou("eval_cam"), arms[1].miou("eval_cam") if len(arms) > 1 else None
+    masks = arms[0].miou("eval_sem_seg")
+    sentences = []
+    if wood is not None and control is not None:
+        difference = 100 * (wood - control)
+        sentences.append(
+            f"With out-of-distribution images the class activation maps reach {_percent(wood)} % mIoU, without them "
+            f"{_percent(control)} %: {abs(difference):.1f} points {'more' if difference >= 0 else 'less'}."
+        )
+    elif wood is not None:
+        sentences.append(f"The class activation maps reach {_percent(wood)} % mIoU.")
+    if masks is not None:
+        sentences.append(f"The masks after IRN reach {_percent(masks)} %.")
+    return " ".join(sentences)
+
+
+def _tiles(arms: Sequence[Arm]) -> list[dict[str, str]]:
+    tiles = []
+    for arm in reversed(arms):
+        if arm.miou("eval_cam") is not None:
+            kind = "wood" if arm is arms[0] else "control"
+            tiles.append({"kind": kind, "value": _percent(arm.miou("eval_cam")), "label": f"CAM mIoU, {arm.name}"})
+    for evaluation in ("eval_ir_label", "eval_sem_seg"):
+        if (miou := arms[0].miou(evaluation)) is not None:
+            label = f"{EVALUATIONS[evaluation]} mIoU, {arms[0].name}"
+            tiles.append({"kind": "mask", "value": _percent(miou), "label": label})
+    return tiles
+
+
+def _missing(wood: Arm, groups: dict[str, list[ImageRow]]) -> list[dict[str, str]]:
+    missing = [
+        {"what": f"Loss curves of {name}", "how": f"python run_sample.py --{name}_pass True"}
+        for name in TRAININGS
+        if name not in wood.losses
+    ]
+    missing += [
+        {"what": f"Evaluation: {title}", "how": f"python run_sample.py --{name}_pass True"}
+        for name, title in EVALUATIONS.items()
+        if name not in wood.scores
+    ]
+    if not any(groups.values()):
+        missing.append(
+            {"what": "Pictures (there are no CAM files)", "how": "python run_sample.py --make_cam_pass True"}
+        )
+    return missing
+
+
+def _table(arms: Sequence[Arm]) -> list[dict[str, Any]]:
+    rows = []
+    for evaluation, title in EVALUATIONS.items():
+        summaries = [arm.summary(evaluation) for arm in arms]
+        if not any(summaries):
+            continue
+        best = max((s["miou"] for s in summaries if s and s["miou"] is not None), default=None)
+        cells = []
+        for scored in summaries:
+            for name in ("miou", "precision", "recall"):
+                number = _mean(scored[name]) if scored else None
+                cells.append({"text": _percent(number), "best": len(arms) > 1 and name == "miou" and number == best})
+        rows.append({"name": title, "cells": cells})
+    return rows
+
+
+def _row(row: ImageRow) -> dict[str, Any]:
+    return {
+        "name": f"{row.image_id} ({row.classes})",
+        "gain": row.gain,
+        "before": row.before,
+        "after": row.after,
+        "pictures": [{"data": thumbnail_uri(picture), "caption": caption} for caption, picture in row.pictures],
+    }
+
+
+def _facts(arm: Arm) -> list[tuple[str, str]]:
+    if not arm.runs:
+        return []
+    last = arm.runs[-1]
+    config = last["config"]
+    return [
+        ("data", f"{config['voc12_root']}; lists {config['train_list']}, {config['infer_list']}"),
+        ("OoD images", f"{config['ood_root']} ({config['ood_list']})"),
+        ("networks", f"{config['cam_network']}, {config['irn_network']}"),
+        ("seed", str(last["seed"])),
+        ("device", last["device"]),
+        ("versions", ", ".join(f"{name} {version}" for name, version in last["versions"].items())),
+        ("time of all steps below", _time(sum(step["seconds"] for step in arm.steps))),
+    ]
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 60 else f"{int(seconds // 60)} min {int(seconds % 60):02d} s"
+
+
+def _step(arm_name: str, step: dict[str, Any]) -> dict[str, str]:
+    memory = ", ".join(
+        (f"GPU {mib / MIB_PER_GIB:.1f} GiB" if where == "gpu" else f"{mib / MIB_PER_GIB:.1f} GiB")
+        for where, mib in step["peak_memory_mib"].items()
+    )
+    return {"name": step["step"], "arm": arm_name, "time": _time(step["seconds"]), "memory": memory}
+
+
+def _run(run: dict[str, Any]) -> dict[str, str]:
+    return {
+        "started": run["started"].replace("T", " "),
+        "steps": ", ".join(run["steps"]),
+        "config": " ".join(f"--{name} {value}" for name, value in run["config"].items()),
+    }

@@ -1,0 +1,94 @@
+"""The flags with which the chain runs on the built-in sample: a small backbone, small crops, few epochs.
+
+The code path is that of VOC. The in-distribution classifier is trained once; from it start the W-OoD training and a
+control of equal length without OoD data.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from misc.config import STEP_SUFFIX, Config
+
+# Both arms alike
+RECIPE = {
+    "cam_network": "net.efficientnet_lite0_cam",
+    "irn_network": "net.efficientnet_lite0_irn",
+    "cam_init_weights_name": "sess/sample_cam_orig.pth",
+    "irn_weights_name": "sess/sample_irn.pth",
+    "cam_resize_long": (224, 320),
+    "cam_crop_size": 224,
+    "cam_scales": (1.0, 0.5, 1.5),
+    "cam_select": "last",
+    "cam_eval_sweep": tuple(round(0.05 * k, 2) for k in range(2, 17)),
+    "ood_long_side": 288,
+}
+CLASSIFIER = {"cam_num_epoches": 4, "cam_learning_rate": 0.05}
+# Both arms are trained equally long, at the same rate
+TRAINING = {"cam_num_epoches": 5, "cam_learning_rate": 0.05}
+WOOD = {
+    "cam_weights_name": "sess/sample_cam_ood.pth",
+    "ood_coeff": 1.0,
+    "ood_batch_size": 8,
+    "cluster_K": 20,
+    "ood_ignore_class": "none",
+}
+CONTROL = {
+    "cam_weights_name": "sess/sample_cam_control.pth",
+    "ood_coeff": 0,
+    "distance_lambda": 0,
+    "result_dir": "result/control",
+    "cam_out_dir": "result/control/cam",
+}
+MASKS = {
+    "conf_fg_thres": 0.55,
+    "conf_bg_thres": 0.35,
+    "irn_crop_size": 256,
+    "irn_batch_size": 16,
+    "irn_num_epoches": 3,
+    "irn_learning_rate": 0.1,
+    "sem_seg_bg_thres": 0.45,
+}
+
+
+def _command_line(flags: dict[str, Any]) -> list[str]:
+    line = []
+    for name, value in flags.items():
+        values = value if isinstance(value, tuple) else (value,)
+        line += [f"--{name}", *map(str, values)]
+    return line
+
+
+def _switches(*enabled: str) -> dict[str, bool]:
+    """Every step off but these."""
+    names = [name for name in Config.__dataclass_fields__ if name.endswith(STEP_SUFFIX)]
+    return {name: name.removesuffix(STEP_SUFFIX) in enabled for name in names}
+
+
+def sample_runs(root: str, user_flags: Sequence[str]) -> list[tuple[str, list[str]]]:
+    """Title and command line of each run on the sample at `root`, in order.
+
+    The user's flags come after the recipe's, and so replace them; what tells the runs apart comes last.
+    """
+    folder = Path(root)
+    train_list, val_list = (str(folder / f"ImageSets/Segmentation/{split}.txt") for split in ("train", "val"))
+    data = {
+        "voc12_root": root,
+        "train_list": train_list,
+        "val_list": val_list,
+        "infer_list": train_list,
+        "ood_root": str(folder / "OoD_images"),
+        "ood_list": str(folder / "ood_list.txt"),
+    }
+    cams = ("train_cam", "make_cam", "eval_cam")
+    masks = ("cam_to_ir_label", "eval_ir_label", "train_irn", "make_sem_seg", "eval_sem_seg", "make_report")
+    runs = (
+        ("in-distribution classifier", CLASSIFIER, {}, ("train_classifier",)),
+        ("W-OoD training and its CAMs", TRAINING | WOOD, {}, cams),
+        ("control: the same without OoD images", TRAINING, CONTROL, cams),
+        ("masks from the W-OoD CAMs, and the report", TRAINING | WOOD | MASKS, {}, masks),
+    )
+    return [
+        (title, [*_command_line(data | RECIPE | recipe), *user_flags, *_command_line(apart | _switches(*steps))])
+        for title, recipe, apart, steps in runs
+    ]

@@ -1,0 +1,41 @@
+"""Step 4b: mIoU of CAM + dense CRF, read off the confident labels (not in the original).
+
+A confident label has a class exactly where the CRF of the foreground-confident CAM (background score conf_fg_thres)
+says so. With its unsure pixels as background it is that CRF's result.
+"""
+
+from misc.config import Config
+from misc.plan import Planned, require_outputs
+from voc12.devkit import open_devkit
+from voc12.evaluation import evaluate_masks
+from voc12.lists import read_split
+from voc12.verify import require_masks
+
+
+def check(args: Config, planned: Planned) -> Planned:
+    """Raise `InputError` for bad input; return the outputs of this step (none that others read)."""
+    devkit = open_devkit(args.voc12_root, args.class_list)
+    ids = read_split(devkit, args.chainer_eval_set)
+    require_outputs(
+        args.ir_label_out_dir,
+        ids,
+        ".png",
+        flag="ir_label_out_dir",
+        list_flag="chainer_eval_set",
+        made_by="cam_to_ir_label",
+        planned=planned,
+    )
+    require_masks(devkit, ids, num_workers=args.num_workers)
+    return {}
+
+
+def run(args: Config) -> None:
+    """Score `ir_label_out_dir` on the images of `chainer_eval_set`."""
+    evaluate_masks(
+        open_devkit(args.voc12_root, args.class_list),
+        args.chainer_eval_set,
+        args.ir_label_out_dir,
+        result_dir=args.result_dir,
+        name="eval_ir_label",
+        title="CAM + CRF",
+    )

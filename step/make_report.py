@@ -1,0 +1,218 @@
+"""Last step: one page that shows what the run did, from the files in the result folder (not in the original)."""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from misc import camfile
+from misc.cam import label_map, merge_high_res, scale_maps
+from misc.config import Config
+from misc.errors import InputError
+from misc.files import atomic_path
+from misc.imutils import mirror_pair, normalize, read_image, read_label, resize_image, scaled_size, to_chw
+from misc.metrics import confusion_matrix, scores
+from misc.plan import Planned, require_writable
+from misc.report.collect import Arm, collect_arm
+from misc.report.page import ImageRow, chart_files, render_page
+from misc.report.pictures import Captioned, contact_sheet, edge_picture, heat_overlay, mask_overlay
+from misc.torchutils import resolve_device
+from net.build import build_network
+from net.weights import load_weights
+from voc12.classes import names_with_background, voc_palette
+from voc12.devkit import Devkit, open_devkit
+from voc12.images import read_labelled_images
+from voc12.lists import read_list, read_ood_paths
+
+PAGE, PICTURE_FOLDER = "report.html", "report"
+N_EXAMPLES = 4
+EXAMPLE_SIDE = 300
+
+log = logging.getLogger(__name__)
+
+
+def check(args: Config, planned: Planned) -> Planned:
+    """Raise `InputError` for bad input; return the outputs of this step (none that others read)."""
+    open_devkit(args.voc12_root, args.class_list)
+    require_writable(args.result_dir, flag="result_dir")
+    return {}
+
+
+def run(args: Config) -> None:
+    """Write `result_dir`/report.html and its charts and contact sheet as PNG files in `result_dir`/report/."""
+    devkit = open_devkit(args.voc12_root, args.class_list)
+    wood = collect_arm("W-OoD", args.result_dir, args.voc12_root)
+    control = collect_arm("Control", args.control_dir, args.voc12_root)
+    arms = [wood, control] if control.scores else [wood]
+
+    sheet = _Sheet(args, devkit, wood, control)
+    groups = sheet.groups(args.report_images, args.report_scan, seed=args.seed)
+    charts = chart_files(arms)
+    page = render_page(
+        arms,
+        groups,
+        charts,
+        data_name=f"{args.voc12_root}, {len(devkit.classes)} classes",
+        examples=_examples(args, devkit),
+        legend=_legend(devkit, groups),
+        gain_note=sheet.gain_note(),
+    )
+    folder = Path(args.result_dir)
+    rows = [row.pictures for shown in groups.values() for row in shown]
+    pictures = {**charts, **({"contact_sheet": contact_sheet(rows)} if rows else {})}
+    for name, content in pictures.items():
+        with atomic_path(folder / PICTURE_FOLDER / f"{name}.png") as temporary:
+            temporary.write_bytes(content)
+    with atomic_path(folder / PAGE) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    log.info("wrote %s", folder / PAGE)
+
+
+def _examples(args: Config, devkit: Devkit) -> list[Captioned]:
+    """A few training images with their labels, and OoD images, that explain the idea; none where they are missing."""
+    rng = np.random.default_rng(args.seed)
+
+    def thumbnail(path: Path) -> np.ndarray:
+        image = read_image(path)
+        return resize_image(image, scaled_size(image.shape[:2], EXAMPLE_SIDE / max(image.shape)))
+
+    try:
+        train = read_labelled_images(devkit, args.train_list, flag="train_list", label_file=args.label_file)
+        ood_paths = read_ood_paths(args.ood_root, args.ood_list)
+    except InputError as error:
+        log.info("notice: the report shows no example images: %s", error)
+        return []
+    examples = []
+    for index in rng.permutation(len(train))[:N_EXAMPLES]:
+        names = ", ".join(devkit.classes[key] for key in np.flatnonzero(train.labels[index]))
+        examples.append((f"training image, label: {names}", thumbnail(train.paths[index])))
+    for index in rng.permutation(len(ood_paths))[:N_EXAMPLES]:
+        examples.append(("out-of-distribution image: “nothing here”", thumbnail(ood_paths[index])))
+    return examples
+
+
+def _legend(devkit: Devkit, groups: dict[str, list[ImageRow]]) -> dict[str, tuple[int, int, int]]:
+    """Colours of the classes, where pictures are shown."""
+    if not any(groups.values()):
+        return {}
+    return {name: tuple(voc_palette()[k + 1]) for k, name in enumerate(devkit.classes)}
+
+
+class _Sheet:
+    """The pictures: which images are shown, and what of each."""
+
+    def __init__(self, args: Config, devkit: Devkit, wood: Arm, control: Arm) -> None:
+        self._args, self._devkit = args, devkit
+        self._wood, self._control = wood, control
+        self._device = resolve_device(args.device)
+        self._before = self._network(args.cam_network, "CAM", args.cam_init_weights_name, n_classes=len(devkit.classes))
+        self._irn = self._network(args.irn_network, "EdgeDisplacement", args.irn_weights_name)
+        self._control_folder = control.scores.get("eval_cam", {}).get("folder", "")
+
+    def _network(self, module: str, name: str, weights: str, **arguments: int) -> nn.Module | None:
+        """A network with its weights; None, with a notice, if there is no such checkpoint."""
+        try:
+            network = build_network(module, name, **arguments)
+            load_weights(network, weights)
+        except InputError as error:
+            log.info("notice: the report does without a network: %s", error)
+            return None
+        return network.to(self._device).eval()
+
+    def gain_note(self) -> str:
+        """What the gains compare."""
+        if not self._control_folder:
+            return ""
+        return (
+            "Points compare the mean IoU of the image's CAM, each arm at its best background score: W-OoD against the "
+            "control. The largest losses are shown as well as the largest gains."
+        )
+
+    def groups(self, n_shown: int, n_scanned: int, *, seed: int) -> dict[str, list[ImageRow]]:
+        """Title -> rows: the largest gains, the largest losses, and images at random (seeded)."""
+        ids = self._ids()
+        rng = np.random.default_rng(seed)
+        shuffled = [ids[index] for index in rng.permutation(len(ids))]
+        scored = {}
+        if self._control_folder:
+            for image_id in tqdm(shuffled[:n_scanned], desc="gains and losses", unit="image"):
+                if (pair := self._before_and_after(image_id)) is not None:
+                    scored[image_id] = pair
+        by_gain = sorted(scored, key=lambda image_id: scored[image_id][1] - scored[image_id][0])
+        third = n_shown // 3 if scored else 0
+        losses = by_gain[:third]
+        gains = [image_id for image_id in by_gain[::-1][:third] if image_id not in losses]
+        others = [image_id for image_id in shuffled if image_id not in (*losses, *gains)]
+        chosen = {
+            "Largest gains": gains,
+            "Largest losses": losses,
+            "At random": others[: n_shown - len(losses) - len(gains)],
+        }
+        bar = tqdm(total=sum(map(len, chosen.values())), desc="pictures", unit="image")
+        rows = {}
+        with bar:
+            for title, group in chosen.items():
+                rows[title] = []
+                for image_id in group:
+                    rows[title].append(self._row(image_id, *scored.get(image_id, (None, None))))
+                    bar.update()
+        return rows
+
+    def _ids(self) -> list[str]:
+        """The evaluated images that have a CAM; without such a list, all images with a CAM."""
+        folder = Path(self._args.cam_out_dir)
+        with_cam = {path.stem for path in folder.glob("*.npy")}
+        try:
+            ids = read_list(self._devkit, self._devkit.split_path(self._args.chainer_eval_set), flag="chainer_eval_set")
+        except InputError:
+            ids = sorted(image_id for image_id in with_cam if self._devkit.image_path(image_id).is_file())
+        return [image_id for image_id in ids if image_id in with_cam]
+
+    def _before_and_after(self, image_id: str) -> tuple[float, float] | None:
+        """Mean IoU, per cent, of the image's CAM of the control and of W-OoD; None where something is missing."""
+        path = self._devkit.mask_path(image_id)
+        if not path.is_file() or not camfile.cam_path(self._control_folder, image_id).is_file():
+            return None
+        truth, pair = read_label(path), []
+        for folder, arm in ((self._control_folder, self._control), (self._args.cam_out_dir, self._wood)):
+            keys, _, high_res = camfile.load(camfile.cam_path(folder, image_id), len(self._devkit.classes))
+            threshold = arm.scores.get("eval_cam", {}).get("best_threshold", self._args.cam_eval_thres)
+            predicted = label_map(high_res, keys, threshold)
+            confusion = confusion_matrix(predicted, truth, len(names_with_background(self._devkit.classes)))
+            pair.append(100 * scores(confusion)["miou"])
+        return pair[0], pair[1]
+
+    @torch.no_grad()
+    def _row(self, image_id: str, before: float | None, after: float | None) -> ImageRow:
+        args, palette = self._args, voc_palette()
+        image = read_image(self._devkit.image_path(image_id))
+        size = image.shape[:2]
+        keys, _, high_res = camfile.load(camfile.cam_path(args.cam_out_dir, image_id), len(self._devkit.classes))
+        pictures = [("image", image)]
+        if self._devkit.mask_path(image_id).is_file():
+            pictures.append(
+                ("ground truth", mask_overlay(image, read_label(self._devkit.mask_path(image_id)), palette))
+            )
+        if self._before is not None:
+            scaled = [torch.from_numpy(to_chw(resize_image(image, scaled_size(size, s)))) for s in args.cam_scales]
+            maps = scale_maps(self._before, [x.to(self._device) for x in scaled])
+            cam_before = merge_high_res(maps, size, keys).cpu().numpy()
+            pictures.append(("CAM before W-OoD", heat_overlay(image, cam_before)))
+        control_cam = camfile.cam_path(self._control_folder, image_id)
+        if self._control_folder and control_cam.is_file():
+            pictures.append(("CAM, control", heat_overlay(image, camfile.load(control_cam)[2])))
+        pictures.append(("CAM, W-OoD", heat_overlay(image, high_res)))
+        label_path = Path(args.ir_label_out_dir) / f"{image_id}.png"
+        if label_path.is_file():
+            pictures.append(("confident label", mask_overlay(image, read_label(label_path), palette)))
+        if self._irn is not None:
+            edge, _ = self._irn(mirror_pair(normalize(torch.from_numpy(to_chw(image)).to(self._device))))
+            pictures.append(("boundaries (IRN)", edge_picture(edge[0].cpu().numpy(), size)))
+        mask_path = Path(args.sem_seg_out_dir) / f"{image_id}.png"
+        if mask_path.is_file():
+            pictures.append(("final mask", mask_overlay(image, read_label(mask_path), palette)))
+        names = ", ".join(self._devkit.classes[key] for key in keys) or "no class"
+        return ImageRow(image_id, names, pictures, before, after)

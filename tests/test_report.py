@@ -1,0 +1,172 @@
+"""The report: complete, partial and empty runs, and how a browser shows it."""
+
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from support import ALL_STEPS, NO_STEPS, make_toy_data
+
+import run_sample
+
+REPORT = NO_STEPS | {"make_report_pass": True}
+CONTROL = {"ood_coeff": 0, "distance_lambda": 0, "result_dir": "result/control", "cam_out_dir": "result/control/cam"}
+
+
+class Page(HTMLParser):
+    """What a page says and refers to."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.text, self.sources, self.tags, self.captions = "", [], [], []
+        self.feed(Path(path).read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        if tag == "figcaption":
+            self.captions.append("")
+        self.sources += [value for name, value in attrs if name in ("src", "href")]
+
+    def handle_data(self, data):
+        self.text += " " + data
+        if self.tags and self.tags[-1] == "figcaption":
+            self.captions[-1] += data.strip()
+
+
+def run(toy, **flags):
+    run_sample.run(toy.flags(**{**NO_STEPS, "report_images": 6, **flags}))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The toy data after both arms of the chain, with its report."""
+    pytest.importorskip("pydensecrf")
+    toy = make_toy_data(tmp_path_factory.mktemp("report"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(toy.work)
+        run(toy, **ALL_STEPS)
+        control = {"cam_weights_name": "sess/control.pth", **CONTROL}
+        run(toy, train_cam_pass=True, make_cam_pass=True, eval_cam_pass=True, **control)
+        run(toy, **REPORT, cam_eval_sweep=(0.1, 0.2))
+    return toy
+
+
+@pytest.fixture
+def page(finished):
+    return Page(finished.work / "result/report.html")
+
+
+def test_report_shows_everything_and_needs_nothing_else(finished, page):
+    words = (
+        "What W-OoD does",
+        "Results",
+        "Pictures",
+        "Training",
+        "What ran",
+        "CAM + CRF",
+        "Masks after IRN",
+        "Control",
+    )
+    for word in words:
+        assert word in page.text
+    assert "Not in this report" not in page.text
+    assert all(source.startswith("data:image/") for source in page.sources)
+    assert "script" not in page.tags
+    row = ["image", "ground truth", "CAM before W-OoD", "CAM, control", "CAM, W-OoD", "confident label"]
+    assert page.captions[-8 * 6 :] == [*row, "boundaries (IRN)", "final mask"] * 6
+    names = {path.name for path in (finished.work / "result/report").iterdir()}
+    assert names == {"losses.png", "thresholds.png", "classes.png", "contact_sheet.png"}
+    for name in names:
+        with Image.open(finished.work / "result/report" / name) as image:
+            assert np.asarray(image.convert("L")).std() > 5
+
+
+def test_report_prints_the_scores_of_the_run(finished, page):
+    shown = re.sub(r"\s+", " ", page.text)
+    for folder, name in (("result", "eval_cam"), ("result/control", "eval_cam"), ("result", "eval_sem_seg")):
+        content = json.loads((finished.work / folder / f"scores/{name}.json").read_text())
+        assert f"{100 * content.get('best', content)['miou']:.1f} %" in shown
+    wood, control = (
+        json.loads((finished.work / folder / "scores/eval_cam.json").read_text())["best"]["miou"]
+        for folder in ("result", "result/control")
+    )
+    difference = f"{abs(100 * (wood - control)):.1f} points {'more' if wood >= control else 'less'}"
+    assert difference in shown
+    for step in ("train_classifier", "train_cam", "make_cam", "train_irn", "make_sem_seg"):
+        assert f" {step} " in shown
+
+
+def test_largest_gains_and_losses_are_what_they_say(page):
+    points = [float(text) for text in re.findall(r"([+-]\d+\.\d) points", page.text)]
+    assert len(points) == 6
+    gains, losses, others = points[:2], points[2:4], points[4:]
+    assert gains == sorted(gains, reverse=True)
+    assert losses == sorted(losses)
+    assert min(gains) >= max(others) >= min(others) >= max(losses)
+
+
+def test_report_of_a_result_folder_without_files_says_what_is_missing(toy):
+    run(toy, **REPORT, result_dir="empty")
+    page = Page("empty/report.html")
+    for missing in ("Loss curves of train_cam", "Evaluation: CAM", "Evaluation: Masks after IRN", "Pictures"):
+        assert missing in page.text
+    assert "python run_sample.py --train_irn_pass True" in page.text
+    assert not Path("empty/report").exists()
+
+
+def test_report_of_some_steps_shows_those(toy):
+    run(toy, train_classifier_pass=True)
+    run(toy, make_cam_pass=True, cam_weights_name="sess/res50_cam_orig.pth", make_report_pass=True)
+    page = Page("result/report.html")
+    assert "Evaluation: CAM" in page.text
+    assert page.captions.count("CAM, W-OoD") == 6
+    assert "boundaries (IRN)" not in page.captions
+    assert "points" not in page.text
+
+
+def test_results_of_another_data_set_are_not_shown(finished, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    other = make_toy_data(tmp_path / "other")
+    shutil.copytree(finished.work / "result", "result")
+    run_sample.run(other.flags(**REPORT))
+    assert "Evaluation: CAM" in Page("result/report.html").text
+
+
+def test_damaged_records_are_taken_as_missing(finished, tmp_path, monkeypatch):
+    shutil.copytree(finished.work, tmp_path / "work", symlinks=True)
+    monkeypatch.chdir(tmp_path / "work")
+    for path in ("result/scores/eval_cam.json", "result/metrics/train_cam.jsonl"):
+        Path(path).write_text("{")
+    run_sample.run(finished.flags(**REPORT))
+    text = Page("result/report.html").text
+    assert "Evaluation: CAM" in text
+    assert "Loss curves of train_cam" in text
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_browser_renders_the_page_without_errors(finished, tmp_path, width):
+    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no Chromium here")
+    quiet = ["--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run"]
+    line = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", *quiet, "--enable-logging=stderr"]
+    line += [f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},3000", "--hide-scrollbars"]
+    shot, page = tmp_path / "shot.png", finished.work / "result/report.html"
+    done = subprocess.run(
+        [*line, f"--screenshot={shot}", f"file://{page}"], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert "CONSOLE" not in done.stderr
+    with Image.open(shot) as image:
+        pixels = np.asarray(image.convert("RGB")).astype(int)
+    assert pixels.shape[1] == width
+    # Charts and pictures are there: coloured pixels in the upper and the lower half, and nothing wider than the window
+    colourful = (pixels.max(axis=2) - pixels.min(axis=2)) > 60
+    assert colourful[:1500].any()
+    assert colourful[1500:].any()
+    background = pixels[:, -4:].reshape(-1, 3)
+    assert (background == background[0]).all()

@@ -1,0 +1,44 @@
+"""Scoring a folder of masks against the ground truth."""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from misc.errors import InputError
+from misc.imutils import IGNORE_LABEL, read_label
+from misc.metrics import class_table, confusion_matrix, jsonable, scores
+from misc.record import save_scores
+from voc12.classes import names_with_background
+from voc12.devkit import Devkit
+from voc12.lists import read_split
+
+log = logging.getLogger(__name__)
+
+
+def evaluate_masks(devkit: Devkit, split: str, folder: str, *, result_dir: str, name: str, title: str) -> None:
+    """Score `<folder>/ID.png` on the images of a split; log the table, save it as `<result_dir>/scores/<name>.json`.
+
+    Unsure pixels (255) of a mask count as background. Raises `InputError` for a mask that does not fit its truth.
+    """
+    ids = read_split(devkit, split)
+    names = names_with_background(devkit.classes)
+    confusion = np.zeros((len(names), len(names)), dtype=np.int64)
+    for image_id in tqdm(ids, desc=name, unit="image"):
+        path = Path(folder) / f"{image_id}.png"
+        mask = read_label(path)
+        mask[mask == IGNORE_LABEL] = 0
+        try:
+            confusion += confusion_matrix(mask, read_label(devkit.mask_path(image_id)), len(names))
+        except ValueError as error:
+            raise InputError(f"mask {path} does not fit its ground truth ({error}); make it again.") from error
+
+    scored = scores(confusion)
+    log.info("%s", class_table(names, scored))
+    for key in ("false_positive", "false_negative"):
+        background, foreground = scored[key][0], np.nanmean(scored[key][1:])
+        log.info("%s fraction: background %.4f, foreground %.4f", key.replace("_", " "), background, foreground)
+    content = {"voc12_root": str(devkit.root), "set": split, "images": len(ids), "folder": folder, "classes": names}
+    path = save_scores(result_dir, name, jsonable({**content, **scored}))
+    log.info("%s mIoU %.4f (%s)", title, scored["miou"], path)
