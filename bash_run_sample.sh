@@ -1,19 +1,43 @@
 #!/usr/bin/env bash
-# The authors' chain on VOC 2012, from image labels to evaluated masks. Sets up what it needs, then runs.
+# From image labels to evaluated masks and a report: the authors' chain on VOC 2012, or, where that is not there, on
+# the built-in sample. Sets up what it needs, then runs.
 # Flags are handed to run_sample.py, for example: bash bash_run_sample.sh --voc12_root /data/VOCdevkit/VOC2012
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 source misc/environment.sh
-use_environment requirements.txt
 
-# The in-distribution classifier is trained only if there is none
+voc12_root=Data/VOCdevkit/VOC2012 # the flag's default
 classifier=sess/res50_cam_orig.pth
+sample=auto
 previous=
 for argument in "$@"; do
     case $previous in --cam_init_weights_name) classifier=$argument ;; esac
-    case $argument in --cam_init_weights_name=*) classifier=${argument#*=} ;; esac
+    case $argument in
+    --cam_init_weights_name=*) classifier=${argument#*=} ;;
+    --voc12_root | --voc12_root=*) sample=no ;; # a folder that is named must be there
+    --sample | --sample=*) sample=asked ;;
+    esac
     previous=$argument
 done
+
+if [ "$sample" = auto ] && [ ! -d "$voc12_root/JPEGImages" ]; then
+    echo "VOC 2012 is not at $voc12_root: this runs the built-in sample instead (generated pictures, about ten minutes)."
+    echo "To run VOC 2012, put it there (Data/README.md) or pass --voc12_root FOLDER."
+    for images in Data/*/JPEGImages Data/*/*/JPEGImages; do
+        if [ -d "$images" ] && [ "$images" != Data/sample/JPEGImages ]; then
+            echo "There is a data set in ${images%/JPEGImages}: did you mean --voc12_root ${images%/JPEGImages}?"
+        fi
+    done
+    set -- --sample True "$@"
+    sample=asked
+fi
+
+use_environment requirements.txt
+if [ "$sample" = asked ]; then
+    exec "$PYTHON" run_sample.py "$@"
+fi
+
+# The in-distribution classifier is trained only if there is none
 train_classifier=True
 for file in "$classifier" "$classifier.pth" "${classifier%.pth}"; do
     if [ -f "$file" ]; then train_classifier=False; fi
@@ -22,6 +46,6 @@ done
 exec "$PYTHON" run_sample.py \
     --train_classifier_pass "$train_classifier" \
     --train_cam_pass True --make_cam_pass True --eval_cam_pass True \
-    --cam_to_ir_label_pass True --train_irn_pass True \
-    --make_sem_seg_pass True --eval_sem_seg_pass True \
+    --cam_to_ir_label_pass True --eval_ir_label_pass True --train_irn_pass True \
+    --make_sem_seg_pass True --eval_sem_seg_pass True --make_report_pass True \
     "$@"

@@ -14,12 +14,12 @@ from voc12.sample.plans import CLASSES
 __all__ = ["CLASSES", "Settings", "ensure", "ensure_with_bar", "generate", "is_intact"]
 
 
-def ensure_with_bar(root: str, *, workers: int) -> None:
-    """`ensure` with a progress bar and the default settings."""
-    with tqdm(desc="drawing the built-in sample", unit="image", disable=is_intact(root)) as bar:
+def ensure_with_bar(root: str, *, workers: int, **settings: int) -> None:
+    """`ensure` with a progress bar."""
+    with tqdm(desc="drawing the built-in sample", unit="image", disable=is_intact(root, **settings)) as bar:
 
         def show(done: int, total: int) -> None:
             bar.total = total
             bar.update(done - bar.n)
 
-        ensure(root, workers=max(1, workers), progress=show)
+        ensure(root, workers=max(1, workers), progress=show, **settings)

@@ -1,0 +1,119 @@
+"""The built-in sample as a user runs it: the script's choice, the recipe, and a tiny run of it."""
+
+import subprocess
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+import run_sample
+from misc.config import enabled_steps, parse_config
+from misc.errors import InputError
+from misc.sample_recipe import sample_runs
+from voc12 import sample
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY = {"n_train": 9, "n_val": 2, "n_ood": 4, "long_side": 96}
+TINY_FLAGS = (
+    *("--sample", "True", "--num_workers", "0", "--device", "cpu", "--imagenet_weights", "none"),
+    *("--cam_network", "net.resnet18_cam", "--irn_network", "net.resnet18_irn", "--cam_batch_size", "4"),
+    *(
+        "--cam_crop_size",
+        "64",
+        "--cam_resize_long",
+        "64",
+        "96",
+        "--cam_num_epoches",
+        "1",
+        "--cam_learning_rate",
+        "0.001",
+    ),
+    *("--ood_batch_size", "2", "--cluster_K", "3", "--ood_long_side", "96", "--irn_crop_size", "80"),
+    *("--irn_batch_size", "4", "--irn_num_epoches", "1", "--irn_learning_rate", "0.01", "--report_images", "3"),
+)
+
+
+@pytest.fixture
+def tiny_sample(monkeypatch, tmp_path):
+    """The sample's data set in a tiny form, in a working directory of its own."""
+    monkeypatch.setattr("voc12.sample.ensure_with_bar", partial(sample.ensure_with_bar, **TINY))
+    monkeypatch.chdir(tmp_path)
+
+
+def test_the_whole_story_in_one_command(tiny_sample):
+    pytest.importorskip("pydensecrf")
+    run_sample.run(list(TINY_FLAGS))
+    assert sample.is_intact("Data/sample", **TINY)
+    for path in ("report.html", "scores/eval_cam.json", "control/scores/eval_cam.json", "scores/eval_sem_seg.json"):
+        assert (Path("result") / path).is_file()
+    page = Path("result/report.html").read_text()
+    assert "Not in this report" not in page
+    assert "The control is trained exactly like W-OoD" in page
+    made = Path("Data/sample/manifest.json").stat().st_mtime_ns
+
+    Path("Data/sample/JPEGImages/2099_000001.jpg").write_bytes(b"damaged")
+    with pytest.raises(InputError, match="learning_rate"):  # stops in the first training, after the data are mended
+        run_sample.run([*TINY_FLAGS, "--cam_learning_rate", "1e30"])
+    assert sample.is_intact("Data/sample", **TINY)
+    assert Path("Data/sample/manifest.json").stat().st_mtime_ns > made
+
+
+def test_both_arms_differ_in_the_ood_data_alone():
+    (_, classifier), (_, wood), (_, control), (_, masks) = sample_runs("Data/sample", [])
+    wood, control = parse_config(wood), parse_config(control)
+    assert enabled_steps(parse_config(classifier)) == ["train_classifier"]
+    assert enabled_steps(wood) == enabled_steps(control) == ["train_cam", "make_cam", "eval_cam"]
+    differ = {name for name in vars(wood) if getattr(wood, name) != getattr(control, name)}
+    only_ood = {"ood_coeff", "distance_lambda", "ood_batch_size", "cluster_K", "ood_ignore_class"}
+    outputs = {"cam_weights_name", "cam_out_dir", "result_dir"}
+    assert differ <= only_ood | outputs
+    assert (control.ood_coeff, control.distance_lambda) == (0, 0)
+    assert wood.cam_select == "last"  # no ground truth in the choice of weights
+    assert enabled_steps(parse_config(masks))[-1] == "make_report"
+
+
+def test_flags_of_the_user_replace_the_recipes():
+    for _, flags in sample_runs("Data/sample", ["--seed", "7", "--sample", "True"]):
+        assert parse_config(flags).seed == 7
+
+
+@pytest.fixture
+def script(tmp_path):
+    """Runs bash_run_sample.sh in a copy of the project whose Python only prints its arguments."""
+    (tmp_path / "misc").mkdir()
+    (tmp_path / "bash_run_sample.sh").write_text((ROOT / "bash_run_sample.sh").read_text())
+    (tmp_path / "misc/environment.sh").write_text("use_environment() { PYTHON=echo; }\n")
+
+    def run(*arguments):
+        line = ["bash", str(tmp_path / "bash_run_sample.sh"), *arguments]
+        return subprocess.run(line, capture_output=True, text=True, check=True).stdout
+
+    run.folder = tmp_path
+    return run
+
+
+def test_script_without_voc_runs_the_sample_and_says_so_first(script):
+    first, second, command = script("--seed", "3").splitlines()
+    assert first.startswith("VOC 2012 is not at Data/VOCdevkit/VOC2012: this runs the built-in sample instead")
+    assert "--voc12_root FOLDER" in second
+    assert command == "run_sample.py --sample True --seed 3"
+    (script.folder / "Data/VOC2012/JPEGImages").mkdir(parents=True)
+    assert "did you mean --voc12_root Data/VOC2012?" in script()
+
+
+def test_script_with_voc_runs_voc(script):
+    (script.folder / "Data/VOCdevkit/VOC2012/JPEGImages").mkdir(parents=True)
+    shown = script("--seed", "3")
+    assert "sample instead" not in shown
+    assert shown.startswith("run_sample.py --train_classifier_pass True --train_cam_pass True")
+    assert "--make_report_pass True --seed 3" in shown
+    (script.folder / "sess").mkdir()
+    (script.folder / "sess/res50_cam_orig.pth").touch()
+    assert "--train_classifier_pass False" in script()
+    assert "--train_classifier_pass True" in script("--cam_init_weights_name", "other.pth")
+
+
+def test_script_with_a_named_folder_never_runs_the_sample(script):
+    shown = script("--voc12_root", "/nowhere")
+    assert "sample" not in shown.replace("run_sample.py", "")
+    assert shown.rstrip().endswith("--voc12_root /nowhere")
