@@ -43,11 +43,11 @@ CONTROL = {
 MASKS = {
     "conf_fg_thres": 0.55,
     "conf_bg_thres": 0.35,
-    "irn_crop_size": 256,
+    "irn_crop_size": 224,
     "irn_batch_size": 16,
-    "irn_num_epoches": 3,
-    "irn_learning_rate": 0.1,
-    "sem_seg_bg_thres": 0.45,
+    "beta": 20,
+    "np_power": 1.5,
+    "sem_seg_bg_thres": 0.35,
 }
 
 
