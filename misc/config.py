@@ -66,7 +66,7 @@ class Config:
     class_list: str = flag(
         "", "file with one class name a line; empty: <voc12_root>/classes.txt, else VOC's 20 classes"
     )
-    label_file: str = flag("voc12/cls_labels.npy", "image labels; made from the devkit's XML files where missing")
+    label_file: str = flag("voc12/cls_labels.npy", "image labels; one in voc12/ is made from the devkit's XML files")
     train_list: str = flag("voc12/train_aug.txt", "images of train_cam, make_cam, cam_to_ir_label and train_irn")
     val_list: str = flag("voc12/val.txt", "images of the validation loss of train_classifier")
     infer_list: str = flag("voc12/train_aug.txt", "images of make_sem_seg, and of the mean displacement of train_irn")

@@ -11,6 +11,8 @@ from misc.report.collect import EVALUATIONS, Arm
 COLOURS = {"W-OoD": "#1f6fb2", "Control": "#d9822b"}
 MASK_COLOUR = "#3b3b3b"
 NOT_LOSSES = ("step", "epoch", "lr", "images_per_second", "validation_loss", "cam_miou")
+RIGHT_AXIS = ("distance",)
+"""Terms of another size, whose weight in the total is small."""
 LOSS_COLOURS = ("#1f6fb2", "#7a4ea3", "#2f8f5b", "#c2503b", "#3b3b3b")
 DPI = 130
 
@@ -45,9 +47,15 @@ def loss_curves(arms: Sequence[Arm]) -> bytes | None:
         axes = figure.add_subplot(rows, columns, position)
         terms = [name for name in losses if name not in NOT_LOSSES]
         for name, colour in zip(terms, LOSS_COLOURS, strict=False):
-            axes.plot(losses["step"], losses[name], color=colour, alpha=0.2, linewidth=0.8)
+            right = name in RIGHT_AXIS
+            side = axes.twinx() if right else axes
+            side.plot(losses["step"], losses[name], color=colour, alpha=0.2, linewidth=0.8)
             smooth = _smooth(losses[name], max(1, len(losses[name]) // 15))
-            axes.plot(losses["step"], smooth, color=colour, label=name, linewidth=1.6)
+            side.plot(losses["step"], smooth, color=colour, linewidth=1.6)
+            axes.plot([], [], color=colour, label=f"{name} (right axis)" if right else name)
+            if right:
+                side.spines["top"].set_visible(False)
+                side.tick_params(axis="y", colors=colour, labelsize=8)
         axes.set_title(training if len(arms) == 1 else f"{training}, {arm_name}", fontsize=10, loc="left")
         axes.set_xlabel("step", fontsize=9)
         axes.legend(fontsize=8, frameon=False)
