@@ -9,30 +9,29 @@ from misc.config import Config
 from misc.errors import InputError
 from misc.imutils import read_label
 from misc.metrics import ThresholdSweep, class_table, jsonable, scores
-from misc.plan import Planned, require_outputs
+from misc.plan import Planned
 from misc.record import save_scores
 from voc12.classes import names_with_background
 from voc12.devkit import open_devkit
+from voc12.evaluation import require_evaluable
 from voc12.lists import read_split
-from voc12.verify import require_masks
 
 log = logging.getLogger(__name__)
 
 
 def check(args: Config, planned: Planned) -> Planned:
     """Raise `InputError` for bad input; return the outputs of this step (none that others read)."""
-    devkit = open_devkit(args.voc12_root, args.class_list)
-    ids = read_split(devkit, args.chainer_eval_set)
-    require_outputs(
+    require_evaluable(
+        args.voc12_root,
+        args.class_list,
+        args.chainer_eval_set,
         args.cam_out_dir,
-        ids,
         ".npy",
         flag="cam_out_dir",
-        list_flag="chainer_eval_set",
         made_by="make_cam",
         planned=planned,
+        num_workers=args.num_workers,
     )
-    require_masks(devkit, ids, num_workers=args.num_workers)
     return {}
 
 

@@ -1,27 +1,24 @@
 """Step 7: mIoU, precision and recall of the masks."""
 
 from misc.config import Config
-from misc.plan import Planned, require_outputs
+from misc.plan import Planned
 from voc12.devkit import open_devkit
-from voc12.evaluation import evaluate_masks
-from voc12.lists import read_split
-from voc12.verify import require_masks
+from voc12.evaluation import evaluate_masks, require_evaluable
 
 
 def check(args: Config, planned: Planned) -> Planned:
     """Raise `InputError` for bad input; return the outputs of this step (none that others read)."""
-    devkit = open_devkit(args.voc12_root, args.class_list)
-    ids = read_split(devkit, args.chainer_eval_set)
-    require_outputs(
+    require_evaluable(
+        args.voc12_root,
+        args.class_list,
+        args.chainer_eval_set,
         args.sem_seg_out_dir,
-        ids,
         ".png",
         flag="sem_seg_out_dir",
-        list_flag="chainer_eval_set",
         made_by="make_sem_seg",
         planned=planned,
+        num_workers=args.num_workers,
     )
-    require_masks(devkit, ids, num_workers=args.num_workers)
     return {}
 
 

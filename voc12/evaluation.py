@@ -9,12 +9,33 @@ from tqdm import tqdm
 from misc.errors import InputError
 from misc.imutils import IGNORE_LABEL, read_label
 from misc.metrics import class_table, confusion_matrix, jsonable, scores
+from misc.plan import Planned, require_outputs
 from misc.record import save_scores
 from voc12.classes import names_with_background
-from voc12.devkit import Devkit
+from voc12.devkit import Devkit, open_devkit
 from voc12.lists import read_split
+from voc12.verify import require_masks
 
 log = logging.getLogger(__name__)
+
+
+def require_evaluable(
+    voc12_root: str,
+    class_list: str,
+    split: str,
+    folder: str,
+    suffix: str,
+    *,
+    flag: str,
+    made_by: str,
+    planned: Planned,
+    num_workers: int,
+) -> None:
+    """Raise `InputError` unless `<folder>/ID<suffix>` and sound ground-truth masks are there for a split's images."""
+    devkit = open_devkit(voc12_root, class_list)
+    ids = read_split(devkit, split)
+    require_outputs(folder, ids, suffix, flag=flag, list_flag="chainer_eval_set", made_by=made_by, planned=planned)
+    require_masks(devkit, ids, num_workers=num_workers)
 
 
 def evaluate_masks(devkit: Devkit, split: str, folder: str, *, result_dir: str, name: str, title: str) -> None:
