@@ -11,11 +11,14 @@ classifier=sess/res50_cam_orig.pth
 sample=auto
 previous=
 for argument in "$@"; do
-    case $previous in --cam_init_weights_name) classifier=$argument ;; esac
+    case $previous in
+    --cam_init_weights_name) classifier=$argument ;;
+    --sample) [[ $argument =~ ^([Tt]rue|1|[Yy]es)$ ]] && sample=asked || sample=no ;;
+    esac
     case $argument in
     --cam_init_weights_name=*) classifier=${argument#*=} ;;
     --voc12_root | --voc12_root=*) sample=no ;; # a folder that is named must be there
-    --sample | --sample=*) sample=asked ;;
+    --sample=*) [[ ${argument#*=} =~ ^([Tt]rue|1|[Yy]es)$ ]] && sample=asked || sample=no ;;
     esac
     previous=$argument
 done

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 
 # Threads that spin while they wait slow each other down where cores are few; must be set before torch is loaded
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -28,21 +29,27 @@ STEP_MODULES = {
 }
 
 
-def run_chain(config: Config) -> None:
-    """Check the input of all enabled steps, then run them. Raises `InputError` for bad input."""
+def check_chain(config: Config, planned: dict[str, frozenset[str]]) -> list[tuple[str, ModuleType]]:
+    """Check the input of all enabled steps, note in `planned` what they will make; returns the steps' modules.
+
+    Raises `InputError` for bad input.
+    """
     names = enabled_steps(config)
     if not names:
         raise InputError("no step is enabled; switch one on, for example --make_cam_pass True.")
+    steps = [(name, importlib.import_module(STEP_MODULES[name])) for name in names]
+    for _, step in steps:
+        planned.update(step.check(config, planned))
+    return steps
+
+
+def run_chain(config: Config, steps: Sequence[tuple[str, ModuleType]]) -> None:
+    """Run steps whose input was checked, and keep a record of them."""
     # Imported here, so that --help and wrong flags answer without loading torch
     from misc.record import RunRecord
     from misc.torchutils import resolve_device, set_seed
 
-    device = resolve_device(config.device)
-    steps = [(name, importlib.import_module(STEP_MODULES[name])) for name in names]
-    planned: dict[str, frozenset[str]] = {}
-    for _, step in steps:
-        planned.update(step.check(config, planned))
-    record = RunRecord(config, device, names)
+    record = RunRecord(config, resolve_device(config.device), [name for name, _ in steps])
     record.announce()
     for name, step in steps:
         set_seed(config.seed)
@@ -53,15 +60,25 @@ def run_chain(config: Config) -> None:
 def run_built_in_sample(config: Config, arguments: Sequence[str]) -> None:
     """Make the built-in sample where it is missing or damaged, and run the whole chain on it, up to the report.
 
-    `arguments`: the command line, whose flags change the sample's (its switches and outputs stay).
+    `arguments`: the command line, whose flags change the sample's (its data, switches and control outputs stay).
     """
+    from misc.crf import has_densecrf
+    from misc.plan import require_writable
     from misc.sample_recipe import sample_runs
     from voc12.sample import ensure_with_bar
 
+    log = logging.getLogger(__name__)
+    if not has_densecrf():
+        log.info("notice: pydensecrf is missing (it needs Python 3.10 to 3.12): the sample stops at the CAMs")
+    runs = sample_runs(config.sample_root, arguments, with_crf=has_densecrf())
+    configs = [(title, parse_config(flags)) for title, flags in runs]
+    require_writable(Path(config.sample_root).parent, flag="sample_root")
     ensure_with_bar(config.sample_root, workers=config.num_workers)
-    for title, flags in sample_runs(config.sample_root, arguments):
-        logging.getLogger(__name__).info("==== built-in sample: %s", title)
-        run_chain(parse_config(flags))
+    planned: dict[str, frozenset[str]] = {}
+    checked = [(title, each, check_chain(each, planned)) for title, each in configs]
+    for title, each, steps in checked:
+        log.info("==== built-in sample: %s", title)
+        run_chain(each, steps)
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -69,14 +86,16 @@ def run(arguments: Sequence[str]) -> None:
     config = parse_config(arguments)
     from misc.plan import require_writable
     from misc.record import start_log
+    from misc.torchutils import resolve_device
 
+    resolve_device(config.device)
     require_writable(Path(config.log_name).parent, flag="log_name")
     require_writable(config.result_dir, flag="result_dir")
     start_log(config.log_name)
     if config.sample:
         run_built_in_sample(config, arguments)
     else:
-        run_chain(config)
+        run_chain(config, check_chain(config, {}))
 
 
 def main() -> int:

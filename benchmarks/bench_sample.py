@@ -7,7 +7,6 @@ the same. The mIoU are read from the evaluations that the runs wrote.
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -23,14 +22,15 @@ SCORES = {
 
 
 def run_seed(seed: int, folder: Path, extra: list[str]) -> dict[str, float]:
-    """mIoU (per cent) of each column, minutes, and the peak memory in GiB of the largest process."""
+    """mIoU (per cent) of each column, minutes, and the peak memory in GiB of the largest step (main process)."""
     folder.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, str(ROOT / "run_sample.py"), "--sample", "True", "--seed", str(seed), *extra]
     started = time.perf_counter()
     with (folder / "output.txt").open("w") as output:
         subprocess.run(command, cwd=folder, stdout=output, stderr=subprocess.STDOUT, check=True)
     row = {"minutes": (time.perf_counter() - started) / 60}
-    row["GiB"] = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+    records = [json.loads(path.read_text()) for path in folder.glob("result/**/runs/*.json")]
+    row["GiB"] = max(step["peak_memory_mib"]["process"] for record in records for step in record["done"]) / 1024
     for name, (file, part) in SCORES.items():
         content = json.loads((folder / file).read_text())
         row[name] = 100 * (content[part] if part else content)["miou"]

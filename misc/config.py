@@ -9,7 +9,7 @@ import math
 import os
 import re
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, Literal, NoReturn
 
@@ -215,6 +215,32 @@ def parse_config(arguments: Sequence[str] | None = None) -> Config:
             f"--cam_resize_long must be two numbers, the smaller first, got {' '.join(map(str, low_high))}."
         )
     return Config(**values)
+
+
+def to_arguments(flags: Mapping[str, Any]) -> list[str]:
+    """{flag name: value} as the words of a command line; tuples and lists become several words."""
+    words: list[str] = []
+    for name, value in flags.items():
+        values = value if isinstance(value, tuple | list) else (value,)
+        words += [f"--{name}", *map(str, values)]
+    return words
+
+
+def switches(*enabled: str) -> dict[str, bool]:
+    """Every step's switch: on for the steps named, off for all others."""
+    names = [item.name for item in fields(Config) if item.name.endswith(STEP_SUFFIX)]
+    return {name: name.removesuffix(STEP_SUFFIX) in enabled for name in names}
+
+
+def changed_flags(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of `values` that are flags, no switches, and differ from the defaults."""
+    defaults = vars(parse_config([]))
+    plain = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    return {
+        name: value
+        for name, value in plain.items()
+        if name in defaults and not name.endswith(STEP_SUFFIX) and value != defaults[name]
+    }
 
 
 def enabled_steps(config: Config) -> list[str]:

@@ -8,15 +8,22 @@ GAUSSIAN_SXY, GAUSSIAN_COMPAT = 3, 3
 BILATERAL_SXY, BILATERAL_SRGB, BILATERAL_COMPAT = 50, 5, 10
 
 
-def require_densecrf() -> None:
-    """Raise `InputError` if pydensecrf is not installed."""
+def has_densecrf() -> bool:
+    """Whether pydensecrf can be imported."""
     try:
         import pydensecrf.densecrf  # noqa: F401
-    except ImportError as error:
+    except ImportError:
+        return False
+    return True
+
+
+def require_densecrf() -> None:
+    """Raise `InputError` if pydensecrf is not installed."""
+    if not has_densecrf():
         raise InputError(
             "cam_to_ir_label needs pydensecrf: `pip install pydensecrf2` with Python 3.10 to 3.12 "
             "(it does not compile on 3.13; every other step works without it)."
-        ) from error
+        )
 
 
 def crf_inference_label(

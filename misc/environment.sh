@@ -2,7 +2,7 @@
 # requirements file. That is the active environment if it does, else .venv, which is made and filled where needed.
 
 satisfies() { # python requirements
-    "$1" misc/check_requirements.py "$2" 2>/dev/null
+    "$1" misc/check_requirements.py "$2"
 }
 
 supported_python() { # prints the first Python of a supported version
@@ -19,21 +19,23 @@ supported_python() { # prints the first Python of a supported version
 }
 
 use_environment() { # requirements
-    local active base
+    local active base missing=
     active=$(command -v python || command -v python3 || true)
-    if [ -n "$active" ] && satisfies "$active" "$1"; then
+    if [ -n "$active" ] && missing=$(satisfies "$active" "$1" 2>&1); then
         PYTHON=$active
         return
     fi
     PYTHON=.venv/bin/python
-    if [ -x "$PYTHON" ] && satisfies "$PYTHON" "$1"; then
+    if [ -x "$PYTHON" ] && satisfies "$PYTHON" "$1" 2>/dev/null; then
         return
     fi
-    if ! { [ -x "$PYTHON" ] && "$PYTHON" -m pip --version >/dev/null 2>&1; }; then
+    if [ ! -x "$PYTHON" ]; then
         base=$(supported_python) || return
-        echo "making .venv with $("$base" --version) (the active environment lacks what $1 lists)"
-        "$base" -m venv --clear .venv || return
+        echo "making .venv with $("$base" --version), since the active environment does not satisfy $1:"
+        echo "$missing" | head -n 5
+        "$base" -m venv .venv || return
     fi
+    "$PYTHON" -m pip --version >/dev/null 2>&1 || "$PYTHON" -m ensurepip >/dev/null || return
     if ! "$PYTHON" -c 'import sys; sys.exit(sys.version_info[:2] >= (3, 13))'; then
         echo "note: pydensecrf2 does not compile on Python 3.13: every step works but cam_to_ir_label (use 3.10 to 3.12)."
     fi

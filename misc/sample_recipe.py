@@ -6,9 +6,11 @@ control of equal length without OoD data.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from misc.config import STEP_SUFFIX, Config
+from misc.config import switches, to_arguments
+from misc.errors import InputError
+
+DATA_FLAGS = ("voc12_root", "train_list", "val_list", "infer_list", "ood_root", "ood_list", "chainer_eval_set")
 
 # Both arms alike
 RECIPE = {
@@ -51,25 +53,17 @@ MASKS = {
 }
 
 
-def _command_line(flags: dict[str, Any]) -> list[str]:
-    line = []
-    for name, value in flags.items():
-        values = value if isinstance(value, tuple) else (value,)
-        line += [f"--{name}", *map(str, values)]
-    return line
-
-
-def _switches(*enabled: str) -> dict[str, bool]:
-    """Every step off but these."""
-    names = [name for name in Config.__dataclass_fields__ if name.endswith(STEP_SUFFIX)]
-    return {name: name.removesuffix(STEP_SUFFIX) in enabled for name in names}
-
-
-def sample_runs(root: str, user_flags: Sequence[str]) -> list[tuple[str, list[str]]]:
+def sample_runs(root: str, user_flags: Sequence[str], *, with_crf: bool = True) -> list[tuple[str, list[str]]]:
     """Title and command line of each run on the sample at `root`, in order.
 
-    The user's flags come after the recipe's, and so replace them; what tells the runs apart comes last.
+    The user's flags come after the recipe's, and so replace them; what tells the runs apart comes last: the switches
+    and the control's outputs. Without dense CRF there are no confident labels, and so no masks.
+
+    Raises `InputError` if the user's flags name other data.
     """
+    for flag in user_flags:
+        if flag.split("=")[0].removeprefix("--") in DATA_FLAGS:
+            raise InputError(f"--sample True runs on its own data set; drop {flag.split('=')[0]}, or drop --sample.")
     folder = Path(root)
     train_list, val_list = (str(folder / f"ImageSets/Segmentation/{split}.txt") for split in ("train", "val"))
     data = {
@@ -81,14 +75,14 @@ def sample_runs(root: str, user_flags: Sequence[str]) -> list[tuple[str, list[st
         "ood_list": str(folder / "ood_list.txt"),
     }
     cams = ("train_cam", "make_cam", "eval_cam")
-    masks = ("cam_to_ir_label", "eval_ir_label", "train_irn", "make_sem_seg", "eval_sem_seg", "make_report")
+    masks = ("cam_to_ir_label", "eval_ir_label", "train_irn", "make_sem_seg", "eval_sem_seg") if with_crf else ()
     runs = (
         ("in-distribution classifier", CLASSIFIER, {}, ("train_classifier",)),
         ("W-OoD training and its CAMs", TRAINING | WOOD, {}, cams),
         ("control: the same without OoD images", TRAINING, CONTROL, cams),
-        ("masks from the W-OoD CAMs, and the report", TRAINING | WOOD | MASKS, {}, masks),
+        ("masks from the W-OoD CAMs, and the report", TRAINING | WOOD | MASKS, {}, (*masks, "make_report")),
     )
     return [
-        (title, [*_command_line(data | RECIPE | recipe), *user_flags, *_command_line(apart | _switches(*steps))])
+        (title, [*to_arguments(data | RECIPE | recipe), *user_flags, *to_arguments(apart | switches(*steps))])
         for title, recipe, apart, steps in runs
     ]

@@ -1,6 +1,7 @@
 """Last step: one page that shows what the run did, from the files in the result folder (not in the original)."""
 
 import logging
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from tqdm import tqdm
 
 from misc import camfile
 from misc.cam import label_map, merge_high_res, scale_maps
-from misc.config import Config
+from misc.config import STEP_SUFFIX, Config, changed_flags, enabled_steps, parse_config, to_arguments
 from misc.errors import InputError
 from misc.files import atomic_path
 from misc.imutils import mirror_pair, normalize, read_image, read_label, resize_image, scaled_size, to_chw
@@ -18,7 +19,15 @@ from misc.metrics import confusion_matrix, scores
 from misc.plan import Planned, require_writable
 from misc.report.collect import Arm, collect_arm
 from misc.report.page import ImageRow, chart_files, render_page
-from misc.report.pictures import Captioned, contact_sheet, edge_picture, heat_overlay, mask_overlay
+from misc.report.pictures import (
+    UNSURE_COLOUR,
+    Captioned,
+    contact_sheet,
+    edge_picture,
+    heat_overlay,
+    mask_colours,
+    mask_overlay,
+)
 from misc.torchutils import resolve_device
 from net.build import build_network
 from net.weights import load_weights
@@ -44,8 +53,9 @@ def check(args: Config, planned: Planned) -> Planned:
 def run(args: Config) -> None:
     """Write `result_dir`/report.html and its charts and contact sheet as PNG files in `result_dir`/report/."""
     devkit = open_devkit(args.voc12_root, args.class_list)
-    wood = collect_arm("W-OoD", args.result_dir, args.voc12_root)
-    control = collect_arm("Control", args.control_dir, args.voc12_root)
+    names = names_with_background(devkit.classes)
+    wood = collect_arm("W-OoD", args.result_dir, args.voc12_root, names)
+    control = collect_arm("Control", args.control_dir, args.voc12_root, names)
     arms = [wood, control] if control.scores else [wood]
 
     sheet = _Sheet(args, devkit, wood, control)
@@ -59,6 +69,8 @@ def run(args: Config) -> None:
         examples=_examples(args, devkit),
         legend=_legend(devkit, groups),
         gain_note=sheet.gain_note(),
+        skipped=sheet.skipped,
+        command_of=lambda step: _command(args, step),
     )
     folder = Path(args.result_dir)
     rows = [row.pictures for shown in groups.values() for row in shown]
@@ -71,6 +83,14 @@ def run(args: Config) -> None:
     log.info("wrote %s", folder / PAGE)
 
 
+def _command(args: Config, step: str) -> str:
+    """The command that runs one step alone, with this run's flags."""
+    words = to_arguments(changed_flags(vars(args)))
+    on_by_default = [name for name in enabled_steps(parse_config([])) if name != step]
+    words += to_arguments({f"{name}{STEP_SUFFIX}": False for name in on_by_default} | {f"{step}{STEP_SUFFIX}": True})
+    return shlex.join(["python", "run_sample.py", *words])
+
+
 def _examples(args: Config, devkit: Devkit) -> list[Captioned]:
     """A few training images with their labels, and OoD images, that explain the idea; none where they are missing."""
     rng = np.random.default_rng(args.seed)
@@ -79,26 +99,26 @@ def _examples(args: Config, devkit: Devkit) -> list[Captioned]:
         image = read_image(path)
         return resize_image(image, scaled_size(image.shape[:2], EXAMPLE_SIDE / max(image.shape)))
 
+    examples = []
     try:
         train = read_labelled_images(devkit, args.train_list, flag="train_list", label_file=args.label_file)
         ood_paths = read_ood_paths(args.ood_root, args.ood_list)
+        for index in rng.permutation(len(train))[:N_EXAMPLES]:
+            names = ", ".join(devkit.classes[key] for key in np.flatnonzero(train.labels[index]))
+            examples.append((f"training image, label: {names}", thumbnail(train.paths[index])))
+        for index in rng.permutation(len(ood_paths))[:N_EXAMPLES]:
+            examples.append(("out-of-distribution image: “nothing here”", thumbnail(ood_paths[index])))
     except InputError as error:
         log.info("notice: the report shows no example images: %s", error)
         return []
-    examples = []
-    for index in rng.permutation(len(train))[:N_EXAMPLES]:
-        names = ", ".join(devkit.classes[key] for key in np.flatnonzero(train.labels[index]))
-        examples.append((f"training image, label: {names}", thumbnail(train.paths[index])))
-    for index in rng.permutation(len(ood_paths))[:N_EXAMPLES]:
-        examples.append(("out-of-distribution image: “nothing here”", thumbnail(ood_paths[index])))
     return examples
 
 
-def _legend(devkit: Devkit, groups: dict[str, list[ImageRow]]) -> dict[str, tuple[int, int, int]]:
-    """Colours of the classes, where pictures are shown."""
-    if not any(groups.values()):
-        return {}
-    return {name: tuple(voc_palette()[k + 1]) for k, name in enumerate(devkit.classes)}
+def _legend(devkit: Devkit, groups: dict[str, list[ImageRow]]) -> dict[str, tuple[int, ...]]:
+    """Colours of the classes that are shown."""
+    shown = {name for rows in groups.values() for row in rows for name in row.classes}
+    colours = {name: tuple(voc_palette()[k + 1]) for k, name in enumerate(devkit.classes) if name in shown}
+    return {**colours, "unsure, not counted": UNSURE_COLOUR} if colours else {}
 
 
 class _Sheet:
@@ -110,7 +130,11 @@ class _Sheet:
         self._device = resolve_device(args.device)
         self._before = self._network(args.cam_network, "CAM", args.cam_init_weights_name, n_classes=len(devkit.classes))
         self._irn = self._network(args.irn_network, "EdgeDisplacement", args.irn_weights_name)
-        self._control_folder = control.scores.get("eval_cam", {}).get("folder", "")
+        # Gains are compared only where the evaluated CAMs of both arms are the ones shown
+        compared = {"eval_cam"} <= wood.scores.keys() & control.scores.keys()
+        compared = compared and Path(wood.scores["eval_cam"]["folder"]).resolve() == Path(args.cam_out_dir).resolve()
+        self._control_folder = control.scores["eval_cam"]["folder"] if compared else ""
+        self.skipped: list[str] = []
 
     def _network(self, module: str, name: str, weights: str, **arguments: int) -> nn.Module | None:
         """A network with its weights; None, with a notice, if there is no such checkpoint."""
@@ -143,7 +167,7 @@ class _Sheet:
                     scored[image_id] = pair
         by_gain = sorted(scored, key=lambda image_id: scored[image_id][1] - scored[image_id][0])
         third = n_shown // 3 if scored else 0
-        losses = by_gain[:third]
+        losses = [image_id for image_id in by_gain[:third] if scored[image_id][1] < scored[image_id][0]]
         gains = [image_id for image_id in by_gain[::-1][:third] if image_id not in losses]
         others = [image_id for image_id in shuffled if image_id not in (*losses, *gains)]
         chosen = {
@@ -157,7 +181,10 @@ class _Sheet:
             for title, group in chosen.items():
                 rows[title] = []
                 for image_id in group:
-                    rows[title].append(self._row(image_id, *scored.get(image_id, (None, None))))
+                    try:
+                        rows[title].append(self._row(image_id, *scored.get(image_id, (None, None))))
+                    except InputError as error:
+                        self.skipped.append(f"Pictures of {image_id}: {error}")
                     bar.update()
         return rows
 
@@ -176,13 +203,16 @@ class _Sheet:
         path = self._devkit.mask_path(image_id)
         if not path.is_file() or not camfile.cam_path(self._control_folder, image_id).is_file():
             return None
-        truth, pair = read_label(path), []
+        n_values = len(names_with_background(self._devkit.classes))
+        pair = []
         for folder, arm in ((self._control_folder, self._control), (self._args.cam_out_dir, self._wood)):
-            keys, _, high_res = camfile.load(camfile.cam_path(folder, image_id), len(self._devkit.classes))
-            threshold = arm.scores.get("eval_cam", {}).get("best_threshold", self._args.cam_eval_thres)
-            predicted = label_map(high_res, keys, threshold)
-            confusion = confusion_matrix(predicted, truth, len(names_with_background(self._devkit.classes)))
-            pair.append(100 * scores(confusion)["miou"])
+            try:
+                keys, _, high_res = camfile.load(camfile.cam_path(folder, image_id), len(self._devkit.classes))
+                predicted = label_map(high_res, keys, arm.scores["eval_cam"]["best_threshold"])
+                pair.append(100 * scores(confusion_matrix(predicted, read_label(path), n_values))["miou"])
+            except (InputError, ValueError) as error:
+                self.skipped.append(f"The gain of {image_id}: {error}")
+                return None
         return pair[0], pair[1]
 
     @torch.no_grad()
@@ -190,7 +220,10 @@ class _Sheet:
         args, palette = self._args, voc_palette()
         image = read_image(self._devkit.image_path(image_id))
         size = image.shape[:2]
-        keys, _, high_res = camfile.load(camfile.cam_path(args.cam_out_dir, image_id), len(self._devkit.classes))
+        cam_path = camfile.cam_path(args.cam_out_dir, image_id)
+        keys, _, high_res = camfile.load(cam_path, len(self._devkit.classes))
+        if high_res.shape[1:] != size:
+            raise InputError(f"CAM file {cam_path} is not of the size of its image; make it again.")
         pictures = [("image", image)]
         if self._devkit.mask_path(image_id).is_file():
             pictures.append(
@@ -213,6 +246,5 @@ class _Sheet:
             pictures.append(("boundaries (IRN)", edge_picture(edge[0].cpu().numpy(), size)))
         mask_path = Path(args.sem_seg_out_dir) / f"{image_id}.png"
         if mask_path.is_file():
-            pictures.append(("final mask", mask_overlay(image, read_label(mask_path), palette)))
-        names = ", ".join(self._devkit.classes[key] for key in keys) or "no class"
-        return ImageRow(image_id, names, pictures, before, after)
+            pictures.append(("final mask", mask_colours(read_label(mask_path), palette)))
+        return ImageRow(image_id, [self._devkit.classes[key] for key in keys], pictures, before, after)

@@ -140,6 +140,15 @@ def test_images_are_checked_once_until_they_change(toy, monkeypatch):
         require_readable(paths, num_workers=1)
 
 
+@pytest.mark.parametrize("content", [b"[]", b'{"train_aug.txt": 3}', b"\xff\xfe", b"{"])
+def test_damaged_records_of_derived_files_are_made_again(devkit, toy, content):
+    (toy.work / "voc12").mkdir()
+    for name in (".derived.json", ".verified.json"):
+        (toy.work / "voc12" / name).write_bytes(content)
+    assert read_list(devkit, "voc12/train.txt", flag="train_list") == toy.ids[:6]
+    require_readable([devkit.image_path(image_id) for image_id in toy.ids], num_workers=1)
+
+
 def test_cam_files_are_the_originals(tmp_path):
     cam, high_res = torch.rand(2, 3, 4), torch.rand(2, 12, 16)
     camfile.save(tmp_path / "x.npy", [3, 7], cam, high_res)

@@ -117,3 +117,28 @@ def test_script_with_a_named_folder_never_runs_the_sample(script):
     shown = script("--voc12_root", "/nowhere")
     assert "sample" not in shown.replace("run_sample.py", "")
     assert shown.rstrip().endswith("--voc12_root /nowhere")
+
+
+def test_script_with_sample_switched_off_runs_voc(script):
+    assert script("--sample", "False").startswith("run_sample.py --train_classifier_pass True")
+    assert script("--sample", "True") == "run_sample.py --sample True\n"
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--irn_batch_size", "1000"], "--irn_batch_size 1000"),
+        (["--voc12_root", "/nowhere"], "--sample True runs on its own data set; drop --voc12_root"),
+        (["--sample_root", "file/sample"], "--sample_root: can't write into"),
+    ],
+)
+def test_wrong_flags_stop_the_sample_before_any_work(tiny_sample, monkeypatch, flags, sentence):
+    monkeypatch.setattr("step.train_classifier.run", lambda args: pytest.fail("work began"))
+    Path("file").touch()
+    with pytest.raises(InputError, match=sentence):
+        run_sample.run([*TINY_FLAGS, *flags])
+
+
+def test_without_dense_crf_the_sample_ends_with_the_cams_and_a_report(monkeypatch):
+    *_, (_, flags) = sample_runs("Data/sample", [], with_crf=False)
+    assert enabled_steps(parse_config(flags)) == ["make_report"]

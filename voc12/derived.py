@@ -4,21 +4,14 @@ A record beside them tells them from the user's own files, by checksum, and says
 file follows the devkit when that changes, a file of the user's is left alone.
 """
 
-import json
 import zlib
 from pathlib import Path
 
 from misc.files import write_json
+from misc.jsonfile import read_dict
 
 DERIVED_FOLDER = Path("voc12")
 DERIVED_RECORD = ".derived.json"
-
-
-def _read_record(folder: Path) -> dict[str, dict[str, str]]:
-    try:
-        return json.loads((folder / DERIVED_RECORD).read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
-        return {}
 
 
 def _checksum(path: Path) -> str:
@@ -27,7 +20,9 @@ def _checksum(path: Path) -> str:
 
 def is_derived(path: Path, *, source: str | None = None) -> bool:
     """Whether the project made the file at `path` (from `source`, if given) and nobody has changed it since."""
-    entry = _read_record(path.parent).get(path.name, {})
+    entry = read_dict(path.parent / DERIVED_RECORD).get(path.name)
+    if not isinstance(entry, dict):
+        return False
     if source is not None and entry.get("source") != source:
         return False
     return entry.get("checksum") == _checksum(path)
@@ -35,6 +30,6 @@ def is_derived(path: Path, *, source: str | None = None) -> bool:
 
 def record_derived(path: Path, *, source: str = "") -> None:
     """Note that the project made the file at `path`, and from what."""
-    record = _read_record(path.parent)
+    record = read_dict(path.parent / DERIVED_RECORD)
     record[path.name] = {"checksum": _checksum(path), "source": source}
     write_json(path.parent / DERIVED_RECORD, record)

@@ -1,6 +1,5 @@
 """Reading every image and mask once before long work, so that no damaged file stops a run after hours."""
 
-import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,6 +10,7 @@ from tqdm import tqdm
 from misc.errors import InputError, first_three
 from misc.files import write_json
 from misc.imutils import IGNORE_LABEL, image_size, read_label
+from misc.jsonfile import read_dict
 from voc12.derived import DERIVED_FOLDER
 from voc12.devkit import Devkit
 
@@ -30,10 +30,7 @@ def _problem_of_image(path: Path) -> str | None:
 
 def _verify(paths: Sequence[Path], problem_of: Callable[[Path], str | None], *, kind: str, num_workers: int) -> None:
     """Check files, except those that passed before and have not changed since. Raises `InputError` for the rest."""
-    try:
-        record = json.loads(VERIFIED_RECORD.read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
-        record = {}
+    record = read_dict(VERIFIED_RECORD)
     states = {}
     for path in dict.fromkeys(paths):
         stat = path.stat()

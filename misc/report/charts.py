@@ -40,7 +40,7 @@ def loss_curves(arms: Sequence[Arm]) -> bytes | None:
     panels = [(arm.name, training, losses) for arm in arms for training, losses in arm.losses.items()]
     if not panels:
         return None
-    columns = min(3, len(panels))
+    columns = min(2, len(panels))
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(4.2 * columns, 2.9 * rows), layout="constrained")
     for position, (arm_name, training, losses) in enumerate(panels, start=1):
@@ -112,7 +112,8 @@ def class_bars(arms: Sequence[Arm]) -> bytes | None:
         axes.barh(positions, values, height * 0.92, color=colour, label=label)
         for y, value in zip(positions, values, strict=True):
             axes.text(value + 0.6, y, f"{value:.0f}", va="center", fontsize=7, color="#555555")
-    axes.set_yticks(np.arange(len(names)) + height * (len(series) - 1) / 2, names)
+    labels = [name.replace("$", r"\$") for name in names]  # a pair of $ would be a formula
+    axes.set_yticks(np.arange(len(names)) + height * (len(series) - 1) / 2, labels)
     axes.invert_yaxis()
     axes.set_xlabel("IoU, %")
     axes.spines[["top", "right"]].set_visible(False)

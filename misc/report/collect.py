@@ -1,14 +1,21 @@
-"""Reading what a run left behind. Whatever is missing is left out, and named."""
+"""Reading what a run left behind. Whatever is missing or damaged is left out."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from misc.jsonfile import read_dict
 from misc.record import METRICS_FOLDER, RUNS_FOLDER, SCORES_FOLDER
 
 TRAININGS = ("train_classifier", "train_cam", "train_irn")
 EVALUATIONS = {"eval_cam": "CAM", "eval_ir_label": "CAM + CRF", "eval_sem_seg": "Masks after IRN"}
+REPORT_STEP = "make_report"
+# What makes two trainings comparable: all but the OoD data
+SHARED_FLAGS = ("cam_init_weights_name", "cam_num_epoches", "cam_learning_rate", "cam_batch_size", "train_list", "seed")
+
+Record = dict[str, Any]
 
 
 @dataclass
@@ -17,65 +24,98 @@ class Arm:
 
     Attributes:
         name: as shown.
-        scores: evaluation name -> its JSON, for those that were done on this data set.
+        scores: evaluation name -> its JSON, for those that were done on this data set and class list.
         losses: training name -> {"step": [...], loss name: [...]}.
-        steps: the last record of each step: {"step", "seconds", "peak_memory_mib"}.
-        runs: run records on this data set, oldest first.
+        runs: records of the runs on this data set that did more than a report, oldest first.
     """
 
     name: str
-    scores: dict[str, dict[str, Any]] = field(default_factory=dict)
+    scores: dict[str, Record] = field(default_factory=dict)
     losses: dict[str, dict[str, list[float]]] = field(default_factory=dict)
-    steps: list[dict[str, Any]] = field(default_factory=list)
-    runs: list[dict[str, Any]] = field(default_factory=list)
+    runs: list[Record] = field(default_factory=list)
+
+    @property
+    def steps(self) -> list[Record]:
+        """The last record of each step that was done: {"step", "seconds", "peak_memory_mib"}."""
+        return list({step["step"]: step for run in self.runs for step in run["done"]}.values())
+
+    def last_run_of(self, step: str) -> Record | None:
+        """The latest run in which `step` was done."""
+        return next((run for run in reversed(self.runs) if step in _done(run)), None)
+
+    def summary(self, evaluation: str) -> Record | None:
+        """Scores of an evaluation: iou, miou, precision, recall; of CAMs at the best background score."""
+        content = self.scores.get(evaluation)
+        return None if content is None else content.get("best", content)
 
     def miou(self, evaluation: str) -> float | None:
         """mIoU of an evaluation, None where it was not done."""
         scored = self.summary(evaluation)
         return None if scored is None else scored["miou"]
 
-    def summary(self, evaluation: str) -> dict[str, Any] | None:
-        """Scores of an evaluation: iou, miou, precision, recall; of CAMs at the best background score."""
-        content = self.scores.get(evaluation)
-        return None if content is None else content.get("best", content)
+
+def differ_in_ood_data_alone(arm: Arm, other: Arm) -> bool:
+    """Whether both W-OoD trainings are recorded and agree in everything that makes a fair comparison."""
+    runs = [each.last_run_of("train_cam") for each in (arm, other)]
+    return None not in runs and len({tuple(str(run["config"].get(f)) for f in SHARED_FLAGS) for run in runs}) == 1
 
 
-def _read_json(path: Path) -> dict[str, Any] | None:
-    """A JSON file; None if it is missing or damaged (the report then lists its content as missing)."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError):
-        return None
-    return content if isinstance(content, dict) else None
+def _done(run: Record) -> set[str]:
+    return {step["step"] for step in run["done"]}
+
+
+def _is_run(record: Record) -> bool:
+    """Whether a run record has all that the report reads."""
+    kinds = {"started": str, "config": dict, "steps": list, "done": list, "versions": dict, "device": str}
+    return all(isinstance(record.get(name), kind) for name, kind in kinds.items()) and all(
+        isinstance(step, dict) and {"step", "seconds", "peak_memory_mib"} <= step.keys() for step in record["done"]
+    )
+
+
+def _is_score(content: Record) -> bool:
+    """Whether an evaluation has all that the report reads."""
+    scored = content.get("best", content)
+    return (
+        {"classes", "images", "set", "folder"} <= content.keys()
+        and isinstance(scored, dict)
+        and {"iou", "miou", "precision", "recall"} <= scored.keys()
+        and ("best" not in content or {"best_threshold", "miou_by_threshold"} <= content.keys())
+    )
 
 
 def _read_losses(path: Path) -> dict[str, list[float]]:
-    """{column: values} of a file of JSON lines; of columns that each line has. Empty if there is no such file."""
+    """{column: values} of a file of JSON lines; of columns that each line has. Empty if there is no sound file."""
     try:
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError, json.JSONDecodeError):
         return {}
-    if not lines:
+    if not lines or not all(isinstance(line, dict) and "step" in line for line in lines):
         return {}
-    columns = [name for name in lines[0] if all(line.get(name) is not None for line in lines)]
+    columns = [name for name in lines[0] if all(isinstance(line.get(name), int | float) for line in lines)]
     return {name: [line[name] for line in lines] for name in columns}
 
 
-def collect_arm(name: str, result_dir: str | Path, voc12_root: str) -> Arm:
-    """Everything in a result folder that belongs to the data set at `voc12_root`."""
-    folder, arm = Path(result_dir), Arm(name)
-    for path in sorted((folder / RUNS_FOLDER).glob("*.json")):
-        content = _read_json(path)
-        if content is not None and content.get("config", {}).get("voc12_root") == voc12_root:
-            arm.runs.append(content)
+def _same_folder(path: Any, other: str) -> bool:
+    return isinstance(path, str) and Path(path).resolve() == Path(other).resolve()
+
+
+def collect_arm(name: str, result_dir: str | Path, voc12_root: str, class_names: Iterable[str]) -> Arm:
+    """Everything in a result folder that belongs to the data set at `voc12_root` with these mask values."""
+    folder, arm, class_names = Path(result_dir), Arm(name), list(class_names)
+    records = [record for path in sorted((folder / RUNS_FOLDER).glob("*.json")) if _is_run(record := read_dict(path))]
+    owner: dict[str, bool] = {}
+    for record in records:
+        ours = _same_folder(record["config"].get("voc12_root"), voc12_root)
+        owner.update(dict.fromkeys(_done(record), ours))
+        if ours and record["steps"] != [REPORT_STEP]:
+            arm.runs.append(record)
     for evaluation in EVALUATIONS:
-        content = _read_json(folder / SCORES_FOLDER / f"{evaluation}.json")
-        if content is not None and content.get("voc12_root") == voc12_root:
+        content = read_dict(folder / SCORES_FOLDER / f"{evaluation}.json")
+        ours = _same_folder(content.get("voc12_root"), voc12_root) and content.get("classes") == class_names
+        if ours and _is_score(content):
             arm.scores[evaluation] = content
-    if arm.runs:  # losses carry no data set of their own
-        for training in TRAININGS:
-            if losses := _read_losses(folder / METRICS_FOLDER / f"{training}.jsonl"):
-                arm.losses[training] = losses
-    last = {step["step"]: step for run in arm.runs for step in run.get("done", [])}
-    arm.steps = list(last.values())
+    for training in TRAININGS:  # losses carry no data set: the last run that wrote them tells it
+        losses = _read_losses(folder / METRICS_FOLDER / f"{training}.jsonl") if owner.get(training) else {}
+        if losses:
+            arm.losses[training] = losses
     return arm

@@ -1,6 +1,7 @@
 """The page: from collected results and pictures to one self-contained HTML file."""
 
-from collections.abc import Sequence
+import shlex
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -9,8 +10,9 @@ from typing import Any
 import jinja2
 import numpy as np
 
+from misc.config import changed_flags, to_arguments
 from misc.report.charts import class_bars, loss_curves, threshold_curves
-from misc.report.collect import EVALUATIONS, TRAININGS, Arm
+from misc.report.collect import EVALUATIONS, REPORT_STEP, TRAININGS, Arm, differ_in_ood_data_alone
 from misc.report.pictures import Captioned, data_uri, thumbnail_uri
 
 TEMPLATE = Path(__file__).with_name("page.html.jinja")
@@ -23,7 +25,7 @@ class ImageRow:
     """An image of the contact sheet: its pictures, and its mean IoU (per cent) before and after, where known."""
 
     image_id: str
-    classes: str
+    classes: list[str]
     pictures: list[Captioned]
     before: float | None = None
     after: float | None = None
@@ -49,6 +51,8 @@ def render_page(
     examples: Sequence[Captioned],
     legend: dict[str, tuple[int, int, int]],
     gain_note: str,
+    skipped: Sequence[str],
+    command_of: Callable[[str], str],
 ) -> str:
     """The report as HTML.
 
@@ -60,27 +64,27 @@ def render_page(
         examples: pictures that explain the idea.
         legend: class name -> colour.
         gain_note: what gains compare.
+        skipped: what could not be read, a sentence each.
+        command_of: step -> the command that runs it alone, on the same data.
     """
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     wood = arms[0]
-    evaluated = next(iter(wood.scores.values()), None)
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         data_name=data_name,
         made=f"{datetime.now():%d %B %Y, %H:%M}",
         headline=_headline(arms),
         tiles=_tiles(arms),
-        missing=_missing(wood, groups),
+        missing=_missing(wood, groups, command_of) + [{"what": what, "how": ""} for what in skipped],
         examples=[{"picture": thumbnail_uri(picture), "caption": caption} for caption, picture in examples],
         arms=arms,
-        has_control=len(arms) > 1,
+        fair_control=len(arms) > 1 and differ_in_ood_data_alone(*arms),
         table=_table(arms),
-        n_images=evaluated["images"] if evaluated else 0,
-        eval_set=evaluated["set"] if evaluated else "",
         charts={name: data_uri(charts[name], "png") if name in charts else "" for name in CHARTS},
         groups=[{"title": title, "rows": [_row(row) for row in rows]} for title, rows in groups.items() if rows],
         legend=[{"name": name, "colour": f"rgb{tuple(map(int, colour))}"} for name, colour in legend.items()],
         gain_note=gain_note,
-        facts=_facts(wood),
+        facts=_facts(arms),
+        report_command=command_of(REPORT_STEP),
         steps=[_step(arm.name, step) for arm in arms for step in arm.steps],
         runs=[_run(run) for arm in arms for run in arm.runs],
     )
@@ -128,21 +132,17 @@ def _tiles(arms: Sequence[Arm]) -> list[dict[str, str]]:
     return tiles
 
 
-def _missing(wood: Arm, groups: dict[str, list[ImageRow]]) -> list[dict[str, str]]:
+def _missing(wood: Arm, groups: dict[str, list[ImageRow]], command_of: Callable[[str], str]) -> list[dict[str, str]]:
     missing = [
-        {"what": f"Loss curves of {name}", "how": f"python run_sample.py --{name}_pass True"}
-        for name in TRAININGS
-        if name not in wood.losses
+        {"what": f"Loss curves of {name}", "how": command_of(name)} for name in TRAININGS if name not in wood.losses
     ]
     missing += [
-        {"what": f"Evaluation: {title}", "how": f"python run_sample.py --{name}_pass True"}
+        {"what": f"Evaluation: {title}", "how": command_of(name)}
         for name, title in EVALUATIONS.items()
         if name not in wood.scores
     ]
     if not any(groups.values()):
-        missing.append(
-            {"what": "Pictures (there are no CAM files)", "how": "python run_sample.py --make_cam_pass True"}
-        )
+        missing.append({"what": "Pictures (there are no CAM files)", "how": command_of("make_cam")})
     return missing
 
 
@@ -152,19 +152,21 @@ def _table(arms: Sequence[Arm]) -> list[dict[str, Any]]:
         summaries = [arm.summary(evaluation) for arm in arms]
         if not any(summaries):
             continue
-        best = max((s["miou"] for s in summaries if s and s["miou"] is not None), default=None)
+        known = [scored["miou"] for scored in summaries if scored and scored["miou"] is not None]
+        best = max(known) if len(known) > 1 else None
         cells = []
         for scored in summaries:
             for name in ("miou", "precision", "recall"):
                 number = _mean(scored[name]) if scored else None
-                cells.append({"text": _percent(number), "best": len(arms) > 1 and name == "miou" and number == best})
-        rows.append({"name": title, "cells": cells})
+                cells.append({"text": _percent(number), "best": best is not None and name == "miou" and number == best})
+        done = next(arm.scores[evaluation] for arm in arms if evaluation in arm.scores)
+        rows.append({"name": title, "images": f"{done['images']} images of {done['set']}", "cells": cells})
     return rows
 
 
 def _row(row: ImageRow) -> dict[str, Any]:
     return {
-        "name": f"{row.image_id} ({row.classes})",
+        "name": f"{row.image_id} ({', '.join(row.classes) or 'no class'})",
         "gain": row.gain,
         "before": row.before,
         "after": row.after,
@@ -172,19 +174,21 @@ def _row(row: ImageRow) -> dict[str, Any]:
     }
 
 
-def _facts(arm: Arm) -> list[tuple[str, str]]:
-    if not arm.runs:
+def _facts(arms: Sequence[Arm]) -> list[tuple[str, str]]:
+    """What the W-OoD training ran on (or, without one, the last recorded run)."""
+    wood = arms[0]
+    if not wood.runs:
         return []
-    last = arm.runs[-1]
-    config = last["config"]
+    run = wood.last_run_of("train_cam") or wood.runs[-1]
+    config = run["config"]
     return [
-        ("data", f"{config['voc12_root']}; lists {config['train_list']}, {config['infer_list']}"),
-        ("OoD images", f"{config['ood_root']} ({config['ood_list']})"),
-        ("networks", f"{config['cam_network']}, {config['irn_network']}"),
-        ("seed", str(last["seed"])),
-        ("device", last["device"]),
-        ("versions", ", ".join(f"{name} {version}" for name, version in last["versions"].items())),
-        ("time of all steps below", _time(sum(step["seconds"] for step in arm.steps))),
+        ("data", f"{config.get('voc12_root')}; training list {config.get('train_list')}"),
+        ("OoD images", f"{config.get('ood_root')} ({config.get('ood_list')})"),
+        ("networks", f"{config.get('cam_network')}, {config.get('irn_network')}"),
+        ("seed", str(config.get("seed"))),
+        ("device", run["device"]),
+        ("versions", ", ".join(f"{name} {version}" for name, version in run["versions"].items())),
+        ("time of all steps below", _time(sum(step["seconds"] for arm in arms for step in arm.steps))),
     ]
 
 
@@ -204,5 +208,5 @@ def _run(run: dict[str, Any]) -> dict[str, str]:
     return {
         "started": run["started"].replace("T", " "),
         "steps": ", ".join(run["steps"]),
-        "config": " ".join(f"--{name} {value}" for name, value in run["config"].items()),
+        "config": shlex.join(to_arguments(changed_flags(run["config"]))),
     }

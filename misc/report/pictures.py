@@ -27,11 +27,16 @@ def heat_overlay(image: np.ndarray, high_res: np.ndarray) -> np.ndarray:
     return (image * (1 - opacity) + heat * opacity).astype(np.uint8)
 
 
+def mask_colours(mask: np.ndarray, palette: np.ndarray) -> np.ndarray:
+    """Class ids (H, W) as plain colours, black background; unsure pixels (255) in grey."""
+    colours = palette[mask]
+    colours[mask == IGNORE_LABEL] = UNSURE_COLOUR
+    return colours
+
+
 def mask_overlay(image: np.ndarray, mask: np.ndarray, palette: np.ndarray) -> np.ndarray:
     """Class ids (H, W) as colours over the darkened image; unsure pixels (255) in grey."""
-    colours = palette[mask].astype(np.float32)
-    colours[mask == IGNORE_LABEL] = UNSURE_COLOUR
-    shown = (mask != 0)[..., None]
+    colours, shown = mask_colours(mask, palette), (mask != 0)[..., None]
     return np.where(shown, image * (1 - MASK_OPACITY) + colours * MASK_OPACITY, image * 0.55).astype(np.uint8)
 
 

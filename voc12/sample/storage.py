@@ -27,6 +27,7 @@ _MANIFEST = "manifest.json"
 _GENERATOR = "voc12.sample"
 # How every manifest begins; it tells a data set of ours, even a damaged one, from a folder of somebody else.
 _MANIFEST_START = f'{{"generator": "{_GENERATOR}"'
+_DEBRIS = (".DS_Store", "Thumbs.db", "desktop.ini")  # what systems leave in any folder that is looked at
 _OUR_FILES = re.compile(
     r"JPEGImages/2099_\d{6}\.jpg|Segmentation(Class|Object)/2099_\d{6}\.png|Annotations/2099_\d{6}\.xml"
     r"|ImageSets/Segmentation/(train|val)\.txt|OoD_images/[a-z]+_\d{6}\.jpg|(ood_list|classes)\.txt|manifest\.json"
@@ -124,6 +125,8 @@ def _check_only_ours(folder: Path) -> None:
     """Raise `InputError` if the folder holds files that this package does not write."""
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
+        if path.name in _DEBRIS or path.name.startswith("._"):
+            continue
         if (path.is_symlink() or not path.is_dir()) and not _OUR_FILES.fullmatch(name):
             raise InputError(f"{folder} holds {name}, which is not part of the sample; move it away first.")
 
