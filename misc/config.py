@@ -67,7 +67,9 @@ class Config:
         "", "file with one class name a line; empty: <voc12_root>/classes.txt, else VOC's 20 classes"
     )
     label_file: str = flag("voc12/cls_labels.npy", "image labels; one in voc12/ is made from the devkit's XML files")
-    train_list: str = flag("voc12/train_aug.txt", "images of train_cam, make_cam, cam_to_ir_label and train_irn")
+    train_list: str = flag(
+        "voc12/train_aug.txt", "images of train_cam, make_cam, make_advcam, cam_to_ir_label, train_irn"
+    )
     val_list: str = flag("voc12/val.txt", "images of the validation loss of train_classifier")
     infer_list: str = flag("voc12/train_aug.txt", "images of make_sem_seg, and of the mean displacement of train_irn")
     chainer_eval_set: str = flag("train", "evaluations use <voc12_root>/ImageSets/Segmentation/<this>.txt")
@@ -97,6 +99,16 @@ class Config:
         (0.08, 0.09, 0.10, 0.11, 0.12, 0.13, 0.14), "background scores of eval_cam; the best is kept", low=0, high=1
     )
     cam_out_dir: str = flag("result/cam_ood", "CAM files, ID.npy")
+
+    # AdvCAM: CAMs by anti-adversarial climbing
+    adv_iter: int = flag(27, "iterations; at scale 0.5 half as many", low=1)
+    AD_coeff: float = flag(7, "weight of the regulariser: what keeps strong regions as they are", low=0)
+    AD_stepsize: float = flag(0.08, "step of the climbing, in normalised pixel values", low=0)
+    score_th: float = flag(0.5, "share of the strongest response from which on a region is strong", low=0, high=1)
+    advcam_batch_size: int = flag(
+        1, "(image, class) pairs of equal size in one batch; memory grows with it (not in the original)", low=1
+    )
+    advcam_out_dir: str = flag("result/cam_ood_advcam", "AdvCAM files, ID.npy; later steps read --cam_out_dir")
 
     # Out-of-distribution data
     ood_coeff: float = flag(0.25, "weight of the OoD loss; 0: no OoD batches are drawn", low=0)
@@ -139,6 +151,7 @@ class Config:
     train_cam_pass: bool = flag(True, "train the classifier with the W-OoD loss")
     make_cam_pass: bool = flag(True, "make multi-scale CAMs")
     eval_cam_pass: bool = flag(True, "evaluate the CAMs over thresholds")
+    make_advcam_pass: bool = flag(False, "make multi-scale CAMs by anti-adversarial climbing (AdvCAM)")
     cam_to_ir_label_pass: bool = flag(False, "turn CAMs into confident labels with dense CRF")
     eval_ir_label_pass: bool = flag(False, "evaluate CAM + dense CRF (not in the original)")
     train_irn_pass: bool = flag(False, "train the boundary and displacement network")

@@ -29,6 +29,10 @@ class Classifier(nn.Module):
         pooled = self.backbone(images)[-1].mean(dim=(2, 3), keepdim=True)
         return self.classifier(pooled).flatten(1), pooled.flatten(1)
 
+    def logit_maps(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) normalised images -> (B, C, h, w): the classifier at every cell of the last stage."""
+        return self.classifier(self.backbone(images)[-1])
+
     def trainable_parameters(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """The trainable parameters of the backbone, and those of the classifier."""
         backbone = [parameter for parameter in self.backbone.parameters() if parameter.requires_grad]
@@ -40,5 +44,5 @@ class ClassActivation(Classifier):
 
     def forward(self, pair: Tensor) -> Tensor:
         """(2, 3, H, W): an image and its mirror image -> (C, h, w), relu(first) + mirrored relu(second)."""
-        maps = F.relu(self.classifier(self.backbone(pair)[-1]))
+        maps = F.relu(self.logit_maps(pair))
         return maps[0] + maps[1].flip(-1)

@@ -8,8 +8,7 @@ from misc.cam import merge_scales, scale_maps
 from misc.config import Config
 from misc.plan import Planned, require_writable
 from misc.torchutils import resolve_device, sequential_loader
-from net.build import build_network
-from net.weights import load_weights
+from net.build import load_network, require_network
 from voc12.dataloader import ScaledImages
 from voc12.devkit import open_devkit
 from voc12.images import read_labelled_images
@@ -20,9 +19,7 @@ def check(args: Config, planned: Planned) -> Planned:
     """Raise `InputError` for bad input; return the outputs of this step."""
     devkit = open_devkit(args.voc12_root, args.class_list)
     images = read_labelled_images(devkit, args.train_list, flag="train_list", label_file=args.label_file)
-    network = build_network(args.cam_network, "CAM", n_classes=len(devkit.classes))
-    if args.cam_weights_name not in planned:
-        load_weights(network, args.cam_weights_name)
+    require_network(args.cam_network, "CAM", args.cam_weights_name, planned=planned, n_classes=len(devkit.classes))
     require_writable(args.cam_out_dir, flag="cam_out_dir")
     require_readable(images.paths, num_workers=args.num_workers)
     return {args.cam_out_dir: frozenset(images.ids)}
@@ -33,9 +30,7 @@ def run(args: Config) -> None:
     device = resolve_device(args.device)
     devkit = open_devkit(args.voc12_root, args.class_list)
     images = read_labelled_images(devkit, args.train_list, flag="train_list", label_file=args.label_file)
-    model = build_network(args.cam_network, "CAM", n_classes=len(devkit.classes))
-    load_weights(model, args.cam_weights_name)
-    model.to(device).eval()
+    model = load_network(args.cam_network, "CAM", args.cam_weights_name, device, n_classes=len(devkit.classes))
 
     scaled = ScaledImages(images.paths, images.labels, args.cam_scales)
     loader = sequential_loader(scaled, num_workers=args.num_workers, device=device)

@@ -8,6 +8,7 @@ import torch
 from support import gradients_by_name, relative_error, seeded_state
 from torch.nn import functional as F
 
+from misc.advcam import SCALES, advcam
 from misc.cam import confident_label, label_map, merge_scales, scale_maps
 from misc.imutils import (
     crop_into,
@@ -91,6 +92,20 @@ def test_classifier_and_cam(recorded, photograph, image_id):
     cam, high_res = merge_scales(scale_maps(cam_network, scaled), size, inputs["label"])
     assert relative_error(cam, recording[f"{image_id}_cam"]) < 1e-4
     assert relative_error(high_res[:, ::5, ::5], recording[f"{image_id}_high_res_sub5"]) < 1e-4
+
+
+@pytest.mark.parametrize(("n_iter", "image_id", "batch_size"), [(5, IDS[0], 2), (12, IDS[0], 1), (12, IDS[1], 1)])
+def test_advcam(recorded, n_iter, image_id, batch_size):
+    recording = recorded(f"advcam_iter{n_iter}.npz")
+    image, keys = recording[f"{image_id}_img"], recording[f"{image_id}_keys"]
+    network, size = CAM(), image.shape[:2]
+    state = seeded_state(network)
+    load_weights(network, {**state, "classifier.weight": 0.2 * state["classifier.weight"]})
+    pairs = {s: mirror_pair(normalize(tensor_of(resize_image(image, scaled_size(size, s))))) for s in SCALES}
+    cam, high_res = advcam(network.eval(), pairs, size, keys, n_iter, batch_size=batch_size)
+    # Signs of tiny gradients amplify rounding
+    np.testing.assert_allclose(cam, recording[f"{image_id}_cam"], rtol=0, atol=1e-2)
+    np.testing.assert_allclose(high_res, recording[f"{image_id}_high_res"], rtol=0, atol=1e-2)
 
 
 def test_cam_evaluation(recorded, voc_subset):

@@ -1,0 +1,209 @@
+"""Anti-adversarial climbing: CAMs that grow while the image is changed in favour of a class (AdvCAM section 3).
+
+The Grad-CAM weights need no backward pass. With S = sum of relu(L_c) over the image, its mirror image and all pixels,
+L the classifier's logit maps and W its weights, dS/dA_k = W_ck where L_c > 0. Channel k of image i then weighs
+W_ck n_i / (P N), where n_i counts the image's pixels with L_c > 0, N those of both images, and P the positive W_ck (so
+that P N counts the positive entries of dS/dA). So sum_k w_k A_k = L_c n_i / (P N): the region map is a multiple of
+relu(L_c) of each image, and what is left of an iteration is one forward and one backward pass to the pixels.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from misc.cam import merge_scales
+
+SCALES = (0.5, 1.0, 1.5, 2.0)
+SMALL_SCALE = 0.5
+EPSILON = 1e-12
+
+
+def iterations_at(scale: float, n_iter: int) -> int:
+    """Iterations at a scale: at 0.5 the half of more than 10, rounded down, and 5 of 6 to 10."""
+    if scale != SMALL_SCALE or n_iter < 6:
+        return n_iter
+    return n_iter // 2 if n_iter > 10 else 5
+
+
+def map_factor(n_iter: int) -> float:
+    """The factor of the accumulated maps: 2 above 10 iterations, else 1.
+
+    Quirk of the original, kept: meant for scale 0.5 alone, where iterations are halved, it holds at every scale.
+    """
+    return 2.0 if n_iter > 10 else 1.0
+
+
+def region_maps(logit_maps: Tensor, classes: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Grad-CAM of a class over an image and its mirror image, for B pairs.
+
+    Args:
+        logit_maps: (B, 2, C, h, w).
+        classes: (B,) the class of each pair.
+        weights: (C, D) of the classifier.
+
+    Returns:
+        the region maps (B, h, w), with a gradient to `logit_maps` through all but the Grad-CAM weights, and
+        relu(L_c) (B, 2, h, w).
+    """
+    active = F.relu(logit_maps[torch.arange(len(classes), device=classes.device), :, classes])
+    with torch.no_grad():
+        firing = (active > 0).sum(dim=(2, 3), dtype=active.dtype)
+        positive_weights = (weights[classes] > 0).sum(dim=1, dtype=active.dtype)
+        positive_entries = positive_weights * firing.sum(dim=1)
+        gain = firing / (positive_entries[:, None] + EPSILON)
+    regions = active * gain[..., None, None]
+    return regions[:, 0] + regions[:, 1].flip(-1), active
+
+
+def climb(
+    model: nn.Module,
+    pairs: Tensor,
+    classes: Tensor,
+    n_iter: int,
+    *,
+    coefficient: float,
+    step: float,
+    score_threshold: float,
+) -> Tensor:
+    """Accumulated region maps of B (image, class) pairs, each climbed on its own though they run as one batch.
+
+    Args:
+        model: with `logit_maps(images (B, 3, H, W)) -> (B, C, h, w)` and `classifier.weight` (C, D, 1, 1).
+        pairs: (B, 2, 3, H, W) normalised images and their mirror images.
+        classes: (B,) int64.
+        n_iter: maps to sum up, at least 1, the first of the clean image; the pixels move from one to the next.
+        coefficient: of the regulariser, the change of the region map where it is strong.
+        step: of the pixels, along the gradient over its largest entry.
+        score_threshold: share of the region map's maximum from which on it counts as strong.
+
+    Returns:
+        (B, h, w), not negative.
+    """
+    weights = model.classifier.weight.detach().flatten(1)
+
+    def forward(pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        maps = model.logit_maps(pixels.flatten(0, 1)).unflatten(0, pixels.shape[:2])
+        return maps, *region_maps(maps, classes, weights)
+
+    pixels, total, first = pairs, 0, None
+    for _ in range(n_iter - 1):
+        pixels = pixels.detach().requires_grad_(True)
+        with torch.enable_grad():
+            maps, regions, active = forward(pixels)
+            now = regions.detach()
+            first = now if first is None else first
+            strong = now > score_threshold * now.amax(dim=(1, 2), keepdim=True)
+            change = ((regions - first).abs() * strong).sum()
+            scores = 2 * active.mean(dim=(2, 3)).sum() - F.relu(maps).mean(dim=(3, 4)).sum()
+            # Only gradients of the pixels are computed, none of the weights
+            (gradient,) = torch.autograd.grad(scores - coefficient * change, pixels)
+        total = total + now
+        with torch.no_grad():
+            steepest = gradient.abs().amax(dim=(1, 2, 3, 4), keepdim=True)
+            lowest, highest = (limit(pixels, dim=(1, 2, 3, 4), keepdim=True) for limit in (torch.amin, torch.amax))
+            pixels = (pixels + step * gradient / (steepest + EPSILON)).clamp(lowest, highest)
+    with torch.no_grad():
+        return total + forward(pixels)[1]
+
+
+def advcam_batch(
+    model: nn.Module,
+    images: Sequence[Mapping[float, Tensor]],
+    size: tuple[int, int],
+    keys: Sequence[Sequence[int]],
+    n_iter: int = 27,
+    *,
+    coefficient: float = 7.0,
+    step: float = 0.08,
+    score_threshold: float = 0.5,
+    batch_size: int = 1,
+) -> list[tuple[Tensor, Tensor]]:
+    """`advcam` of several images of equal size: their (image, class) pairs run in batches of `batch_size`.
+
+    Args:
+        images: {scale: (2, 3, h, w)} of each image.
+        keys: labelled classes of each image.
+
+    Returns:
+        cam and high_res of each image.
+    """
+    owners = [index for index, classes in enumerate(keys) for _ in classes]
+    classes = [int(key) for of_image in keys for key in of_image]
+    merged_maps: list[list[Tensor]] = [[] for _ in images]
+    for scale in images[0]:
+        at_scale = torch.stack([pairs[scale] for pairs in images])
+        maps = [
+            climb(
+                model,
+                at_scale[owners[start : start + batch_size]],
+                torch.tensor(classes[start : start + batch_size], device=at_scale.device),
+                iterations_at(scale, n_iter),
+                coefficient=coefficient,
+                step=step,
+                score_threshold=score_threshold,
+            )
+            for start in range(0, len(owners), batch_size)
+        ]
+        # An image without labels has no maps; its CAM is empty, of the device and type of the others
+        of_pairs = map_factor(n_iter) * torch.cat(maps) if maps else at_scale.new_zeros(0, 1, 1)
+        for of_image, rows in zip(merged_maps, of_pairs.split([len(k) for k in keys]), strict=True):
+            of_image.append(rows)
+    return [merge_scales(maps, size, range(len(k))) for maps, k in zip(merged_maps, keys, strict=True)]
+
+
+def advcam(
+    model: nn.Module,
+    pairs: Mapping[float, Tensor],
+    size: tuple[int, int],
+    keys: Sequence[int],
+    n_iter: int = 27,
+    *,
+    coefficient: float = 7.0,
+    step: float = 0.08,
+    score_threshold: float = 0.5,
+    batch_size: int = 1,
+) -> tuple[Tensor, Tensor]:
+    """AdvCAM of one image: as `misc.cam.merge_scales`, of maps that anti-adversarial climbing accumulates.
+
+    Args:
+        model: a `CAM` network in evaluation mode.
+        pairs: {scale: (2, 3, h, w)} normalised image and mirror image.
+        size: (H, W) of the image.
+        keys: the K labelled classes, 0-based.
+        n_iter: iterations; fewer at scale 0.5.
+        coefficient, step, score_threshold: see `climb`.
+        batch_size: classes that run as one batch; the results are those of one by one, up to rounding.
+
+    Returns:
+        cam (K, ceil(H/4), ceil(W/4)) and high_res (K, H, W), each map divided by its maximum + 1e-5.
+    """
+    settings = {"coefficient": coefficient, "step": step, "score_threshold": score_threshold}
+    return advcam_batch(model, [pairs], size, [keys], n_iter, **settings, batch_size=batch_size)[0]
+
+
+def size_groups(sizes: Sequence[tuple[int, int]], n_keys: Sequence[int], batch_size: int) -> list[list[int]]:
+    """Groups of images for `advcam_batch`: of equal size, with at most `batch_size` (image, class) pairs together.
+
+    Args:
+        sizes: of each image.
+        n_keys: the number of labelled classes of each image; an image with more than `batch_size` is a group alone.
+
+    Returns:
+        The indices of each group's images; each image is in one group, sizes come in the order of their first image.
+    """
+    by_size: dict[tuple[int, int], list[int]] = {}
+    for index, size in enumerate(sizes):
+        by_size.setdefault(size, []).append(index)
+    groups = []
+    for indices in by_size.values():
+        room = 0
+        for index in indices:
+            needed = max(1, n_keys[index])
+            if needed > room:
+                groups.append([])
+                room = batch_size
+            groups[-1].append(index)
+            room -= needed
+    return groups

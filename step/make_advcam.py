@@ -1,0 +1,86 @@
+"""Step 2': multi-scale CAMs of the images of `train_list` by anti-adversarial climbing (AdvCAM)."""
+
+import logging
+from itertools import islice
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from misc import camfile
+from misc.advcam import SCALES, advcam_batch, size_groups
+from misc.config import Config
+from misc.errors import InputError
+from misc.imutils import image_size, mirror_pair, normalize
+from misc.plan import Planned, require_writable
+from misc.torchutils import resolve_device, sequential_loader
+from net.build import load_network, require_network
+from voc12.dataloader import ScaledImages
+from voc12.devkit import open_devkit
+from voc12.images import read_labelled_images
+from voc12.verify import require_readable
+
+log = logging.getLogger(__name__)
+
+
+def check(args: Config, planned: Planned) -> Planned:
+    """Raise `InputError` for bad input; return the outputs of this step."""
+    devkit = open_devkit(args.voc12_root, args.class_list)
+    images = read_labelled_images(devkit, args.train_list, flag="train_list", label_file=args.label_file)
+    require_network(args.cam_network, "CAM", args.cam_weights_name, planned=planned, n_classes=len(devkit.classes))
+    require_writable(args.advcam_out_dir, flag="advcam_out_dir")
+    require_readable(images.paths, num_workers=args.num_workers)
+    return {args.advcam_out_dir: frozenset(images.ids)}
+
+
+def _is_finished(path: str, label: np.ndarray, size: tuple[int, int]) -> bool:
+    """Whether a file of an earlier run is whole and belongs to an image of this label and size."""
+    try:
+        keys, _, high_res = camfile.load(path, len(label))
+    except InputError:
+        return False
+    return keys.tolist() == np.flatnonzero(label).tolist() and high_res.shape[1:] == size
+
+
+def _pairs(images: list[Tensor], device: torch.device) -> dict[float, Tensor]:
+    """The image at each scale, (3, h, w) uint8 -> {scale: (2, 3, h, w)} normalised, with its mirror image."""
+    return {s: mirror_pair(normalize(image.to(device))) for s, image in zip(SCALES, images, strict=True)}
+
+
+def run(args: Config) -> None:
+    """Write `advcam_out_dir`/ID.npy for each image that has none yet, from `cam_weights_name`."""
+    device = resolve_device(args.device)
+    devkit = open_devkit(args.voc12_root, args.class_list)
+    images = read_labelled_images(devkit, args.train_list, flag="train_list", label_file=args.label_file)
+    paths = [camfile.cam_path(args.advcam_out_dir, image_id) for image_id in images.ids]
+    sizes = [image_size(path) for path in images.paths]
+    pending = [i for i in range(len(images)) if not _is_finished(paths[i], images.labels[i], sizes[i])]
+    if len(pending) < len(images):
+        log.info("%d of %d images are finished: skipped", len(images) - len(pending), len(images))
+    model = load_network(args.cam_network, "CAM", args.cam_weights_name, device, n_classes=len(devkit.classes))
+    model.requires_grad_(False)
+
+    n_keys = [int(images.labels[i].sum()) for i in pending]
+    groups = size_groups([sizes[i] for i in pending], n_keys, args.advcam_batch_size)
+    order = [pending[position] for group in groups for position in group]
+    scaled = ScaledImages([images.paths[i] for i in order], images.labels[order], SCALES)
+    items = iter(sequential_loader(scaled, num_workers=args.num_workers, device=device))
+    bar = tqdm(total=len(order), desc="make_advcam", unit="image")
+    with bar:
+        for group in groups:
+            batch = list(islice(items, len(group)))
+            results = advcam_batch(
+                model,
+                [_pairs(item["images"], device) for item in batch],
+                batch[0]["size"],
+                [item["keys"] for item in batch],
+                args.adv_iter,
+                coefficient=args.AD_coeff,
+                step=args.AD_stepsize,
+                score_threshold=args.score_th,
+                batch_size=args.advcam_batch_size,
+            )
+            for item, (cam, high_res) in zip(batch, results, strict=True):
+                camfile.save(paths[order[item["index"]]], item["keys"], cam, high_res)
+            bar.update(len(batch))
