@@ -48,9 +48,11 @@ def run_chain(config: Config, steps: Sequence[tuple[str, ModuleType]]) -> None:
     """Run steps whose input was checked, and keep a record of them."""
     # Imported here, so that --help and wrong flags answer without loading torch
     from misc.record import RunRecord
-    from misc.torchutils import resolve_device, set_seed
+    from misc.torchutils import resolve_device, set_precision, set_seed
 
-    record = RunRecord(config, resolve_device(config.device), [name for name, _ in steps])
+    device = resolve_device(config.device)
+    precision = set_precision(config.precision, device)
+    record = RunRecord(config, device, [name for name, _ in steps], precision=precision)
     record.announce()
     for name, step in steps:
         set_seed(config.seed)

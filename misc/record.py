@@ -68,7 +68,7 @@ def device_name(device: torch.device) -> str:
 class RunRecord:
     """`<result_dir>/runs/<time>.json`: configuration, versions, device, and each step's time and peak memory."""
 
-    def __init__(self, config: Config, device: torch.device, steps: list[str]) -> None:
+    def __init__(self, config: Config, device: torch.device, steps: list[str], *, precision: str) -> None:
         started = datetime.now()
         self.path = Path(config.result_dir) / RUNS_FOLDER / f"{started:%Y%m%d-%H%M%S-%f}.json"
         self._device = device
@@ -78,6 +78,7 @@ class RunRecord:
             "steps": steps,
             "seed": config.seed,
             "device": device_name(device),
+            "precision": precision,
             "versions": package_versions(),
             "config": dataclasses.asdict(config),
             "done": [],
@@ -88,7 +89,7 @@ class RunRecord:
         """Print the resolved configuration to the log."""
         log = logging.getLogger(__name__)
         log.info("steps: %s", ", ".join(self._content["steps"]))
-        log.info("device: %s; seed: %s", self._content["device"], self._content["seed"])
+        log.info("device: {device}; precision: {precision}; seed: {seed}".format(**self._content))
         log.info("versions: %s", ", ".join(f"{k} {v}" for k, v in self._content["versions"].items()))
         settings = " ".join(f"{k}={v}" for k, v in self._content["config"].items())
         log.info("configuration, saved with the versions in %s:\n%s", self.path, textwrap.fill(settings, WIDTH))

@@ -1,11 +1,14 @@
-"""Seeds, devices, the optimiser, and the order in which training samples are drawn."""
+"""Seeds, devices, precision, the optimiser, and the order in which training samples are drawn."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
 from misc.errors import InputError
 
@@ -26,6 +29,33 @@ def set_seed(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002 (libraries may draw from NumPy's global generator)
     torch.manual_seed(seed)
+
+
+_backbone_dtype: torch.dtype | None = None
+
+
+def set_precision(name: str, device: torch.device) -> str:
+    """Choose the precision of this process, as torch's own switches are; returns the name that `auto` stands for.
+
+    `fp32`: float32 everywhere. `tf32`: matrix products and convolutions on tensor cores with 10 bits of mantissa (CUDA
+    only; elsewhere it is fp32). `bf16`: backbones in bfloat16, all else (heads, losses, weights) as in tf32.
+    `auto`: tf32 on CUDA, else fp32.
+    """
+    global _backbone_dtype
+    if name == "auto":
+        name = "tf32" if device.type == "cuda" else "fp32"
+    tensor_cores = device.type == "cuda" and name != "fp32"
+    torch.set_float32_matmul_precision("high" if tensor_cores else "highest")
+    torch.backends.cudnn.allow_tf32 = tensor_cores
+    _backbone_dtype = torch.bfloat16 if name == "bf16" else None
+    return name
+
+
+def backbone_precision(device: torch.device) -> AbstractContextManager:
+    """The context in which a backbone runs on `device`: bfloat16 where `set_precision` said so."""
+    if _backbone_dtype is None:
+        return nullcontext()
+    return torch.autocast(device.type, dtype=_backbone_dtype)
 
 
 class PolyOptimizer(torch.optim.SGD):
@@ -97,6 +127,53 @@ def training_loader(
     """`n_batches` shuffled batches of a dataset that is indexed with (epoch, index)."""
     batches = ShuffledBatches(len(dataset), batch_size=batch_size, n_batches=n_batches, seed=seed)
     return DataLoader(dataset, batch_sampler=batches, num_workers=num_workers, pin_memory=device.type == "cuda")
+
+
+def size_groups(
+    sizes: Sequence[tuple[int, int]], batch_size: int, *, n_parts: Sequence[int] | None = None
+) -> list[list[int]]:
+    """Groups of images of equal size, with at most `batch_size` parts together.
+
+    Args:
+        sizes: (H, W) of each image.
+        n_parts: how many of the `batch_size` places each image takes, at least one; default: one each. An image with
+            more than `batch_size` parts is a group alone.
+
+    Returns:
+        The indices of each group's images; each image is in one group, sizes come in the order of their first image.
+    """
+    by_size: dict[tuple[int, int], list[int]] = {}
+    for index, size in enumerate(sizes):
+        by_size.setdefault(size, []).append(index)
+    groups = []
+    for indices in by_size.values():
+        room = 0
+        for index in indices:
+            needed = 1 if n_parts is None else max(1, n_parts[index])
+            if needed > room:
+                groups.append([])
+                room = batch_size
+            groups[-1].append(index)
+            room -= needed
+    return groups
+
+
+class GroupedLoader:
+    """Groups of items of a dataset, one list a group, read by worker processes; `len` counts the groups."""
+
+    def __init__(
+        self, dataset: Dataset, groups: Sequence[Sequence[int]], *, num_workers: int, device: torch.device
+    ) -> None:
+        self._dataset, self._groups = dataset, groups
+        self._options = {"num_workers": num_workers, "device": device}
+
+    def __len__(self) -> int:
+        return len(self._groups)
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        order = [index for group in self._groups for index in group]
+        items = iter(sequential_loader(Subset(self._dataset, order), **self._options))
+        return (list(islice(items, len(group))) for group in self._groups)
 
 
 def sequential_loader(

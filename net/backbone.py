@@ -4,7 +4,7 @@ CAM and IRN code uses a backbone only through `Backbone`: five stages, the chann
 network is put in place by a class that fills these three attributes.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -13,6 +13,8 @@ from torch.nn import functional as F
 from torchvision import models
 from torchvision.models import WeightsEnum
 from torchvision.models.resnet import BasicBlock, Bottleneck
+
+from misc.torchutils import backbone_precision
 
 
 class Backbone(nn.Module):
@@ -42,13 +44,16 @@ class Backbone(nn.Module):
         return None
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """(B, 3, H, W) normalised images -> the five stage outputs, (B, channels[i], ceil(H / strides[i]), ...)."""
-        outputs, x = [], images
-        for stage in self.stages():
-            for module in stage:
-                x = module(x)
-            outputs.append(x)
-        return outputs
+        """(B, 3, H, W) normalised images -> the five stage outputs, (B, channels[i], ceil(H / strides[i]), ...).
+
+        They have the type of the images and their channels last in memory, which is the faster layout for convolutions.
+        """
+        outputs, x = [], images.contiguous(memory_format=torch.channels_last)
+        with backbone_precision(images.device):
+            for stage in self.stages():
+                x = run_in_order(stage, x)
+                outputs.append(x)
+        return [output.to(images.dtype) for output in outputs]
 
     def stage_parameters(self, first: int, last: int) -> Iterator[nn.Parameter]:
         """Parameters of the stages `first` to `last`, counted from 0, both included."""
@@ -71,11 +76,73 @@ class FrozenStatsBatchNorm2d(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels))
         self.register_buffer("running_mean", torch.zeros(channels))
         self.register_buffer("running_var", torch.ones(channels))
+        self._constant: tuple[tuple, tuple[Tensor, Tensor]] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         return F.batch_norm(
             x, self.running_mean, self.running_var, self.weight, self.bias, training=False, eps=self.eps
         )
+
+    def after(self, convolution: nn.Conv2d, x: Tensor) -> Tensor:
+        """`self(convolution(x))` in one pass over the pixels: frozen statistics make the norm part of the weights."""
+        return convolution._conv_forward(x, *self._folded(convolution.weight))
+
+    def _folded(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Weight and bias of the convolution and this norm in one; kept as long as nothing in them changes."""
+        sources = (weight, self.weight, self.bias, self.running_mean, self.running_var)
+        trained = torch.is_grad_enabled() and any(source.requires_grad for source in sources)
+        if trained or torch.compiler.is_compiling():
+            return self._fold(weight)
+        state = tuple((source.data_ptr(), source._version, source.dtype) for source in sources)
+        if self._constant is None or self._constant[0] != state:
+            self._constant = state, tuple(folded.detach() for folded in self._fold(weight))
+        return self._constant[1]
+
+    def _fold(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        scale = self.weight * torch.rsqrt(self.running_var + self.eps)
+        return weight * scale.view(-1, 1, 1, 1), self.bias - self.running_mean * scale
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_constant": None}
+
+
+def run_in_order(modules: Iterable[nn.Module], x: Tensor) -> Tensor:
+    """Modules one after the other; a frozen norm is folded into the convolution before it."""
+    convolution = None
+    for module in modules:
+        if convolution is not None and isinstance(module, FrozenStatsBatchNorm2d):
+            x, convolution = module.after(convolution, x), None
+            continue
+        if convolution is not None:
+            x, convolution = convolution(x), None
+        if isinstance(module, nn.Conv2d) and module.bias is None:
+            convolution = module
+        else:
+            x = module(x)
+    return x if convolution is None else convolution(x)
+
+
+class _FoldedBasicBlock(BasicBlock):
+    """torchvision's block with its norms folded into the convolutions."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.relu(self.bn1.after(self.conv1, x), inplace=True)
+        out = self.bn2.after(self.conv2, out)
+        return F.relu(out.add_(_shortcut(self, x)), inplace=True)
+
+
+class _FoldedBottleneck(Bottleneck):
+    """torchvision's block with its norms folded into the convolutions."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.relu(self.bn1.after(self.conv1, x), inplace=True)
+        out = F.relu(self.bn2.after(self.conv2, out), inplace=True)
+        out = self.bn3.after(self.conv3, out)
+        return F.relu(out.add_(_shortcut(self, x)), inplace=True)
+
+
+def _shortcut(block: BasicBlock | Bottleneck, x: Tensor) -> Tensor:
+    return x if block.downsample is None else run_in_order(block.downsample, x)
 
 
 class ResNet(models.ResNet, Backbone):
@@ -93,6 +160,7 @@ class ResNet(models.ResNet, Backbone):
         super().__init__(block, list(layers), norm_layer=FrozenStatsBatchNorm2d)
         del self.fc, self.avgpool
         self.channels = (64, *(width * block.expansion for width in (64, 128, 256, 512)))
+        self.to(memory_format=torch.channels_last)
         self.imagenet_weights, self.imagenet_files = imagenet_weights, imagenet_files
         first_block = self.layer4[0]
         strided = first_block.conv2 if isinstance(first_block, Bottleneck) else first_block.conv1
@@ -109,10 +177,10 @@ def resnet50() -> ResNet:
     """ResNet-50, the backbone of the paper (stride in the 3x3 convolution)."""
     # torchvision renamed its files in 2021; both hold the V1 weights
     files = ("resnet50-0676ba61.pth", "resnet50-19c8e357.pth")
-    return ResNet(Bottleneck, (3, 4, 6, 3), models.ResNet50_Weights.IMAGENET1K_V1, files)
+    return ResNet(_FoldedBottleneck, (3, 4, 6, 3), models.ResNet50_Weights.IMAGENET1K_V1, files)
 
 
 def resnet18() -> ResNet:
     """ResNet-18, for small data sets and quick runs."""
     files = ("resnet18-f37072fd.pth", "resnet18-5c106cde.pth")
-    return ResNet(BasicBlock, (2, 2, 2, 2), models.ResNet18_Weights.IMAGENET1K_V1, files)
+    return ResNet(_FoldedBasicBlock, (2, 2, 2, 2), models.ResNet18_Weights.IMAGENET1K_V1, files)

@@ -1,5 +1,6 @@
 """The multi-label classifier and its class activation maps, on any backbone (W-OoD section 3, IRN section 3)."""
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -44,5 +45,10 @@ class ClassActivation(Classifier):
 
     def forward(self, pair: Tensor) -> Tensor:
         """(2, 3, H, W): an image and its mirror image -> (C, h, w), relu(first) + mirrored relu(second)."""
-        maps = F.relu(self.logit_maps(pair))
-        return maps[0] + maps[1].flip(-1)
+        return self.activation(pair[:1], pair[1:])[0]
+
+    def activation(self, images: Tensor, mirrored: Tensor) -> Tensor:
+        """`forward` of B images (B, 3, H, W) and their mirror images, in the same order -> (B, C, h, w)."""
+        maps = F.relu(self.logit_maps(torch.cat([images, mirrored])))
+        of_images, of_mirrored = maps.chunk(2)
+        return of_images + of_mirrored.flip(-1)

@@ -33,10 +33,7 @@ GROUPS = (
 
 
 class _ToSignedUnit(nn.Module):
-    """Images normalised with ImageNet's mean and deviation -> pixels in [-1, 1], the range of these weights.
-
-    The result has its channels last in memory, and so have all later ones: depthwise convolutions are faster then.
-    """
+    """Images normalised with ImageNet's mean and deviation -> pixels in [-1, 1], the range of these weights."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -44,30 +41,19 @@ class _ToSignedUnit(nn.Module):
         self.register_buffer("offset", 2 * torch.tensor(IMAGENET_MEAN).view(3, 1, 1) - 1, persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        return (images * self.scale + self.offset).contiguous(memory_format=torch.channels_last)
+        return images * self.scale + self.offset
 
 
 class _SamePaddedConv2d(nn.Conv2d):
     """Convolution with TensorFlow's padding: ceil(size / stride) cells, an odd pixel more at the right and bottom."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.convolve(x, self.weight, None)
-
-    def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """The same with other weights."""
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         (kernel, _), (stride, _) = self.kernel_size, self.stride
         if stride == 1:
             return F.conv2d(x, weight, bias, padding=kernel // 2, groups=self.groups)
         rows, columns = [max((-(-side // stride) - 1) * stride + kernel - side, 0) for side in x.shape[-2:]]
         x = F.pad(x, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2))
         return F.conv2d(x, weight, bias, stride=stride, groups=self.groups)
-
-
-def _normalised(convolution: _SamePaddedConv2d, norm: FrozenStatsBatchNorm2d, x: Tensor) -> Tensor:
-    """`norm(convolution(x))` in one pass over the pixels: frozen statistics make the norm part of the weights."""
-    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-    weight = convolution.weight * scale.view(-1, 1, 1, 1)
-    return convolution.convolve(x, weight, norm.bias - norm.running_mean * scale)
 
 
 def _convolution(inputs: int, outputs: int, kernel: int, *, stride: int = 1, groups: int = 1) -> _SamePaddedConv2d:
@@ -93,9 +79,9 @@ class _InvertedResidual(nn.Module):
         self.project_conv, self.bn2 = _convolution(inner, outputs, 1), _batch_norm(outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        inner = F.relu6(_normalised(self.expand_conv, self.bn0, x), inplace=True) if self.expands else x
-        inner = F.relu6(_normalised(self.depthwise_conv, self.bn1, inner), inplace=True)
-        projected = _normalised(self.project_conv, self.bn2, inner)
+        inner = F.relu6(self.bn0.after(self.expand_conv, x), inplace=True) if self.expands else x
+        inner = F.relu6(self.bn1.after(self.depthwise_conv, inner), inplace=True)
+        projected = self.bn2.after(self.project_conv, inner)
         return x + projected if self.has_shortcut else projected
 
 
@@ -121,6 +107,7 @@ class EfficientNetLite0(Backbone):
         self.blocks = nn.ModuleList(blocks)
         self.conv_head, self.bn1 = _convolution(inputs, HEAD_CHANNELS, 1), _batch_norm(HEAD_CHANNELS)
         self.activation = nn.ReLU6(inplace=True)
+        self.to(memory_format=torch.channels_last)
 
     def stages(self) -> Sequence[Sequence[nn.Module]]:
         blocks = list(self.blocks)

@@ -84,7 +84,11 @@ class AffinityDisplacement(nn.Module):
         Displacement channel 0 is y, channel 1 is x; the unit is one cell.
         """
         with torch.no_grad():
-            x1, x2, x3, x4, x5 = self.backbone(images)
+            taps = self.backbone(images)
+        if not self.training:
+            # The CPU's group norm rounds worse where channels are last in memory (up to 1e-4)
+            taps = [tap.contiguous() for tap in taps]
+        x1, x2, x3, x4, x5 = taps
 
         edges = (self.fc_edge1(x1), self.fc_edge2(x2), self.fc_edge3(x3), self.fc_edge4(x4), self.fc_edge5(x5))
         edge = self.fc_edge6(torch.cat([_crop_like(e, x2) for e in edges], dim=1))

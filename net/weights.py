@@ -145,7 +145,7 @@ def _is_weight(item: tuple[object, object]) -> bool:
 def save_weights(module: nn.Module, path: str | Path) -> None:
     """Write the module's state dict, each weight once, under the module's own names."""
     with atomic_path(path) as temporary:
-        torch.save({name: tensor.cpu() for name, tensor in module.state_dict().items()}, temporary)
+        torch.save({name: tensor.cpu().contiguous() for name, tensor in module.state_dict().items()}, temporary)
 
 
 def load_imagenet(backbone: Backbone, source: str, *, folder: str | Path = "sess") -> None:

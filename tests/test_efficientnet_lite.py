@@ -7,7 +7,7 @@ import torch
 
 from misc.errors import InputError
 from net import efficientnet_lite0_cam, efficientnet_lite0_irn
-from net.efficientnet_lite import EfficientNetLite0, _batch_norm, _convolution, _normalised
+from net.efficientnet_lite import EfficientNetLite0, _batch_norm, _convolution
 from net.weights import load_imagenet, load_weights
 
 torch.manual_seed(0)
@@ -37,7 +37,7 @@ def test_norm_folded_into_the_convolution_is_the_norm_after_it():
         torch.nn.init.normal_(tensor)
     torch.nn.init.uniform_(norm.running_var, 0.5, 2)
     x = torch.randn(2, 4, 9, 12)
-    torch.testing.assert_close(_normalised(layer, norm, x), norm(layer(x)))
+    torch.testing.assert_close(norm.after(layer, x), norm(layer(x)))
 
 
 def test_loads_a_file_with_the_names_of_the_package():

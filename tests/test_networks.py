@@ -1,10 +1,14 @@
 """Shapes, what is trained and what is frozen, for both backbones."""
 
+import copy
+
 import pytest
 import torch
+from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from misc.errors import InputError
 from net import resnet18_cam, resnet18_irn, resnet50_cam, resnet50_irn
+from net.backbone import FrozenStatsBatchNorm2d, _FoldedBasicBlock, _FoldedBottleneck
 from net.build import build_network
 
 
@@ -38,15 +42,78 @@ def test_batch_norm_ignores_the_batch_in_training_too():
     assert torch.equal(net.backbone.bn1.running_mean, torch.zeros(64))
 
 
+def randomised_norms(net):
+    """Statistics and affines as a trained network has them, so that folding them matters."""
+    generator = torch.Generator().manual_seed(0)
+    for module in net.modules():
+        if isinstance(module, FrozenStatsBatchNorm2d):
+            for tensor, low in (
+                (module.weight, 0.5),
+                (module.bias, -0.5),
+                (module.running_mean, -0.5),
+                (module.running_var, 0.5),
+            ):
+                tensor.data = low + torch.rand(tensor.shape, generator=generator)
+    return net
+
+
+def unfolded(backbone, images):
+    """The backbone as torchvision runs it: convolution and norm one after the other."""
+    outputs, x = [], images
+    for stage in backbone.stages():
+        for module in stage:
+            for block in module if isinstance(module, torch.nn.Sequential) else [module]:
+                plain = {_FoldedBasicBlock: BasicBlock, _FoldedBottleneck: Bottleneck}.get(type(block))
+                x = plain.forward(block, x) if plain else block(x)
+        outputs.append(x)
+    return outputs
+
+
+@pytest.mark.parametrize("module", [resnet18_cam, resnet50_cam])
+def test_folded_norms_change_no_output_and_no_gradient(module):
+    net = randomised_norms(module.Net(n_classes=3)).double()
+    images = torch.randn(2, 3, 65, 50, dtype=torch.float64)
+    gradients = []
+    for outputs in (net.backbone(images), unfolded(net.backbone, images)):
+        net.zero_grad()
+        outputs[-1].square().mean().backward()
+        gradients.append([p.grad.clone() for p in net.backbone.parameters() if p.grad is not None])
+    for folded, plain in zip(net.backbone(images), unfolded(net.backbone, images), strict=True):
+        torch.testing.assert_close(folded, plain, rtol=1e-9, atol=1e-9)
+    for folded, plain in zip(*gradients, strict=True):
+        torch.testing.assert_close(folded, plain, rtol=1e-7, atol=1e-9)
+
+
+@torch.no_grad()
+def test_a_kept_fold_follows_its_weights():
+    net = randomised_norms(resnet18_cam.CAM(n_classes=3)).eval()
+    image = torch.randn(1, 3, 64, 64)
+    net.logit_maps(image)
+    norm = net.backbone.layer1[0].bn1
+    for change in (
+        lambda: norm.running_mean.add_(0.5),
+        lambda: net.backbone.layer4[1].conv2.weight.mul_(2),
+        lambda: net.load_state_dict(randomised_norms(resnet18_cam.CAM(n_classes=3)).state_dict()),
+    ):
+        before = net.logit_maps(image)
+        change()
+        after = net.logit_maps(image)
+        assert not torch.allclose(before, after)
+        torch.testing.assert_close(after, copy.deepcopy(net).logit_maps(image))
+        torch.testing.assert_close(net.backbone(image)[-1], unfolded(net.backbone, image)[-1], rtol=1e-4, atol=1e-4)
+
+
 def test_cam_is_the_sum_of_the_image_and_its_mirror():
     cam = resnet18_cam.CAM(n_classes=3).eval()
     pair = torch.randn(2, 3, 64, 80)
     with torch.no_grad():
         maps = cam(pair)
         swapped = cam(pair.flip(0))
+        several = cam.activation(torch.stack([pair[0], pair[1]]), torch.stack([pair[1], pair[0]]))
     assert maps.shape == (3, 4, 5)
     assert (maps >= 0).all()
     torch.testing.assert_close(maps, swapped.flip(-1))
+    torch.testing.assert_close(several, torch.stack([maps, swapped]))
 
 
 @torch.no_grad()
