@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from misc.crf import crf_inference_label
-from misc.imutils import IGNORE_LABEL, mirror_pair, normalize
+from misc.crf import crf_inference_labels
+from misc.imutils import IGNORE_LABEL, normalize
 
 CAM_STRIDE = 4
 NETWORK_STRIDE = 16
@@ -49,14 +49,20 @@ def merge_high_res(maps: Sequence[Tensor], size: tuple[int, int], keys: Sequence
 
 
 @torch.no_grad()
-def scale_maps(model: nn.Module, images: Sequence[Tensor]) -> list[Tensor]:
-    """The CAM of one image at each scale, for `merge_scales`: (C, h', w') each.
+def batch_scale_maps(model: nn.Module, images: Sequence[Tensor]) -> list[Tensor]:
+    """The CAMs of B images of equal size at each scale: (B, C, h', w') each.
 
     Args:
-        model: a `CAM` network, (2, 3, h, w) -> (C, h', w').
-        images: the image at each scale, (3, h_s, w_s) uint8 on the model's device.
+        model: a `CAM` network, `activation(images (B, 3, h, w), mirrored) -> (B, C, h', w')`.
+        images: the images at each scale, (B, 3, h_s, w_s) uint8 on the model's device.
     """
-    return [model(mirror_pair(normalize(image))) for image in images]
+    normalized = [normalize(at_scale) for at_scale in images]
+    return [model.activation(at_scale, at_scale.flip(-1)) for at_scale in normalized]
+
+
+def scale_maps(model: nn.Module, images: Sequence[Tensor]) -> list[Tensor]:
+    """The same for one image, (3, h_s, w_s) at each scale: (C, h', w') each, for `merge_scales`."""
+    return [maps[0] for maps in batch_scale_maps(model, [image[None] for image in images])]
 
 
 def label_map(maps: np.ndarray, keys: Sequence[int], background_score: float) -> np.ndarray:
@@ -85,11 +91,8 @@ def confident_label(
         (H, W) uint8: a class id where the first says so, 0 where both say background, 255 elsewhere.
     """
 
-    def refined(score: float) -> np.ndarray:
-        ranks = label_map(high_res, range(len(keys)), score)
-        return crf_inference_label(image, ranks, n_labels=len(keys) + 1)
-
-    foreground, background = refined(foreground_score), refined(background_score)
+    ranks = [label_map(high_res, range(len(keys)), score) for score in (foreground_score, background_score)]
+    foreground, background = crf_inference_labels(image, ranks, n_labels=len(keys) + 1)
     label = np.append(0, np.asarray(keys, dtype=np.int64) + 1).astype(np.uint8)[foreground]
     label[(foreground == 0) & (background != 0)] = IGNORE_LABEL
     return label

@@ -1,5 +1,7 @@
 """Dense CRF (Krähenbühl and Koltun, NIPS 2011), through pydensecrf."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from misc.errors import InputError
@@ -39,18 +41,27 @@ def crf_inference_label(
     Returns:
         (H, W) int64 labels of the highest marginal.
     """
+    return crf_inference_labels(image, [labels], n_labels, n_iter, gt_prob)[0]
+
+
+def crf_inference_labels(
+    image: np.ndarray, labels: Sequence[np.ndarray], n_labels: int, n_iter: int = 10, gt_prob: float = 0.7
+) -> list[np.ndarray]:
+    """`crf_inference_label` for several label maps of one image, which share what depends on the image alone."""
     if n_labels == 1:  # the unary term divides by n_labels - 1
-        return np.zeros(labels.shape, dtype=np.int64)
+        return [np.zeros(of_one.shape, dtype=np.int64) for of_one in labels]
     from pydensecrf import densecrf
     from pydensecrf.utils import unary_from_labels
 
-    height, width = labels.shape
+    height, width = image.shape[:2]
     crf = densecrf.DenseCRF2D(width, height, n_labels)
-    unary = unary_from_labels(labels, n_labels, gt_prob=gt_prob, zero_unsure=False)
-    crf.setUnaryEnergy(unary)
     crf.addPairwiseGaussian(sxy=GAUSSIAN_SXY, compat=GAUSSIAN_COMPAT)
     crf.addPairwiseBilateral(
         sxy=BILATERAL_SXY, srgb=BILATERAL_SRGB, rgbim=np.ascontiguousarray(image), compat=BILATERAL_COMPAT
     )
-    marginals = np.asarray(crf.inference(n_iter))
-    return marginals.argmax(axis=0).reshape(height, width)
+
+    def refined(of_one: np.ndarray) -> np.ndarray:
+        crf.setUnaryEnergy(unary_from_labels(of_one, n_labels, gt_prob=gt_prob, zero_unsure=False))
+        return np.asarray(crf.inference(n_iter)).argmax(axis=0).reshape(height, width)
+
+    return [refined(of_one) for of_one in labels]
