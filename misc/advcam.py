@@ -181,29 +181,3 @@ def advcam(
     """
     settings = {"coefficient": coefficient, "step": step, "score_threshold": score_threshold}
     return advcam_batch(model, [pairs], size, [keys], n_iter, **settings, batch_size=batch_size)[0]
-
-
-def size_groups(sizes: Sequence[tuple[int, int]], n_keys: Sequence[int], batch_size: int) -> list[list[int]]:
-    """Groups of images for `advcam_batch`: of equal size, with at most `batch_size` (image, class) pairs together.
-
-    Args:
-        sizes: of each image.
-        n_keys: the number of labelled classes of each image; an image with more than `batch_size` is a group alone.
-
-    Returns:
-        The indices of each group's images; each image is in one group, sizes come in the order of their first image.
-    """
-    by_size: dict[tuple[int, int], list[int]] = {}
-    for index, size in enumerate(sizes):
-        by_size.setdefault(size, []).append(index)
-    groups = []
-    for indices in by_size.values():
-        room = 0
-        for index in indices:
-            needed = max(1, n_keys[index])
-            if needed > room:
-                groups.append([])
-                room = batch_size
-            groups[-1].append(index)
-            room -= needed
-    return groups

@@ -30,10 +30,14 @@ def parse_bool(text: str) -> bool:
     raise argparse.ArgumentTypeError(f"expected True or False (also 1/0, yes/no), got {text!r}")
 
 
+def usable_cores() -> int:
+    """The CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def half_the_cores() -> int:
     """Half of the CPU cores that this process may use, at least one."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // 2)
+    return max(1, usable_cores() // 2)
 
 
 def flag(
@@ -57,6 +61,9 @@ class Config:
     # Environment
     seed: int = flag(0, "seed of every random choice (not in the original)", low=0, high=2**63 - 1)
     device: Literal["auto", "cpu", "cuda"] = flag("auto", "auto takes CUDA where there is a GPU (not in the original)")
+    precision: Literal["auto", "fp32", "tf32", "bf16"] = flag(
+        "auto", "fp32; tf32, what auto takes on CUDA; bf16: backbones in bfloat16 (not in the original)"
+    )
     num_workers: int = flag(half_the_cores, "processes that read and prepare images; 0: none", low=0)
     log_name: str = flag("sample_train_eval", "the log goes to the screen and to <log_name>.log")
     result_dir: str = flag("result", "folder of the run records, losses and scores (not in the original)")
@@ -94,6 +101,7 @@ class Config:
     )
     cam_select_interval: int = flag(10, "steps between two looks of best_miou, in the last quarter epoch", low=1)
     cam_scales: tuple[float, ...] = flag((1.0, 0.5, 1.5, 2.0), "image scales of the CAMs", low=0.01)
+    make_cam_batch_size: int = flag(4, "images of equal size in one batch (not in the original)", low=1)
     cam_eval_thres: float = flag(0.15, "a background score that eval_cam reports beside its sweep", low=0, high=1)
     cam_eval_sweep: tuple[float, ...] = flag(
         (0.08, 0.09, 0.10, 0.11, 0.12, 0.13, 0.14), "background scores of eval_cam; the best is kept", low=0, high=1
@@ -125,6 +133,9 @@ class Config:
     # Inter-pixel relation network (IRN)
     conf_fg_thres: float = flag(0.30, "background score for confident foreground", low=0, high=1)
     conf_bg_thres: float = flag(0.15, "background score for confident background", low=0, high=1)
+    crf_workers: int = flag(
+        usable_cores, "processes that run dense CRF; by default one a core (not in the original)", low=1
+    )
     ir_label_out_dir: str = flag("result/ir_label", "confident labels, ID.png")
     irn_network: str = flag("net.resnet50_irn", "module with the classes AffinityDisplacementLoss and EdgeDisplacement")
     irn_weights_name: str = flag("sess/res50_irn_ood.pth", "IRN: made by train_irn, read by make_sem_seg")

@@ -1,8 +1,10 @@
-"""Writing files so that a killed run leaves either a whole file or none."""
+"""Writing files: a killed run leaves either a whole file or none, and computing need not wait for the disk."""
 
 import json
 import os
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,3 +31,23 @@ def write_json(path: str | Path, content: Any) -> None:
     """Write `content` as indented JSON (numbers that JSON lacks, such as NaN, must have been made None before)."""
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+
+@contextmanager
+def background_writer(max_waiting: int = 8) -> Iterator[Callable[..., None]]:
+    """Yield `submit(write, *args)`, which runs `write(*args)` in one thread, in order, beside the computation.
+
+    At most `max_waiting` writes are outstanding: `submit` then waits, so that results don't pile up in memory. An
+    exception of a write is raised by a later `submit` or at the end of the block, which waits for all writes.
+    """
+    outstanding: deque[Future] = deque()
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="writer") as executor:
+
+        def submit(write: Callable[..., Any], *args: Any) -> None:
+            while len(outstanding) >= max_waiting or (outstanding and outstanding[0].done()):
+                outstanding.popleft().result()
+            outstanding.append(executor.submit(write, *args))
+
+        yield submit
+        for future in outstanding:
+            future.result()

@@ -103,9 +103,10 @@ class ThresholdSweep:
             confusions[threshold][:, 0] += self._counts[: rank + 1].sum(axis=(0, 2))
         return confusions
 
-    def best(self) -> tuple[float, dict[str, Any]]:
-        """The threshold with the highest mIoU (the first of equals) and its `scores`."""
-        scored = {threshold: scores(confusion) for threshold, confusion in self.confusions().items()}
+    def best(self, among: Sequence[float] | None = None) -> tuple[float, dict[str, Any]]:
+        """The threshold with the highest mIoU (the first of equals), of all or `among` some, and its `scores`."""
+        confusions = self.confusions()
+        scored = {threshold: scores(confusions[threshold]) for threshold in among or self.thresholds}
         best = max(scored, key=lambda threshold: np.nan_to_num(scored[threshold]["miou"], nan=-1.0))
         return best, scored[best]
 

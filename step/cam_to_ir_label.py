@@ -74,6 +74,6 @@ def run(args: Config) -> None:
         foreground=args.conf_fg_thres,
         background=args.conf_bg_thres,
     )
-    loader = sequential_loader(labels, num_workers=args.num_workers, device=torch.device("cpu"))
+    loader = sequential_loader(labels, num_workers=args.crf_workers, device=torch.device("cpu"))
     for image_id, label in zip(ids, tqdm(loader, desc="cam_to_ir_label", unit="image"), strict=True):
         write_label(Path(args.ir_label_out_dir) / f"{image_id}.png", np.asarray(label))

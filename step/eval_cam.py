@@ -40,8 +40,7 @@ def run(args: Config) -> None:
     devkit = open_devkit(args.voc12_root, args.class_list)
     ids = read_split(devkit, args.chainer_eval_set)
     names = names_with_background(devkit.classes)
-    sweep = ThresholdSweep(args.cam_eval_sweep, len(names))
-    apart = ThresholdSweep((args.cam_eval_thres,), len(names))
+    sweep = ThresholdSweep((*args.cam_eval_sweep, args.cam_eval_thres), len(names))
     for image_id in tqdm(ids, desc="eval_cam", unit="image"):
         path = camfile.cam_path(args.cam_out_dir, image_id)
         keys, _, high_res = camfile.load(path, len(devkit.classes))
@@ -49,13 +48,13 @@ def run(args: Config) -> None:
         if high_res.shape[1:] != truth.shape:
             raise InputError(f"CAM file {path} is not of the size of its ground truth; make it again.")
         sweep.add(high_res, keys, truth)
-        apart.add(high_res, keys, truth)
 
     scored = {threshold: scores(confusion) for threshold, confusion in sweep.confusions().items()}
-    best, best_scores = sweep.best()
-    _, scores_apart = apart.best()
+    best, best_scores = sweep.best(among=args.cam_eval_sweep)
+    scores_apart = scored[args.cam_eval_thres]
     log.info("background score   mIoU")
-    for threshold, values in scored.items():
+    for threshold in args.cam_eval_sweep:
+        values = scored[threshold]
         log.info("%16g   %.4f%s", threshold, values["miou"], "   best" if threshold == best else "")
     log.info("%16g   %.4f   (--cam_eval_thres, not in the choice)", args.cam_eval_thres, scores_apart["miou"])
     log.info("%s", class_table(names, best_scores))
@@ -71,7 +70,7 @@ def run(args: Config) -> None:
                 "classes": names,
                 "best_threshold": best,
                 "best": best_scores,
-                "miou_by_threshold": {f"{threshold:g}": values["miou"] for threshold, values in scored.items()},
+                "miou_by_threshold": {f"{threshold:g}": scored[threshold]["miou"] for threshold in args.cam_eval_sweep},
                 "miou_at_cam_eval_thres": scores_apart["miou"],
             }
         ),

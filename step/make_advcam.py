@@ -1,7 +1,6 @@
 """Step 2': multi-scale CAMs of the images of `train_list` by anti-adversarial climbing (AdvCAM)."""
 
 import logging
-from itertools import islice
 
 import numpy as np
 import torch
@@ -9,12 +8,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from misc import camfile
-from misc.advcam import SCALES, advcam_batch, size_groups
+from misc.advcam import SCALES, advcam_batch
 from misc.config import Config
 from misc.errors import InputError
+from misc.files import background_writer
 from misc.imutils import image_size, mirror_pair, normalize
 from misc.plan import Planned, require_writable
-from misc.torchutils import resolve_device, sequential_loader
+from misc.torchutils import GroupedLoader, resolve_device, size_groups
 from net.build import load_network, require_network
 from voc12.dataloader import ScaledImages
 from voc12.devkit import open_devkit
@@ -62,14 +62,11 @@ def run(args: Config) -> None:
     model.requires_grad_(False)
 
     n_keys = [int(images.labels[i].sum()) for i in pending]
-    groups = size_groups([sizes[i] for i in pending], n_keys, args.advcam_batch_size)
-    order = [pending[position] for group in groups for position in group]
-    scaled = ScaledImages([images.paths[i] for i in order], images.labels[order], SCALES)
-    items = iter(sequential_loader(scaled, num_workers=args.num_workers, device=device))
-    bar = tqdm(total=len(order), desc="make_advcam", unit="image")
-    with bar:
-        for group in groups:
-            batch = list(islice(items, len(group)))
+    groups = size_groups([sizes[i] for i in pending], args.advcam_batch_size, n_parts=n_keys)
+    scaled = ScaledImages([images.paths[i] for i in pending], images.labels[pending], SCALES)
+    loader = GroupedLoader(scaled, groups, num_workers=args.num_workers, device=device)
+    with tqdm(total=len(pending), desc="make_advcam", unit="image") as bar, background_writer() as submit:
+        for batch in loader:
             results = advcam_batch(
                 model,
                 [_pairs(item["images"], device) for item in batch],
@@ -82,5 +79,5 @@ def run(args: Config) -> None:
                 batch_size=args.advcam_batch_size,
             )
             for item, (cam, high_res) in zip(batch, results, strict=True):
-                camfile.save(paths[order[item["index"]]], item["keys"], cam, high_res)
+                submit(camfile.save, paths[pending[item["index"]]], item["keys"], cam.cpu(), high_res.cpu())
             bar.update(len(batch))

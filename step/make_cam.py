@@ -4,10 +4,12 @@ import torch
 from tqdm import tqdm
 
 from misc import camfile
-from misc.cam import merge_scales, scale_maps
+from misc.cam import batch_scale_maps, merge_scales
 from misc.config import Config
+from misc.files import background_writer
+from misc.imutils import image_size
 from misc.plan import Planned, require_writable
-from misc.torchutils import resolve_device, sequential_loader
+from misc.torchutils import GroupedLoader, resolve_device, size_groups
 from net.build import load_network, require_network
 from voc12.dataloader import ScaledImages
 from voc12.devkit import open_devkit
@@ -33,8 +35,15 @@ def run(args: Config) -> None:
     model = load_network(args.cam_network, "CAM", args.cam_weights_name, device, n_classes=len(devkit.classes))
 
     scaled = ScaledImages(images.paths, images.labels, args.cam_scales)
-    loader = sequential_loader(scaled, num_workers=args.num_workers, device=device)
-    for item in tqdm(loader, desc="make_cam", unit="image"):
-        on_device: list[torch.Tensor] = [image.to(device, non_blocking=True) for image in item["images"]]
-        cam, high_res = merge_scales(scale_maps(model, on_device), item["size"], item["keys"])
-        camfile.save(camfile.cam_path(args.cam_out_dir, images.ids[item["index"]]), item["keys"], cam, high_res)
+    groups = size_groups([image_size(path) for path in images.paths], args.make_cam_batch_size)
+    loader = GroupedLoader(scaled, groups, num_workers=args.num_workers, device=device)
+    with tqdm(total=len(images), desc="make_cam", unit="image") as bar, background_writer() as submit:
+        for group in loader:
+            scales = [torch.stack(at_scale).to(device) for at_scale in zip(*(i["images"] for i in group), strict=True)]
+            maps = batch_scale_maps(model, scales)
+            for position, item in enumerate(group):
+                of_image = [at_scale[position] for at_scale in maps]
+                cam, high_res = merge_scales(of_image, item["size"], item["keys"])
+                path = camfile.cam_path(args.cam_out_dir, images.ids[item["index"]])
+                submit(camfile.save, path, item["keys"], cam.cpu(), high_res.cpu())
+            bar.update(len(group))

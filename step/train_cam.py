@@ -143,6 +143,7 @@ def run(args: Config) -> None:
             selection_images.labels,
             args.cam_scales,
             mask_paths=[devkit.mask_path(image_id) for image_id in selection_images.ids],
+            keep=True,
         )
         selection = CheckpointSelection(
             model,

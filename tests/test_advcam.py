@@ -1,11 +1,10 @@
 """AdvCAM, against two full backward passes an iteration, and batches against one by one."""
 
-import numpy as np
 import pytest
 import torch
 
 from benchmarks.bench_advcam import SETTINGS, plain_climb
-from misc.advcam import SCALES, advcam, advcam_batch, climb, iterations_at, map_factor, size_groups
+from misc.advcam import SCALES, advcam, advcam_batch, climb, iterations_at, map_factor
 from net.resnet18_cam import CAM
 
 N_CLASSES = 3
@@ -73,10 +72,3 @@ def test_iterations_and_factors_are_the_originals():
     assert [iterations_at(0.5, n) for n in (1, 5, 6, 10, 11, 27)] == [1, 5, 5, 5, 5, 13]
     assert [iterations_at(scale, 27) for scale in SCALES[1:]] == [27, 27, 27]
     assert [map_factor(n) for n in (5, 10, 11, 27)] == [1, 1, 2, 2]
-
-
-def test_groups_are_of_one_size_and_not_too_large():
-    sizes = [(1, 2), (3, 4), (1, 2), (1, 2), (3, 4), (1, 2)]
-    assert size_groups(sizes, [1, 5, 1, 0, 1, 2], batch_size=2) == [[0, 2], [3], [5], [1], [4]]
-    assert size_groups(sizes, [1] * 6, batch_size=1) == [[i] for i in (0, 2, 3, 5, 1, 4)]
-    assert size_groups([], np.zeros(0), batch_size=1) == []

@@ -20,7 +20,7 @@ from misc.imutils import (
     write_label,
     write_palette,
 )
-from misc.torchutils import PolyOptimizer, ShuffledBatches, training_loader
+from misc.torchutils import GroupedLoader, PolyOptimizer, ShuffledBatches, size_groups, training_loader
 from voc12.classes import voc_palette
 from voc12.dataloader import AffinityCrops, ClassificationCrops, ScaledImages
 
@@ -183,6 +183,31 @@ def test_a_mask_of_another_size_is_named_also_from_a_worker(toy):
         next(iter(DataLoader(data, batch_size=None, num_workers=1)))
     expected = f"label {mask} has size (61, 47), its image (48, 64) (rows, columns); replace it."
     assert message_of(caught.value) == expected
+
+
+def test_kept_images_are_read_once(toy, monkeypatch):
+    paths = [toy.root / "JPEGImages" / f"{i}.jpg" for i in toy.ids[:1]]
+    masks = [toy.root / "SegmentationClass" / f"{i}.png" for i in toy.ids[:1]]
+    data = ScaledImages(paths, np.ones((1, 3), np.float32), (1.0, 0.5), mask_paths=masks, keep=True)
+    first = data[0]
+    monkeypatch.setattr("voc12.dataloader.read_image", lambda path: pytest.fail("read again"))
+    again = data[0]
+    assert all(torch.equal(a, b) for a, b in zip(first["images"], again["images"], strict=True))
+    assert (first["mask"] == again["mask"]).all()
+
+
+def test_groups_are_of_one_size_and_not_too_large():
+    sizes = [(1, 2), (3, 4), (1, 2), (1, 2), (3, 4), (1, 2)]
+    assert size_groups(sizes, 2) == [[0, 2], [3, 5], [1, 4]]
+    assert size_groups(sizes, 2, n_parts=[1, 5, 1, 0, 1, 2]) == [[0, 2], [3], [5], [1], [4]]
+    assert size_groups([], 1) == []
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_grouped_loader_yields_each_group_whole(workers):
+    loader = GroupedLoader(range(100, 106), [[0, 4], [2], [5, 1, 3]], num_workers=workers, device=torch.device("cpu"))
+    assert len(loader) == 3
+    assert list(loader) == [[100, 104], [102], [105, 101, 103]]
 
 
 def test_bicubic_is_antialiased():

@@ -1,5 +1,6 @@
 """Lists, labels and CAM files in every form that users have."""
 
+import time
 import warnings
 
 import numpy as np
@@ -9,7 +10,7 @@ from PIL import Image
 
 from misc import camfile
 from misc.errors import InputError
-from misc.files import atomic_path
+from misc.files import atomic_path, background_writer
 from misc.objectfile import load_object
 from voc12.classes import VOC_CLASSES
 from voc12.devkit import open_devkit
@@ -208,3 +209,32 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
         fail_half_way()
     assert [file.name for file in tmp_path.iterdir()] == ["x.txt"]
     assert path.read_text() == "old"
+
+
+def test_background_writes_run_in_order_and_are_done_at_the_end():
+    written = []
+    with background_writer(max_waiting=2) as submit:
+        for number in range(20):
+            submit(written.append, number)
+    assert written == list(range(20))
+
+
+def test_a_failed_background_write_is_raised():
+    def fail() -> None:
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"), background_writer() as submit:
+        submit(fail)
+
+
+def test_background_writes_are_finished_when_the_computation_fails():
+    written = []
+
+    def compute() -> None:
+        with background_writer() as submit:
+            submit(lambda: (time.sleep(0.05), written.append(1)))
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        compute()
+    assert written == [1]
