@@ -26,6 +26,9 @@ STEP_MODULES = {
     "train_irn": "step.train_irn",
     "make_sem_seg": "step.make_sem_seg_labels",
     "eval_sem_seg": "step.eval_sem_seg",
+    "make_ins_seg": "step.make_ins_seg_labels",
+    "eval_ins_seg": "step.eval_ins_seg",
+    "make_cocoann": "step.make_cocoann",
     "make_report": "step.make_report",
 }
 

@@ -78,7 +78,9 @@ class Config:
         "voc12/train_aug.txt", "images of train_cam, make_cam, make_advcam, cam_to_ir_label, train_irn"
     )
     val_list: str = flag("voc12/val.txt", "images of the validation loss of train_classifier")
-    infer_list: str = flag("voc12/train_aug.txt", "images of make_sem_seg, and of the mean displacement of train_irn")
+    infer_list: str = flag(
+        "voc12/train_aug.txt", "images of make_*_seg, make_cocoann, and of the mean displacement of train_irn"
+    )
     chainer_eval_set: str = flag("train", "evaluations use <voc12_root>/ImageSets/Segmentation/<this>.txt")
     ood_root: str = flag("WOoD_dataset/openimages/OoD_images", "folder of the out-of-distribution images")
     ood_list: str = flag("WOoD_dataset/openimages/ood_list.txt", "out-of-distribution images, one file name a line")
@@ -138,7 +140,7 @@ class Config:
     )
     ir_label_out_dir: str = flag("result/ir_label", "confident labels, ID.png")
     irn_network: str = flag("net.resnet50_irn", "module with the classes AffinityDisplacementLoss and EdgeDisplacement")
-    irn_weights_name: str = flag("sess/res50_irn_ood.pth", "IRN: made by train_irn, read by make_sem_seg")
+    irn_weights_name: str = flag("sess/res50_irn_ood.pth", "IRN: made by train_irn, read by make_*_seg")
     irn_crop_size: int = flag(512, "side of the training crop, pixels", low=80, multiple_of=4)
     irn_batch_size: int = flag(32, "images a batch", low=1)
     irn_num_epoches: int = flag(3, "epochs", low=1)
@@ -151,6 +153,12 @@ class Config:
     np_power: float = flag(1.0, "power of the CAM before the walk (1.5 for AdvCAM)", low=0)
     sem_seg_bg_thres: float = flag(0.25, "background score of the masks (0.22 for AdvCAM)", low=0, high=1)
     sem_seg_out_dir: str = flag("result/sem_seg_ood", "masks, ID.png and ID_palette.png")
+    ins_seg_bg_thres: float = flag(0.25, "background score of the instance masks", low=0, high=1)
+    ins_seg_out_dir: str = flag("result/ins_seg_ood", "instance masks, ID.npy")
+    cocoann_path: str = flag("result/cocoann.json", "COCO annotations of make_cocoann (not in the original)")
+    cocoann_format: Literal["polygon", "rle"] = flag(
+        "polygon", "how COCO annotations hold a mask; both decode to the same mask (not in the original)"
+    )
 
     # Report (not in the original)
     control_dir: str = flag("result/control", "result_dir of a control run to compare with, where there is one")
@@ -168,6 +176,9 @@ class Config:
     train_irn_pass: bool = flag(False, "train the boundary and displacement network")
     make_sem_seg_pass: bool = flag(False, "make masks: random walk of the CAMs")
     eval_sem_seg_pass: bool = flag(False, "evaluate the masks")
+    make_ins_seg_pass: bool = flag(False, "make instance masks: displacements and random walk of the CAMs")
+    eval_ins_seg_pass: bool = flag(False, "evaluate the instance masks; needs SegmentationObject in the devkit")
+    make_cocoann_pass: bool = flag(False, "write the instance masks as COCO annotations")
     make_report_pass: bool = flag(False, "write report.html from what result_dir holds (not in the original)")
 
 

@@ -27,10 +27,10 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def write_json(path: str | Path, content: Any) -> None:
-    """Write `content` as indented JSON (numbers that JSON lacks, such as NaN, must have been made None before)."""
+def write_json(path: str | Path, content: Any, *, indent: int | None = 1) -> None:
+    """Write `content` as JSON, by default indented (numbers that JSON lacks, such as NaN, must be None already)."""
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+        temporary.write_text(json.dumps(content, indent=indent, allow_nan=False) + "\n")
 
 
 @contextmanager

@@ -9,6 +9,18 @@ from misc.cam import CAM_STRIDE, label_map
 from misc.indexing import propagate_to_edge
 
 
+def upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """(n, h, w) maps at stride 4 -> (n, H, W), bilinear."""
+    height, width = size
+    upsampled = F.interpolate(maps[None], scale_factor=CAM_STRIDE, mode="bilinear", align_corners=False)[0]
+    return upsampled[:, :height, :width]
+
+
+def divide_by_maximum(scores: Tensor) -> Tensor:
+    """Divide by the one maximum of all values; all zeros stay zeros instead of turning into 0 / 0."""
+    return scores / scores.max().clamp_min(torch.finfo(scores.dtype).tiny)
+
+
 @torch.no_grad()
 def semantic_mask(
     cam: Tensor,
@@ -35,10 +47,6 @@ def semantic_mask(
     """
     if len(keys) == 0:
         return np.zeros(size, dtype=np.uint8)
-    height, width = size
     walked = propagate_to_edge(cam**power, edge, beta=beta, exp_times=exp_times)
-    upsampled = F.interpolate(walked[None], scale_factor=CAM_STRIDE, mode="bilinear", align_corners=False)[0]
-    scores = upsampled[:, :height, :width]
-    # An all-zero CAM stays all background instead of turning into 0 / 0
-    scores = scores / scores.max().clamp_min(torch.finfo(scores.dtype).tiny)
+    scores = divide_by_maximum(upsample(walked, size))
     return label_map(scores.cpu().numpy(), keys, background_score)

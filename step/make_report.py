@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from misc import camfile
+from misc import camfile, instancefile
 from misc.cam import label_map, merge_high_res, scale_maps
 from misc.config import STEP_SUFFIX, Config, changed_flags, enabled_steps, parse_config, to_arguments
 from misc.errors import InputError
@@ -25,6 +25,7 @@ from misc.report.pictures import (
     contact_sheet,
     edge_picture,
     heat_overlay,
+    instance_colours,
     mask_colours,
     mask_overlay,
 )
@@ -247,4 +248,7 @@ class _Sheet:
         mask_path = Path(args.sem_seg_out_dir) / f"{image_id}.png"
         if mask_path.is_file():
             pictures.append(("final mask", mask_colours(read_label(mask_path), palette)))
+        instances_path = instancefile.instance_path(args.ins_seg_out_dir, image_id)
+        if instances_path.is_file():
+            pictures.append(("instances", instance_colours(instancefile.load(instances_path), palette)))
         return ImageRow(image_id, [self._devkit.classes[key] for key in keys], pictures, before, after)

@@ -64,7 +64,8 @@ def make_toy_data(folder: Path) -> ToyData:
     """A devkit of eight small images of three classes, OoD images, and a working directory of its own."""
     rng = np.random.default_rng(0)
     root, ood = folder / "devkit", folder / "ood"
-    for part in ("JPEGImages", "SegmentationClass", "SegmentationClassAug", "Annotations", "ImageSets/Segmentation"):
+    masks = ("SegmentationClass", "SegmentationObject", "SegmentationClassAug")
+    for part in ("JPEGImages", *masks, "Annotations", "ImageSets/Segmentation"):
         (root / part).mkdir(parents=True)
     ood.mkdir()
     (root / "classes.txt").write_text("\n".join(TOY_CLASSES) + "\n")
@@ -80,8 +81,11 @@ def make_toy_data(folder: Path) -> ToyData:
         Image.fromarray(image).save(root / "JPEGImages" / f"{image_id}.jpg", quality=95)
         Image.fromarray(mask).save(root / "SegmentationClass" / f"{image_id}.png")
         Image.fromarray(mask).save(root / "SegmentationClassAug" / f"{image_id}.png")
-        objects = f"<object><name>{TOY_CLASSES[label]}</name></object><object><name>spoon</name></object>"
-        (root / "Annotations" / f"{image_id}.xml").write_text(f"<annotation>{objects}</annotation>")
+        # Two instances, side by side
+        objects = np.where(mask == label + 1, 1 + (np.arange(width) >= 2 * left), mask).astype(np.uint8)
+        Image.fromarray(objects).save(root / "SegmentationObject" / f"{image_id}.png")
+        entries = f"<object><name>{TOY_CLASSES[label]}</name></object><object><name>spoon</name></object>"
+        (root / "Annotations" / f"{image_id}.xml").write_text(f"<annotation>{entries}</annotation>")
     (root / "ImageSets/Segmentation/train.txt").write_text("".join(f"{i}\n" for i in ids[:6]))
     (root / "ImageSets/Segmentation/val.txt").write_text("".join(f"{i}\n" for i in ids[6:]))
     names = [f"scene{number}.jpg" for number in range(5)]
@@ -105,6 +109,9 @@ ALL_STEPS = {
         "train_irn",
         "make_sem_seg",
         "eval_sem_seg",
+        "make_ins_seg",
+        "eval_ins_seg",
+        "make_cocoann",
     )
 }
 NO_STEPS = dict.fromkeys(ALL_STEPS, False)

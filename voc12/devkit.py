@@ -25,6 +25,10 @@ class Devkit:
         """`SegmentationClass/ID.png`, the ground truth."""
         return self.root / "SegmentationClass" / f"{image_id}.png"
 
+    def object_path(self, image_id: str) -> Path:
+        """`SegmentationObject/ID.png`, the ground truth of instances."""
+        return self.root / "SegmentationObject" / f"{image_id}.png"
+
     def split_path(self, split: str) -> Path:
         """`ImageSets/Segmentation/<split>.txt`."""
         return self.root / "ImageSets" / "Segmentation" / f"{split}.txt"

@@ -13,6 +13,7 @@ from misc.imutils import IGNORE_LABEL, image_size, read_label
 from misc.jsonfile import read_dict
 from voc12.derived import DERIVED_FOLDER
 from voc12.devkit import Devkit
+from voc12.instances import read_instances
 
 VERIFIED_RECORD = DERIVED_FOLDER / ".verified.json"
 
@@ -59,6 +60,30 @@ def require_readable(paths: Sequence[Path], *, num_workers: int) -> None:
 def missing_masks(devkit: Devkit, ids: Sequence[str]) -> list[str]:
     """The ids without a ground-truth mask."""
     return [image_id for image_id in ids if not devkit.mask_path(image_id).is_file()]
+
+
+def require_instances(devkit: Devkit, ids: Sequence[str], *, num_workers: int) -> None:
+    """Raise `InputError` if instance masks of `ids` are missing, unreadable, or don't fit the masks of classes.
+
+    The masks of classes are those that `require_masks` has checked.
+    """
+    missing = [image_id for image_id in ids if not devkit.object_path(image_id).is_file()]
+    if missing:
+        raise InputError(
+            f"{len(missing)} of {len(ids)} instance masks are not in {devkit.root / 'SegmentationObject'} "
+            f"({first_three(missing)}), and eval_ins_seg needs them; correct --chainer_eval_set or --voc12_root, or "
+            "pass --eval_ins_seg_pass False."
+        )
+    id_of = {devkit.object_path(image_id): image_id for image_id in ids}
+
+    def problem_of(path: Path) -> str | None:
+        try:
+            read_instances(devkit, id_of[path])
+        except InputError as error:
+            return str(error)
+        return None
+
+    _verify(list(id_of), problem_of, kind=f"instances of {len(devkit.classes)} classes", num_workers=num_workers)
 
 
 def require_masks(devkit: Devkit, ids: Sequence[str], *, num_workers: int) -> None:

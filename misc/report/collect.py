@@ -26,12 +26,14 @@ class Arm:
         name: as shown.
         scores: evaluation name -> its JSON, for those that were done on this data set and class list.
         losses: training name -> {"step": [...], loss name: [...]}.
+        instance_ap: the mean instance AP and its IoU threshold, where it was measured on this data set.
         runs: records of the runs on this data set that did more than a report, oldest first.
     """
 
     name: str
     scores: dict[str, Record] = field(default_factory=dict)
     losses: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    instance_ap: tuple[float, float] | None = None
     runs: list[Record] = field(default_factory=list)
 
     @property
@@ -114,6 +116,11 @@ def collect_arm(name: str, result_dir: str | Path, voc12_root: str, class_names:
         ours = _same_folder(content.get("voc12_root"), voc12_root) and content.get("classes") == class_names
         if ours and _is_score(content):
             arm.scores[evaluation] = content
+    instances = read_dict(folder / SCORES_FOLDER / "eval_ins_seg.json")
+    ap = instances.get("map"), instances.get("iou_threshold")
+    ours = _same_folder(instances.get("voc12_root"), voc12_root) and instances.get("classes") == class_names[1:]
+    if ours and all(isinstance(number, float) for number in ap):
+        arm.instance_ap = ap
     for training in TRAININGS:  # losses carry no data set: the last run that wrote them tells it
         losses = _read_losses(folder / METRICS_FOLDER / f"{training}.jsonl") if owner.get(training) else {}
         if losses:

@@ -129,6 +129,10 @@ def _tiles(arms: Sequence[Arm]) -> list[dict[str, str]]:
         if (miou := arms[0].miou(evaluation)) is not None:
             label = f"{EVALUATIONS[evaluation]} mIoU, {arms[0].name}"
             tiles.append({"kind": "mask", "value": _percent(miou), "label": label})
+    if arms[0].instance_ap is not None:
+        ap, iou_threshold = arms[0].instance_ap
+        label = f"Instance AP at IoU {iou_threshold:g}, {arms[0].name}"
+        tiles.append({"kind": "mask", "value": _percent(ap), "label": label})
     return tiles
 
 

@@ -9,6 +9,7 @@ from matplotlib import colormaps
 from PIL import Image, ImageDraw
 
 from misc.imutils import IGNORE_LABEL
+from misc.instances import Detections
 
 HEAT_OPACITY, MASK_OPACITY = 0.55, 0.6
 UNSURE_COLOUR = (190, 190, 190)
@@ -38,6 +39,15 @@ def mask_overlay(image: np.ndarray, mask: np.ndarray, palette: np.ndarray) -> np
     """Class ids (H, W) as colours over the darkened image; unsure pixels (255) in grey."""
     colours, shown = mask_colours(mask, palette), (mask != 0)[..., None]
     return np.where(shown, image * (1 - MASK_OPACITY) + colours * MASK_OPACITY, image * 0.55).astype(np.uint8)
+
+
+def instance_colours(detections: Detections, palette: np.ndarray) -> np.ndarray:
+    """Instances (N, H, W), each in the colour of its rank, on black; fragments with score 0 in grey."""
+    picture = np.zeros((*detections.masks.shape[1:], 3), dtype=np.uint8)
+    for rank, index in enumerate(np.argsort(-detections.scores, kind="stable")):
+        colour = palette[1 + rank % (IGNORE_LABEL - 1)] if detections.scores[index] > 0 else UNSURE_COLOUR
+        picture[detections.masks[index]] = colour
+    return picture
 
 
 def edge_picture(edge: np.ndarray, size: tuple[int, int]) -> np.ndarray:

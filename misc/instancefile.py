@@ -1,0 +1,43 @@
+"""Instance files, `ID.npy`: the one reader and writer of the format that the IRN family exchanges."""
+
+from pathlib import Path
+
+import numpy as np
+
+from misc.errors import InputError
+from misc.instances import Detections
+from misc.objectfile import load_object, save_object
+
+
+def instance_path(folder: str | Path, image_id: str) -> Path:
+    """Where the instances of an image lie."""
+    return Path(folder) / f"{image_id}.npy"
+
+
+def save(path: str | Path, detections: Detections) -> None:
+    """Write the pickled dict {score: float32 (N,), mask: bool (N, H, W), class: int64 (N,), 0-based}."""
+    save_object(path, {"score": detections.scores, "mask": detections.masks, "class": detections.classes})
+
+
+def load(path: str | Path, n_classes: int | None = None) -> Detections:
+    """The instances of an image; also from files of the original.
+
+    Raises `InputError` for a missing, truncated or foreign file, and for classes that are not below `n_classes`.
+    """
+    content = load_object(path, kind="instance file")
+    if missing := {"score", "mask", "class"} - content.keys():
+        raise InputError(f"instance file {path} lacks {', '.join(sorted(missing))}; make it again.")
+    try:
+        scores = np.asarray(content["score"], dtype=np.float32)
+        masks = np.asarray(content["mask"], dtype=bool)
+        classes = np.asarray(content["class"], dtype=np.int64)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"instance file {path}: score, mask or class is no array ({error}); make it again.") from error
+    if not (scores.ndim == classes.ndim == 1 and masks.ndim == 3 and len(scores) == len(masks) == len(classes)):
+        raise InputError(f"instance file {path}: score, mask and class don't fit together; make it again.")
+    if not (np.isfinite(scores).all() and masks.any(axis=(1, 2)).all()):
+        raise InputError(f"instance file {path} has a score that is no number, or an empty mask; make it again.")
+    if n_classes is not None and not ((classes >= 0) & (classes < n_classes)).all():
+        found = np.unique(classes).tolist()
+        raise InputError(f"instance file {path} has classes {found}, the class list has {n_classes}; make it again.")
+    return Detections(scores, masks, classes)

@@ -1,0 +1,66 @@
+"""Step 7, instances: VOC's average precision of the instance masks at IoU 0.5."""
+
+import logging
+
+from tqdm import tqdm
+
+from misc import instancefile
+from misc.config import Config
+from misc.errors import InputError
+from misc.metrics import InstanceScorer, ap_table, jsonable
+from misc.plan import Planned
+from misc.record import save_scores
+from voc12.devkit import open_devkit
+from voc12.evaluation import require_evaluable
+from voc12.instances import read_instances
+from voc12.lists import read_split
+from voc12.verify import require_instances
+
+IOU_THRESH = 0.5
+
+log = logging.getLogger(__name__)
+
+
+def check(args: Config, planned: Planned) -> Planned:
+    """Raise `InputError` for bad input; return the outputs of this step (none that others read)."""
+    require_evaluable(
+        args.voc12_root,
+        args.class_list,
+        args.chainer_eval_set,
+        args.ins_seg_out_dir,
+        ".npy",
+        flag="ins_seg_out_dir",
+        made_by="make_ins_seg",
+        planned=planned,
+        num_workers=args.num_workers,
+    )
+    devkit = open_devkit(args.voc12_root, args.class_list)
+    require_instances(devkit, read_split(devkit, args.chainer_eval_set), num_workers=args.num_workers)
+    return {}
+
+
+def run(args: Config) -> None:
+    """Score `ins_seg_out_dir` on the images of `chainer_eval_set`; saved as `result_dir`/scores/eval_ins_seg.json."""
+    devkit = open_devkit(args.voc12_root, args.class_list)
+    ids = read_split(devkit, args.chainer_eval_set)
+    scorer = InstanceScorer(IOU_THRESH)
+    for image_id in tqdm(ids, desc="eval_ins_seg", unit="image"):
+        path = instancefile.instance_path(args.ins_seg_out_dir, image_id)
+        found = instancefile.load(path, len(devkit.classes))
+        masks, classes = read_instances(devkit, image_id)
+        if found.masks.shape[1:] != masks.shape[1:]:
+            raise InputError(f"instance file {path} is not of the size of its ground truth; make it again.")
+        scorer.add(found.masks, found.classes, found.scores, masks, classes)
+
+    scored = scorer.scores(len(devkit.classes))
+    log.info("%s", ap_table(devkit.classes, scored))
+    content = {
+        "voc12_root": str(devkit.root),
+        "set": args.chainer_eval_set,
+        "images": len(ids),
+        "folder": args.ins_seg_out_dir,
+        "classes": list(devkit.classes),
+        "iou_threshold": IOU_THRESH,
+    }
+    path = save_scores(args.result_dir, "eval_ins_seg", jsonable({**content, **scored}))
+    log.info("instance AP at IoU %g: %.4f (%s)", IOU_THRESH, scored["map"], path)

@@ -1,0 +1,46 @@
+"""Step 6, instances: random walk of each class's CAM within each instance that IRN's displacements tell apart."""
+
+from misc import instancefile
+from misc.config import Config
+from misc.instances import detect_instances
+from misc.plan import Planned, require_writable
+from misc.torchutils import resolve_device
+from net.build import load_network, require_network
+from voc12.devkit import open_devkit
+from voc12.inference import require_cams, walk_inputs
+from voc12.lists import read_list
+from voc12.verify import require_readable
+
+
+def check(args: Config, planned: Planned) -> Planned:
+    """Raise `InputError` for bad input; return the outputs of this step."""
+    devkit = open_devkit(args.voc12_root, args.class_list)
+    ids = require_cams(devkit, args.infer_list, args.cam_out_dir, planned=planned)
+    require_network(args.irn_network, "EdgeDisplacement", args.irn_weights_name, planned=planned)
+    require_writable(args.ins_seg_out_dir, flag="ins_seg_out_dir")
+    require_readable([devkit.image_path(image_id) for image_id in ids], num_workers=args.num_workers)
+    return {args.ins_seg_out_dir: frozenset(ids)}
+
+
+def run(args: Config) -> None:
+    """Write `ins_seg_out_dir`/ID.npy for each image of `infer_list`."""
+    device = resolve_device(args.device)
+    devkit = open_devkit(args.voc12_root, args.class_list)
+    ids = read_list(devkit, args.infer_list, flag="infer_list")
+    model = load_network(args.irn_network, "EdgeDisplacement", args.irn_weights_name, device)
+
+    title = "make_ins_seg_labels"
+    for item in walk_inputs(
+        model, devkit, ids, args.cam_out_dir, device=device, num_workers=args.num_workers, title=title
+    ):
+        detections = detect_instances(
+            item.cam,
+            item.edge,
+            item.displacement,
+            item.keys,
+            item.size,
+            background_score=args.ins_seg_bg_thres,
+            beta=args.beta,
+            exp_times=args.exp_times,
+        )
+        instancefile.save(instancefile.instance_path(args.ins_seg_out_dir, item.image_id), detections)

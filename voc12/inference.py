@@ -1,0 +1,70 @@
+"""Running IRN over the images of a list that have CAMs: what semantic and instance masks are made from."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from misc import camfile
+from misc.errors import InputError
+from misc.imutils import mirror_pair, normalize
+from misc.plan import Planned, require_outputs
+from misc.torchutils import sequential_loader
+from voc12.dataloader import WholeImages
+from voc12.devkit import Devkit
+from voc12.lists import read_list
+
+
+@dataclass(frozen=True)
+class WalkInput:
+    """What the masks of an image are made from, at stride 4, on the network's device.
+
+    `size` (H, W) of the image; `keys` (K,) its classes, 0-based; `cam` (K, h, w); `edge` (1, h, w) in [0, 1];
+    `displacement` (2, h, w), as (y, x) in cells.
+    """
+
+    image_id: str
+    size: tuple[int, int]
+    keys: np.ndarray
+    cam: Tensor
+    edge: Tensor
+    displacement: Tensor
+
+
+def require_cams(devkit: Devkit, infer_list: str, cam_out_dir: str, *, planned: Planned) -> list[str]:
+    """The ids of `infer_list`. Raises `InputError` if the list is bad or CAMs of its images are missing."""
+    ids = read_list(devkit, infer_list, flag="infer_list")
+    require_outputs(
+        cam_out_dir, ids, ".npy", flag="cam_out_dir", list_flag="infer_list", made_by="make_cam", planned=planned
+    )
+    return ids
+
+
+def walk_inputs(
+    model: nn.Module,
+    devkit: Devkit,
+    ids: Sequence[str],
+    cam_out_dir: str,
+    *,
+    device: torch.device,
+    num_workers: int,
+    title: str,
+) -> Iterator[WalkInput]:
+    """Each image's CAM and IRN's output for it, in the order of `ids`, under a progress bar called `title`.
+
+    `model`: (2, 3, H, W) -> edge (1, h, w), displacement (2, h, w), in evaluation mode on `device`.
+    Raises `InputError` for a CAM that is unreadable or not of its image's size.
+    """
+    images = WholeImages([devkit.image_path(image_id) for image_id in ids])
+    loader = sequential_loader(images, num_workers=num_workers, device=device)
+    for image_id, image in zip(ids, tqdm(loader, desc=title, unit="image"), strict=True):
+        cam_path = camfile.cam_path(cam_out_dir, image_id)
+        keys, cam, _ = camfile.load(cam_path, len(devkit.classes))
+        with torch.no_grad():
+            edge, displacement = model(mirror_pair(normalize(image.to(device))))
+        if cam.shape[1:] != edge.shape[1:]:
+            raise InputError(f"CAM file {cam_path} is not of the size of its image; make it again.")
+        yield WalkInput(image_id, tuple(image.shape[1:]), keys, cam.to(device), edge, displacement)
