@@ -7,8 +7,9 @@ from PIL import Image
 from support import ALL_STEPS, NO_STEPS, TOY_SIZES
 
 import run_sample
-from misc import camfile
+from misc import camfile, instancefile
 from misc.errors import InputError
+from misc.instances import Detections
 from net.resnet18_cam import Net
 from net.resnet18_irn import AffinityDisplacementLoss, EdgeDisplacement
 from net.weights import save_weights
@@ -116,6 +117,18 @@ WRONG = {
         lambda toy: Image.new("RGB", (64, 48)).save(toy.root / "SegmentationClass" / f"{toy.ids[0]}.png") or {},
         r"2099_000001.png is a RGB image; expected a palette or grey PNG",
     ),
+    "no instance masks": (
+        lambda toy: (toy.root / "SegmentationObject" / f"{toy.ids[0]}.png").unlink() or {},
+        r"1 of 6 instance masks are not in .*SegmentationObject \(2099_000001\), and eval_ins_seg needs them; correct",
+    ),
+    "instance mask of another size": (
+        lambda toy: Image.new("L", (9, 9)).save(toy.root / "SegmentationObject" / f"{toy.ids[0]}.png") or {},
+        r"instance mask .*2099_000001.png is not of the size of its mask in SegmentationClass",
+    ),
+    "instance of several classes": (
+        lambda toy: Image.new("L", (64, 48), 4).save(toy.root / "SegmentationObject" / f"{toy.ids[0]}.png") or {},
+        r"instance 4 of .*2099_000001.png has ids \[0, 1, 255\] in SegmentationClass, expected one class from 1 to 3",
+    ),
     "CAMs of another list than is evaluated": (
         lambda toy: {"train_list": write(toy.work / "l.txt", *toy.ids[:4]), "infer_list": "voc12/train.txt"},
         r"--cam_out_dir: make_cam will not make 2 of the 6 images of --chainer_eval_set \(2099_000005, 2099_000006\)",
@@ -123,6 +136,18 @@ WRONG = {
     "masks of another list than is evaluated": (
         lambda toy: {"infer_list": write(toy.work / "l.txt", *toy.ids[:4])},
         r"--sem_seg_out_dir: make_sem_seg will not make 2 of the 6 images of --chainer_eval_set",
+    ),
+    "COCO annotations that can't be written": (
+        lambda toy: {"cocoann_path": write(toy.work / "file", "") / "x.json"},
+        r"--cocoann_path: can't write into .*file",
+    ),
+    "COCO annotations named as a folder": (
+        lambda toy: {"cocoann_path": toy.work},
+        r"--cocoann_path .*work is a folder; expected the name of a JSON file",
+    ),
+    "unknown form of COCO annotations": (
+        lambda toy: {"cocoann_format": "bitmap"},
+        r"argument --cocoann_format: invalid choice: 'bitmap'",
     ),
     "checkpoint that can't be written": (
         lambda toy: {"cam_weights_name": write(toy.work / "file", "") / "x.pth"},
@@ -173,6 +198,7 @@ STEPS_WITH_CHECKPOINT = {
     "train_cam": ("cam_init_weights_name", Net),
     "make_cam": ("cam_weights_name", Net),
     "make_sem_seg": ("irn_weights_name", AffinityDisplacementLoss),
+    "make_ins_seg": ("irn_weights_name", AffinityDisplacementLoss),
 }
 
 
@@ -203,6 +229,9 @@ def test_checkpoints_are_checked_before_work(toy, step):
         ("train_irn", "result/ir_label", "ir_label_out_dir", "cam_to_ir_label"),
         ("make_sem_seg", "result/cam_ood", "cam_out_dir", "make_cam"),
         ("eval_sem_seg", "result/sem_seg_ood", "sem_seg_out_dir", "make_sem_seg"),
+        ("make_ins_seg", "result/cam_ood", "cam_out_dir", "make_cam"),
+        ("eval_ins_seg", "result/ins_seg_ood", "ins_seg_out_dir", "make_ins_seg"),
+        ("make_cocoann", "result/ins_seg_ood", "ins_seg_out_dir", "make_ins_seg"),
     ],
 )
 def test_folders_that_lack_images_are_refused(toy, step, folder, flag, maker, monkeypatch):
@@ -252,3 +281,15 @@ def test_cams_of_another_class_list_are_refused(toy):
     save_weights(EdgeDisplacement(), "sess/irn.pth")
     flags = {"make_sem_seg_pass": True, "irn_weights_name": "sess/irn.pth", "infer_list": "voc12/train.txt"}
     assert sentence in refusal(toy.flags(**NO_STEPS | flags))
+
+
+@pytest.mark.parametrize("step", ["eval_ins_seg", "make_cocoann"])
+def test_instances_that_do_not_fit_are_refused(toy, step):
+    arguments = toy.flags(**NO_STEPS | {f"{step}_pass": True, "infer_list": "voc12/train.txt"})
+    none = Detections(np.zeros(0), np.zeros((0, 9, 9), bool), np.zeros(0, int))
+    for image_id in toy.ids:
+        instancefile.save(f"result/ins_seg_ood/{image_id}.npy", none)
+    assert "instance file result/ins_seg_ood/2099_000001.npy is not of the size of its" in refusal(arguments)
+    (toy.work / "result/ins_seg_ood/2099_000001.npy").write_bytes(b"damaged")
+    assert "instance file result/ins_seg_ood/2099_000001.npy can't be read" in refusal(arguments)
+    assert not (toy.work / "result/cocoann.json").exists()

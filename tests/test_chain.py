@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pycocotools.coco import COCO
 from support import ALL_STEPS, NO_STEPS, make_toy_data
 
 import run_sample
-from misc import camfile
+from misc import camfile, instancefile
 from misc.imutils import read_label
+from misc.instances import Detections
 from misc.metrics import confusion_matrix, scores
 from net.weights import read_checkpoint
 from step.train_cam import selection_steps
@@ -49,6 +51,7 @@ def test_chain_makes_every_output_and_no_debris(chain):
         ("result/cam_ood", [".npy"]),
         ("result/ir_label", [".png"]),
         ("result/sem_seg_ood", [".png", "_palette.png"]),
+        ("result/ins_seg_ood", [".npy"]),
     ):
         expected = sorted(f"{image_id}{suffix}" for image_id in train for suffix in suffixes)
         assert sorted(path.name for path in (chain.work / folder).iterdir()) == expected
@@ -95,6 +98,56 @@ def test_evaluations_equal_an_independent_count(chain):
     for threshold, counts in by_threshold.items():
         assert cams["miou_by_threshold"][f"{threshold:g}"] == pytest.approx(scores(counts)["miou"], abs=1e-12)
     assert cams["best"]["miou"] == max(cams["miou_by_threshold"].values())
+
+
+@pytest.mark.parametrize("form", ["polygon", "rle"])
+def test_coco_annotations_give_the_instances_back(chain, form, tmp_path, capsys):
+    path = tmp_path / "coco.json"
+    apart = {"result_dir": tmp_path, "log_name": tmp_path / "log"}
+    run(chain, make_cocoann_pass=True, cocoann_path=path, cocoann_format=form, **apart)
+    content = json.loads(path.read_text())
+    assert {type(each["segmentation"]) for each in content["annotations"]} == {list if form == "polygon" else dict}
+    coco = COCO(path)
+    assert [category["name"] for category in coco.loadCats(coco.getCatIds())] == ["aeroplane", "bottle", "train"]
+    images = coco.loadImgs(coco.getImgIds())
+    assert [image["file_name"] for image in images] == [f"{image_id}.jpg" for image_id in chain.ids[:6]]
+    assert len(coco.anns) > 0
+    for image in images:
+        found = instancefile.load(f"result/ins_seg_ood/{Path(image['file_name']).stem}.npy")
+        assert found.masks.shape[1:] == (image["height"], image["width"])
+        annotations = coco.loadAnns(coco.getAnnIds(imgIds=image["id"]))
+        assert [each["category_id"] - 1 for each in annotations] == found.classes.tolist()
+        for annotation, mask in zip(annotations, found.masks, strict=True):
+            np.testing.assert_array_equal(coco.annToMask(annotation), mask)
+            assert annotation["area"] == mask.sum()
+    assert "are run lengths" not in capsys.readouterr().out
+
+
+def test_instance_masks_are_scored_against_both_kinds_of_truth(toy):
+    """Each object is cut in two halves: the left one is found, the right one only as a part, for one class not."""
+    for number, image_id in enumerate(toy.ids[:6]):
+        instances = read_label(toy.root / "SegmentationObject" / f"{image_id}.png")
+        left, right = instances == 1, instances == 2
+        part = right & (np.arange(right.shape[1]) % 2 == 0)
+        detections = Detections(
+            np.array([0.9, 0.2, 0.5], np.float32), np.stack([left, part, ~left & ~right]), np.full(3, number % 3)
+        )
+        if number % 3 == 1:
+            detections = Detections(detections.scores[:1], detections.masks[:1], detections.classes[:1])
+        instancefile.save(f"result/ins_seg_ood/{image_id}.npy", detections)
+    run(toy, eval_ins_seg_pass=True)
+    scored = json.loads(Path("result/scores/eval_ins_seg.json").read_text())
+    assert scored["classes"] == ["aeroplane", "bottle", "train"]
+    half_found, with_parts = 0.5, []
+    for label in (0, 2):  # two images a class: hits, then misses, then the parts, hits where they cover one half
+        hits = [True, True, False, False]
+        for image_id in (toy.ids[label], toy.ids[label + 3]):
+            right = read_label(toy.root / "SegmentationObject" / f"{image_id}.png") == 2
+            hits.append((right & (np.arange(right.shape[1]) % 2 == 0)).sum() * 2 >= right.sum())
+        precision = np.cumsum(hits) / np.arange(1, 7)
+        with_parts.append(sum(precision[k:].max() / 4 for k in np.flatnonzero(hits)))
+    assert scored["ap"] == pytest.approx([with_parts[0], half_found, with_parts[1]])
+    assert scored["map"] == pytest.approx(np.mean(scored["ap"]))
 
 
 def test_run_record_tells_what_ran(chain):
@@ -169,8 +222,11 @@ def test_an_image_without_objects_gets_an_empty_cam_and_an_empty_mask(toy):
     run(toy, make_cam_pass=True, **flags)
     assert camfile.load(f"result/cam_ood/{image_id}.npy")[1].shape[0] == 0
     run(toy, cam_to_ir_label_pass=True, train_irn_pass=True, irn_batch_size=1, make_sem_seg_pass=True, **flags)
+    run(toy, make_ins_seg_pass=True, make_cocoann_pass=True, **flags)
     assert not read_label(f"result/ir_label/{image_id}.png").any()
     assert not read_label(f"result/sem_seg_ood/{image_id}.png").any()
+    assert len(instancefile.load(f"result/ins_seg_ood/{image_id}.npy")) == 0
+    assert json.loads(Path("result/cocoann.json").read_text())["annotations"] == []
 
 
 def test_command_line(toy):

@@ -39,6 +39,7 @@ ORIGINAL_DEFAULTS = {
     "beta": 10,
     "exp_times": 8,
     "sem_seg_bg_thres": 0.25,
+    "ins_seg_bg_thres": 0.25,
     "np_power": 1.0,
     "log_name": "sample_train_eval",
     "cam_weights_name": "sess/res50_cam_ood.pth",
@@ -46,6 +47,7 @@ ORIGINAL_DEFAULTS = {
     "cam_out_dir": "result/cam_ood",
     "ir_label_out_dir": "result/ir_label",
     "sem_seg_out_dir": "result/sem_seg_ood",
+    "ins_seg_out_dir": "result/ins_seg_ood",
 }
 
 

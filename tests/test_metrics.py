@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 from misc.cam import label_map
-from misc.metrics import ThresholdSweep, class_table, confusion_matrix, jsonable, scores
+from misc.metrics import (
+    ThresholdSweep,
+    ap_table,
+    class_table,
+    confusion_matrix,
+    instance_ap,
+    jsonable,
+    scores,
+)
 
 
 def test_confusion_counts_each_pixel_once_and_leaves_out_ignored_ones():
@@ -71,3 +79,56 @@ def test_sweep_equals_one_evaluation_a_threshold():
 def test_sweep_refuses_another_size():
     with pytest.raises(ValueError, match="differ in size"):
         ThresholdSweep((0.1,), 2).add(np.zeros((1, 3, 4), np.float32), [0], np.zeros((4, 3), np.uint8))
+
+
+def strip(start, stop, width=20):
+    """A mask of one row, set from `start` to `stop`."""
+    mask = np.zeros((1, width), dtype=bool)
+    mask[0, start:stop] = True
+    return mask
+
+
+def test_instance_ap_by_hand():
+    truth = [np.stack([strip(0, 10), strip(10, 20)]), np.stack([strip(0, 4)])]
+    truth_labels = [np.array([0, 0]), np.array([2])]
+    predictions = [
+        # A hit; the same truth once more: a false positive; IoU just at the threshold: a hit; another class
+        np.stack([strip(0, 10), strip(1, 10), strip(15, 20), strip(0, 10)]),
+        np.stack([strip(0, 20)]),
+    ]
+    labels, scores_ = [np.array([0, 0, 0, 1]), np.array([2])], [np.array([0.9, 0.8, 0.7, 0.6]), np.array([0.5])]
+    scored = instance_ap(predictions, labels, scores_, truth, truth_labels)
+    # Class 0: hit, miss, hit of two: 0.5 * 1 + 0.5 * 2/3. Class 1 has no truth. Class 2: IoU 0.2, no hit
+    np.testing.assert_allclose(scored["ap"], [0.5 + 0.5 * 2 / 3, np.nan, 0.0])
+    assert scored["map"] == pytest.approx((0.5 + 1 / 3) / 2)
+    stricter = instance_ap(predictions, labels, scores_, truth, truth_labels, iou_thresh=0.51)
+    np.testing.assert_allclose(stricter["ap"], [0.5, np.nan, 0.0])
+    table = ap_table(["boat", "cow", "train"], scored)
+    assert "boat   0.8333" in table
+    assert "cow" not in table
+
+
+def test_a_prediction_that_comes_first_takes_the_truth_and_draws_keep_their_order():
+    truth, one = [strip(0, 10)[None]], np.array([0])
+    pair = np.stack([strip(0, 9), strip(0, 10)])
+    for values, expected in (([0.2, 0.9], 1.0), ([0.9, 0.2], 1.0), ([0.5, 0.5], 1.0)):
+        assert instance_ap([pair], [np.zeros(2, int)], [np.array(values)], truth, [one])["map"] == expected
+    wrong_first = np.stack([strip(15, 20), strip(0, 10)])
+    assert instance_ap([wrong_first], [np.zeros(2, int)], [np.zeros(2)], truth, [one])["map"] == 0.5
+    none = np.zeros((0, 1, 20), dtype=bool)
+    # Draws between images: the first image's prediction, a false positive, counts first
+    images = ([strip(0, 5)[None], strip(0, 10)[None]], [one, one], [np.zeros(1), np.zeros(1)])
+    assert instance_ap(*images, [none, strip(0, 10)[None]], [np.zeros(0, int), one])["map"] == 0.5
+
+
+def test_instance_ap_without_predictions_or_truth():
+    none, no_labels = np.zeros((0, 1, 20), dtype=bool), np.zeros(0, dtype=int)
+    missed = instance_ap([none], [no_labels], [np.zeros(0)], [strip(0, 3)[None]], [np.array([1])])
+    np.testing.assert_allclose(missed["ap"], [np.nan, 0.0])
+    empty = instance_ap([none], [no_labels], [np.zeros(0)], [none], [no_labels])
+    assert len(empty["ap"]) == 0
+    assert np.isnan(empty["map"])
+    with pytest.raises(ValueError, match="differ in size"):
+        instance_ap([strip(0, 3)[None]], [[0]], [[1.0]], [strip(0, 3, width=9)[None]], [[0]])
+    with pytest.raises(ValueError, match="each mask needs a label"):
+        instance_ap([strip(0, 3)[None]], [[0]], [[]], [none], [no_labels])

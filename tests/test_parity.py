@@ -22,8 +22,9 @@ from misc.imutils import (
     top_left_crop_boxes,
 )
 from misc.indexing import affinity_labels, pair_paths, propagate_to_edge
+from misc.instances import detect_instances, instance_map, refine_centroids
 from misc.masks import semantic_mask
-from misc.metrics import ThresholdSweep, confusion_matrix, scores
+from misc.metrics import ThresholdSweep, confusion_matrix, instance_ap, scores
 from misc.ood import adversarial_step, class_prototypes, distance_loss, distances, kmeans, ood_loss, wood_losses
 from misc.torchutils import PolyOptimizer
 from net.resnet50_cam import CAM, Net
@@ -216,6 +217,29 @@ def test_semantic_masks(recorded, power, background_score):
     assert (mask == recording[f"sem_p{power}_t{background_score}"]).mean() >= 0.999
 
 
+def test_instances(recorded):
+    recording = recorded("random_walk.npz")
+    displacement = torch.from_numpy(recording["dp"])
+    np.testing.assert_array_equal(refine_centroids(displacement), recording["centroids"])
+    np.testing.assert_array_equal(instance_map(displacement), recording["instance_map"])
+    found = detect_instances(
+        torch.from_numpy(recording["cam"]),
+        torch.from_numpy(recording["edge"]),
+        displacement,
+        recording["keys"],
+        tuple(recording["size"].tolist()),
+        background_score=0.25,
+        beta=10,
+        exp_times=8,
+    )
+    np.testing.assert_array_equal(found.classes, recording["ins_class"])
+    np.testing.assert_allclose(found.scores, recording["ins_score"], atol=1e-3)
+    shape = recording["ins_shape"]
+    masks = np.unpackbits(recording["ins_mask"], count=np.prod(shape)).reshape(shape)
+    assert found.masks.shape == masks.shape
+    assert (found.masks == masks).mean(axis=(1, 2)).min() >= 0.999
+
+
 def test_clusters_and_prototypes(recorded):
     recording = recorded("wood.npz")
     n_clusters = len(recording["prototypes"]) - recording["id_labels"].shape[1]
@@ -295,3 +319,13 @@ def test_semantic_scores(recorded):
     np.testing.assert_allclose(scored["iou"], np.array(expected["iou"], dtype=float), atol=1e-9)
     for name in ("miou", "pixel_accuracy", "mean_class_accuracy"):
         assert scored[name] == pytest.approx(expected[name], abs=1e-9)
+
+
+@pytest.mark.parametrize("iou_thresh", [0.5, 0.7])
+def test_instance_scores(recorded, iou_thresh):
+    recording, expected = recorded("instance_eval.npz"), recorded("evaluation.json")["instance"][str(iou_thresh)]
+    n_images = sum(name.startswith("gt_mask") for name in recording.files)
+    names = ("pred_mask", "pred_label", "pred_score", "gt_mask", "gt_label")
+    scored = instance_ap(*([recording[f"{name}{i}"] for i in range(n_images)] for name in names), iou_thresh=iou_thresh)
+    np.testing.assert_allclose(scored["ap"], np.array(expected["ap"], dtype=float), atol=1e-9)
+    assert scored["map"] == pytest.approx(expected["map"], abs=1e-9)

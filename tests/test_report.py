@@ -13,6 +13,9 @@ from PIL import Image
 from support import ALL_STEPS, NO_STEPS, make_toy_data
 
 import run_sample
+from misc.instances import Detections
+from misc.report.pictures import UNSURE_COLOUR, instance_colours
+from voc12.classes import voc_palette
 
 REPORT = NO_STEPS | {"make_report_pass": True}
 CONTROL = {"ood_coeff": 0, "distance_lambda": 0, "result_dir": "result/control", "cam_out_dir": "result/control/cam"}
@@ -78,7 +81,7 @@ def test_report_shows_everything_and_needs_nothing_else(finished, page):
     assert all(source.startswith("data:image/") for source in page.sources)
     assert "script" not in page.tags
     row = ["image", "ground truth", "CAM before W-OoD", "CAM, control", "CAM, W-OoD", "confident label"]
-    assert page.captions[-8 * 6 :] == [*row, "boundaries (IRN)", "final mask"] * 6
+    assert page.captions[-9 * 6 :] == [*row, "boundaries (IRN)", "final mask", "instances"] * 6
     names = {path.name for path in (finished.work / "result/report").iterdir()}
     assert names == {"losses.png", "thresholds.png", "classes.png", "contact_sheet.png"}
     for name in names:
@@ -91,6 +94,8 @@ def test_report_prints_the_scores_of_the_run(finished, page):
     for folder, name in (("result", "eval_cam"), ("result/control", "eval_cam"), ("result", "eval_sem_seg")):
         content = json.loads((finished.work / folder / f"scores/{name}.json").read_text())
         assert f"{100 * content.get('best', content)['miou']:.1f} %" in shown
+    ap = json.loads((finished.work / "result/scores/eval_ins_seg.json").read_text())["map"]
+    assert f"{100 * ap:.1f} % Instance AP at IoU 0.5, W-OoD" in shown
     wood, control = (
         json.loads((finished.work / folder / "scores/eval_cam.json").read_text())["best"]["miou"]
         for folder in ("result", "result/control")
@@ -179,6 +184,7 @@ def test_facts_are_those_of_the_training_not_of_the_report(finished, tmp_path, m
         ("metrics/train_cam.jsonl", "[1]", "Loss curves of train_cam"),
         ("metrics/train_cam.jsonl", '{"total": 1}', "Loss curves of train_cam"),
         ("runs/a.json", '{"config": [1], "done": null}', None),
+        ("scores/eval_ins_seg.json", '{"map": "high"}', None),
         ("runs/a.json", "[]", None),
     ],
 )
@@ -200,6 +206,17 @@ def test_a_damaged_cam_costs_its_own_pictures_only(finished, tmp_path, monkeypat
     page = Page("result/report.html")
     assert f"Pictures of {finished.ids[0]}: CAM file" in missing_parts(page)
     assert page.captions.count("CAM, W-OoD") == 5
+
+
+def test_instances_have_a_colour_each_and_fragments_are_grey():
+    masks = np.zeros((3, 2, 4), dtype=bool)
+    masks[0, 0, :2] = masks[1, 1, :2] = masks[2, :, 3] = True
+    detections = Detections(np.array([0.4, 0, 0.9], np.float32), masks, np.zeros(3, int))
+    picture = instance_colours(detections, voc_palette())
+    assert (picture[0, :2] == voc_palette()[2]).all()
+    assert (picture[1, :2] == UNSURE_COLOUR).all()
+    assert (picture[:, 3] == voc_palette()[1]).all()
+    assert not picture[:, 2].any()
 
 
 def test_class_names_that_look_like_formulas_or_html(toy):
