@@ -47,8 +47,8 @@ def _interpolate(field: Tensor, position: Tensor) -> Tensor:
 def refine_centroids(displacement: Tensor, iterations: int = REFINEMENTS) -> Tensor:
     """(2, h, w) displacements, as (y, x) in cells -> (2, h, w) int64 cell of the centroid that each cell belongs to.
 
-    A cell follows the field: p <- p + D(p), D interpolated bilinearly, p kept inside the map (IRN equation 9). As in
-    the original p is stored in float32 and moved in float64, since 300 steps make a difference of rounding visible.
+    A cell follows the field: p <- p + D(p), D interpolated bilinearly, p kept inside the map (IRN section 4.2). p is
+    stored in float32 and moved in float64: where the field does not contract, 300 steps would amplify rounding.
     """
     height, width = displacement.shape[1:]
     rows, columns = (torch.arange(side, device=displacement.device) for side in (height, width))
@@ -138,7 +138,7 @@ def detect_instances(
         background_score: of the walked maps divided by their one maximum over all classes and instances.
 
     Returns:
-        Detections by class, then by instance, then row by row; none if K is 0 (the original crashes without any).
+        Detections by class, then by instance, then row by row; none if K is 0.
     """
     keys = np.asarray(keys, dtype=np.int64)
     if len(keys) == 0:

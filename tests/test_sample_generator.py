@@ -12,8 +12,11 @@ from PIL import Image
 from misc.errors import InputError
 from voc12 import sample
 from voc12.classes import voc_palette
+from voc12.devkit import open_devkit
+from voc12.instances import read_instances
 from voc12.sample import dataset
 from voc12.sample.plans import BACKGROUNDS, CLASSES, KINDS, plan_image
+from voc12.verify import require_instances, require_masks
 
 SMALL = {"seed": 3, "n_train": 24, "n_val": 8, "n_ood": 8, "long_side": 128}
 TINY = {"seed": 3, "n_train": 3, "n_val": 1, "n_ood": 2, "long_side": 96}
@@ -99,6 +102,19 @@ def test_masks_agree_with_annotations(root: Path) -> None:
             assert box == [xs.min() + 1, ys.min() + 1, xs.max() + 1, ys.max() + 1]
             assert cv2.connectedComponents(mask.astype(np.uint8))[0] == 2
             assert mask.mean() >= 0.005
+
+
+def test_instances_are_what_evaluations_read(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    devkit = open_devkit(str(root), "")
+    names = labelled(root)
+    require_masks(devkit, names, num_workers=0)
+    require_instances(devkit, names, num_workers=0)
+    for name in names:
+        masks, classes = read_instances(devkit, name)
+        annotation = ElementTree.parse(root / "Annotations" / f"{name}.xml")
+        assert [CLASSES[k] for k in classes] == [entry.findtext("name") for entry in annotation.iterfind("object")]
+        assert (masks.sum(axis=0) <= 1).all()
 
 
 def test_void_is_a_thin_strip_around_objects(root: Path) -> None:
