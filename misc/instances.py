@@ -1,4 +1,4 @@
-"""From CAMs, boundaries and displacements to instance masks (IRN sections 4.2 and 5).
+"""From CAMs, boundaries and displacements to instance masks (IRN section 5).
 
 The displacement of a pixel points to the centroid of its instance. Displacements and maps lie at stride 4.
 """
@@ -47,7 +47,7 @@ def _interpolate(field: Tensor, position: Tensor) -> Tensor:
 def refine_centroids(displacement: Tensor, iterations: int = REFINEMENTS) -> Tensor:
     """(2, h, w) displacements, as (y, x) in cells -> (2, h, w) int64 cell of the centroid that each cell belongs to.
 
-    A cell follows the field: p <- p + D(p), D interpolated bilinearly, p kept inside the map (IRN section 4.2). p is
+    A cell follows the field: p <- p + D(p), D interpolated bilinearly, p kept inside the map (IRN section 5.1). p is
     stored in float32 and moved in float64: where the field does not contract, 300 steps would amplify rounding.
     """
     height, width = displacement.shape[1:]
