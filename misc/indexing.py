@@ -1,4 +1,4 @@
-"""Pixel pairs: their paths, affinities, labels and losses, and the random walk over them (IRN sections 4 and 5).
+"""Pixel pairs: their paths and labels, and the random walk over them (IRN sections 4 and 5).
 
 A pair of radius r is a source cell and a destination cell at an offset (dy, dx) of half a disc. Its affinity is
 1 - the largest edge on the path between the two. Offsets are ordered by path length, then by (dy, dx).
@@ -12,7 +12,6 @@ from torch import Tensor
 
 from misc.imutils import IGNORE_LABEL
 
-EPSILON = 1e-5
 OUTSIDE = -1.0
 """Stands for a neighbour outside the map; no affinity is negative."""
 
@@ -53,7 +52,8 @@ def _shifted(x: Tensor, offset: Offset, *, radius: int) -> Tensor:
     return x[..., dy : dy + height, margin + dx : margin + dx + width]
 
 
-def _require_room(h: int, w: int, radius: int) -> None:
+def require_room(h: int, w: int, radius: int) -> None:
+    """Raise `ValueError` if a map of h x w cells has no source cell."""
     if h < radius or w < 2 * radius - 1:
         raise ValueError(f"a {h} x {w} map has no pair of radius {radius}: it needs {radius} x {2 * radius - 1} cells")
 
@@ -64,72 +64,13 @@ def affinity_labels(labels: Tensor, radius: int) -> tuple[Tensor, Tensor, Tensor
     A pair is valid if both labels are sure: bg-positive if equal and 0, fg-positive if equal and > 0, negative if
     different (IRN equation 5). Offsets in the order of `pair_paths`, sources row by row.
     """
-    _require_room(*labels.shape[-2:], radius)
+    require_room(*labels.shape[-2:], radius)
     source = _shifted(labels, (0, 0), radius=radius).flatten(1)[:, None]
     destination = torch.stack([_shifted(labels, o, radius=radius).flatten(1) for o in _pair_paths(radius)], dim=1)
     valid = (source != IGNORE_LABEL) & (destination != IGNORE_LABEL)
     equal = (source == destination) & valid
     background = source == 0
     return equal & background, equal & ~background, valid & ~equal
-
-
-def pair_affinities(edge: Tensor, radius: int) -> Tensor:
-    """(B, 1, h, w) edges in [0, 1] -> affinities (B, offsets, sources), in the order of `affinity_labels`.
-
-    Affinity = 1 - the largest edge on the path (IRN equation 3).
-    """
-    _require_room(*edge.shape[-2:], radius)
-    largest = []
-    for path in _pair_paths(radius).values():
-        cells = torch.stack([_shifted(edge[:, 0], cell, radius=radius) for cell in path])
-        largest.append(cells.max(dim=0).values.flatten(1))
-    return 1 - torch.stack(largest, dim=1)
-
-
-def pair_displacements(displacement: Tensor, radius: int) -> Tensor:
-    """(B, 2, h, w) -> D(source) - D(destination), (B, 2, offsets, sources), in the order of `affinity_labels`."""
-    source = _shifted(displacement, (0, 0), radius=radius)
-    return torch.stack(
-        [(source - _shifted(displacement, o, radius=radius)).flatten(2) for o in _pair_paths(radius)], dim=2
-    )
-
-
-def _mean_where(values: Tensor, mask: Tensor) -> Tensor:
-    return (values * mask).sum() / (mask.sum() + EPSILON)
-
-
-def pair_losses(edge: Tensor, displacement: Tensor, labels: Tensor, *, radius: int) -> dict[str, Tensor]:
-    """The IRN losses (IRN equations 4, 6, 7), on whatever device the inputs are.
-
-    Args:
-        edge: (B, 1, h, w) edges in [0, 1].
-        displacement: (B, 2, h, w), channel 0 is y.
-        labels: (B, h, w) uint8, 255 for unsure.
-
-    Returns:
-        Scalars: `pos`, `neg` (affinity losses of equal and of different pairs), `dp_fg`, `dp_bg` (displacement
-        losses of foreground and background pairs) and `total` = (pos + neg) / 2 + (dp_fg + dp_bg) / 2.
-    """
-    bg_pos, fg_pos, neg = affinity_labels(labels, radius)
-    affinity = pair_affinities(edge, radius)
-    attract = -torch.log(affinity + EPSILON)
-    repel = -torch.log(1 + EPSILON - affinity)
-    pos_loss = _mean_where(attract, bg_pos) / 2 + _mean_where(attract, fg_pos) / 2
-    neg_loss = _mean_where(repel, neg)
-
-    difference = pair_displacements(displacement, radius)
-    target = torch.tensor(list(_pair_paths(radius)), dtype=difference.dtype, device=difference.device)
-    to_target = (difference - target.T[None, :, :, None]).abs().sum(dim=1)
-    # The mean is over both components, hence half of the sum over them
-    dp_fg = _mean_where(to_target / 2, fg_pos)
-    dp_bg = _mean_where(difference.abs().sum(dim=1) / 2, bg_pos)
-    return {
-        "pos": pos_loss,
-        "neg": neg_loss,
-        "dp_fg": dp_fg,
-        "dp_bg": dp_bg,
-        "total": (pos_loss + neg_loss) / 2 + (dp_fg + dp_bg) / 2,
-    }
 
 
 def _half_disc_affinities(edge: Tensor, radius: int, beta: float) -> dict[Offset, Tensor]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from misc.indexing import pair_losses
+from misc.pair_losses import pair_losses
 from net.backbone import Backbone
 
 TRAIN_RADIUS = 10
@@ -141,7 +141,7 @@ class AffinityDisplacementLoss(AffinityDisplacement):
     def forward(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """(B, 3, 4h, 4w) normalised images, (B, h, w) uint8 labels with 255 for unsure -> the losses.
 
-        The dict is that of `misc.indexing.pair_losses`: scalars pos, neg, dp_fg, dp_bg and total.
+        The dict is that of `misc.pair_losses.pair_losses`: scalars pos, neg, dp_fg, dp_bg and total.
         """
         edge, displacement = self.edge_and_displacement(images)
         return pair_losses(torch.sigmoid(edge), displacement, labels, radius=self.radius)

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from misc.indexing import pair_paths
 from net.weights import BACKBONE_PREFIX
 
 
@@ -152,3 +153,14 @@ def gradients_by_name(module: nn.Module) -> Mapping[str, Tensor]:
         for name, parameter in module.named_parameters()
         if parameter.grad is not None
     }
+
+
+def every_pair(h, w, radius):
+    """(pair number, source number, source cell, destination cell, path) of all training pairs, by plain loops."""
+    for number, ((dy, dx), path) in enumerate(pair_paths(radius).items()):
+        source_number = 0
+        for y in range(h - radius + 1):
+            for x in range(radius - 1, w - radius + 1):
+                cells = [(y + py, x + px) for py, px in path]
+                yield number, source_number, (y, x), (y + dy, x + dx), cells
+                source_number += 1

@@ -5,14 +5,9 @@ import time
 import numpy as np
 import pytest
 import torch
+from support import every_pair
 
-from misc.indexing import (
-    affinity_labels,
-    pair_affinities,
-    pair_losses,
-    pair_paths,
-    propagate_to_edge,
-)
+from misc.indexing import affinity_labels, pair_paths, propagate_to_edge
 from misc.memory import peak_memory_mib, reset_peak_memory
 
 
@@ -23,17 +18,6 @@ def test_paths_equal_the_recordings(fixture_json, radius):
     assert [f"{dy},{dx}" for dy, dx in paths] == list(recording)
     for (dy, dx), path in paths.items():
         assert [list(cell) for cell in path] == recording[f"{dy},{dx}"]
-
-
-def every_pair(h, w, radius):
-    """(pair number, source number, source cell, destination cell, path) of all training pairs, by plain loops."""
-    for number, ((dy, dx), path) in enumerate(pair_paths(radius).items()):
-        source_number = 0
-        for y in range(h - radius + 1):
-            for x in range(radius - 1, w - radius + 1):
-                cells = [(y + py, x + px) for py, px in path]
-                yield number, source_number, (y, x), (y + dy, x + dx), cells
-                source_number += 1
 
 
 def dense_propagate(x, edge, radius, beta, exp_times):
@@ -130,58 +114,6 @@ def test_affinity_labels_equal_plain_loops():
             assert bool(bg_pos[image, pair, source]) == (valid and a == b == 0)
             assert bool(fg_pos[image, pair, source]) == (valid and a == b > 0)
             assert bool(neg[image, pair, source]) == (valid and a != b)
-
-
-def test_affinities_are_one_minus_the_largest_edge_on_the_path():
-    edge = torch.rand(2, 1, 8, 10)
-    affinity = pair_affinities(edge, radius=4)
-    for image in range(2):
-        for pair, source, _, _, cells in every_pair(8, 10, 4):
-            expected = 1 - max(float(edge[image, 0][cell]) for cell in cells)
-            assert affinity[image, pair, source].item() == pytest.approx(expected)
-
-
-def test_losses_equal_plain_loops():
-    rng = np.random.default_rng(1)
-    labels = torch.from_numpy(rng.choice([0, 2, 255], (2, 8, 10)).astype(np.uint8))
-    edge = torch.rand(2, 1, 8, 10, dtype=torch.float64)
-    displacement = torch.randn(2, 2, 8, 10, dtype=torch.float64)
-    sums = {"bg": 0.0, "fg": 0.0, "neg": 0.0, "dp_fg": 0.0, "dp_bg": 0.0}
-    counts = {"bg": 0, "fg": 0, "neg": 0}
-    for image in range(2):
-        for _, _, (y, x), (v, u), cells in every_pair(8, 10, 4):
-            a, b = int(labels[image, y, x]), int(labels[image, v, u])
-            if 255 in (a, b):
-                continue
-            affinity = 1 - max(float(edge[image, 0][cell]) for cell in cells)
-            moved = displacement[image, :, y, x] - displacement[image, :, v, u]
-            kind = "neg" if a != b else "fg" if a else "bg"
-            counts[kind] += 1
-            sums[kind] += -np.log(1 + 1e-5 - affinity) if kind == "neg" else -np.log(affinity + 1e-5)
-            if kind == "fg":
-                sums["dp_fg"] += float((moved - torch.tensor([v - y, u - x])).abs().sum())
-            elif kind == "bg":
-                sums["dp_bg"] += float(moved.abs().sum())
-    expected = {
-        "pos": sums["bg"] / (counts["bg"] + 1e-5) / 2 + sums["fg"] / (counts["fg"] + 1e-5) / 2,
-        "neg": sums["neg"] / (counts["neg"] + 1e-5),
-        "dp_fg": sums["dp_fg"] / (2 * counts["fg"] + 1e-5),
-        "dp_bg": sums["dp_bg"] / (2 * counts["bg"] + 1e-5),
-    }
-    losses = pair_losses(edge, displacement, labels, radius=4)
-    for name, value in expected.items():
-        assert losses[name].item() == pytest.approx(value, rel=1e-6)
-    total = (expected["pos"] + expected["neg"]) / 2 + (expected["dp_fg"] + expected["dp_bg"]) / 2
-    assert losses["total"].item() == pytest.approx(total, rel=1e-6)
-
-
-def test_losses_of_unsure_labels_are_zero_and_have_gradients():
-    edge = torch.rand(1, 1, 24, 24, requires_grad=True)
-    labels = torch.full((1, 24, 24), 255, dtype=torch.uint8)
-    losses = pair_losses(edge, torch.randn(1, 2, 24, 24), labels, radius=10)
-    losses["total"].backward()
-    assert losses["total"].item() == 0
-    assert edge.grad.isfinite().all()
 
 
 def test_maps_too_small_for_a_pair_are_refused():
