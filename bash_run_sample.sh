@@ -2,6 +2,8 @@
 # From image labels to evaluated masks and a report: the authors' chain on VOC 2012, or, where that is not there, on
 # the built-in sample. Sets up what it needs, then runs.
 # Flags are handed to run_sample.py, for example: bash bash_run_sample.sh --voc12_root /data/VOCdevkit/VOC2012
+# On VOC the masks come from AdvCAM's maps, as the authors' do. AdvCAM is by far the longest step: `--masks_from cam`
+# leaves it out. After an interruption `--train_cam_pass False` keeps the weights, and with them its finished images.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 source misc/environment.sh
@@ -9,14 +11,17 @@ source misc/environment.sh
 voc12_root=Data/VOCdevkit/VOC2012 # the flag's default
 classifier=sess/res50_cam_orig.pth
 sample=auto
+masks_from=advcam
 previous=
 for argument in "$@"; do
     case $previous in
     --cam_init_weights_name) classifier=$argument ;;
+    --masks_from) masks_from=$argument ;;
     --sample) [[ $argument =~ ^([Tt]rue|1|[Yy]es)$ ]] && sample=asked || sample=no ;;
     esac
     case $argument in
     --cam_init_weights_name=*) classifier=${argument#*=} ;;
+    --masks_from=*) masks_from=${argument#*=} ;;
     --voc12_root | --voc12_root=*) sample=no ;; # a folder that is named must be there
     --sample=*) [[ ${argument#*=} =~ ^([Tt]rue|1|[Yy]es)$ ]] && sample=asked || sample=no ;;
     esac
@@ -46,8 +51,16 @@ for file in "$classifier" "$classifier.pth" "${classifier%.pth}"; do
     if [ -f "$file" ]; then train_classifier=False; fi
 done
 
+if [ "$masks_from" = advcam ]; then
+    set -- --make_advcam_pass True --eval_advcam_pass True --masks_from advcam \
+        --np_power 1.5 --sem_seg_bg_thres 0.22 "$@"
+fi
+
+# One run, so that all input is checked before the first step. The authors make the first CAMs for train alone; here
+# they are made for train_aug, which contains it.
 exec "$PYTHON" run_sample.py \
     --train_classifier_pass "$train_classifier" \
+    --train_list voc12/train_aug.txt --infer_list voc12/train_aug.txt --chainer_eval_set train \
     --train_cam_pass True --make_cam_pass True --eval_cam_pass True \
     --cam_to_ir_label_pass True --eval_ir_label_pass True --train_irn_pass True \
     --make_sem_seg_pass True --eval_sem_seg_pass True --make_report_pass True \

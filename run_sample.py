@@ -21,6 +21,7 @@ STEP_MODULES = {
     "make_cam": "step.make_cam",
     "eval_cam": "step.eval_cam",
     "make_advcam": "step.make_advcam",
+    "eval_advcam": "step.eval_advcam",
     "cam_to_ir_label": "step.cam_to_ir_label",
     "eval_ir_label": "step.eval_ir_label",
     "train_irn": "step.train_irn",

@@ -50,6 +50,15 @@ def flag(
     return field(default=default, metadata=metadata)
 
 
+@dataclass(frozen=True)
+class CamSource:
+    """A folder of CAM files, the flag that names it and the step that makes them."""
+
+    folder: str
+    flag: str
+    made_by: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """The run's configuration, read-only. Paths are relative to the working directory."""
@@ -118,7 +127,11 @@ class Config:
     advcam_batch_size: int = flag(
         1, "(image, class) pairs of equal size in one batch; memory grows with it (not in the original)", low=1
     )
-    advcam_out_dir: str = flag("result/cam_ood_advcam", "AdvCAM files, ID.npy; later steps read --cam_out_dir")
+    advcam_out_dir: str = flag("result/cam_ood_advcam", "AdvCAM files, ID.npy")
+    masks_from: Literal["cam", "advcam"] = flag(
+        "cam",
+        "maps that cam_to_ir_label and make_sem_seg read: those of make_cam or of make_advcam (not in the original)",
+    )
 
     # Out-of-distribution data
     ood_coeff: float = flag(0.25, "weight of the OoD loss; 0: no OoD batches are drawn", low=0)
@@ -171,6 +184,7 @@ class Config:
     make_cam_pass: bool = flag(True, "make multi-scale CAMs")
     eval_cam_pass: bool = flag(True, "evaluate the CAMs over thresholds")
     make_advcam_pass: bool = flag(False, "make multi-scale CAMs by anti-adversarial climbing (AdvCAM)")
+    eval_advcam_pass: bool = flag(False, "evaluate the AdvCAM maps over thresholds (not in the original)")
     cam_to_ir_label_pass: bool = flag(False, "turn CAMs into confident labels with dense CRF")
     eval_ir_label_pass: bool = flag(False, "evaluate CAM + dense CRF (not in the original)")
     train_irn_pass: bool = flag(False, "train the boundary and displacement network")
@@ -180,6 +194,13 @@ class Config:
     eval_ins_seg_pass: bool = flag(False, "evaluate the instance masks; needs SegmentationObject in the devkit")
     make_cocoann_pass: bool = flag(False, "write the instance masks as COCO annotations")
     make_report_pass: bool = flag(False, "write report.html from what result_dir holds (not in the original)")
+
+    @property
+    def mask_cams(self) -> CamSource:
+        """The CAM files that confident labels and masks are made from."""
+        if self.masks_from == "advcam":
+            return CamSource(self.advcam_out_dir, flag="advcam_out_dir", made_by="make_advcam")
+        return CamSource(self.cam_out_dir, flag="cam_out_dir", made_by="make_cam")
 
 
 STEP_SUFFIX = "_pass"

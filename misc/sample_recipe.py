@@ -7,7 +7,7 @@ control of equal length without OoD data.
 from collections.abc import Sequence
 from pathlib import Path
 
-from misc.config import switches, to_arguments
+from misc.config import parse_config, switches, to_arguments
 from misc.errors import InputError
 
 DATA_FLAGS = ("voc12_root", "train_list", "val_list", "infer_list", "ood_root", "ood_list", "chainer_eval_set")
@@ -75,10 +75,12 @@ def sample_runs(root: str, user_flags: Sequence[str], *, with_crf: bool = True) 
         "ood_list": str(folder / "ood_list.txt"),
     }
     cams = ("train_cam", "make_cam", "eval_cam")
+    # AdvCAM takes longer than all the rest together: it is left out unless asked for
+    advcams = ("make_advcam", "eval_advcam") if parse_config(user_flags).masks_from == "advcam" else ()
     masks = ("cam_to_ir_label", "eval_ir_label", "train_irn", "make_sem_seg", "eval_sem_seg") if with_crf else ()
     runs = (
         ("in-distribution classifier", CLASSIFIER, {}, ("train_classifier",)),
-        ("W-OoD training and its CAMs", TRAINING | WOOD, {}, cams),
+        ("W-OoD training and its CAMs", TRAINING | WOOD, {}, (*cams, *advcams)),
         ("control: the same without OoD images", TRAINING, CONTROL, cams),
         ("masks from the W-OoD CAMs, and the report", TRAINING | WOOD | MASKS, {}, (*masks, "make_report")),
     )

@@ -25,13 +25,14 @@ def check(args: Config, planned: Planned) -> Planned:
     require_densecrf()
     devkit = open_devkit(args.voc12_root, args.class_list)
     ids = read_list(devkit, args.train_list, flag="train_list")
+    cams = args.mask_cams
     require_outputs(
-        args.cam_out_dir,
+        cams.folder,
         ids,
         ".npy",
-        flag="cam_out_dir",
+        flag=cams.flag,
         list_flag="train_list",
-        made_by="make_cam",
+        made_by=cams.made_by,
         planned=planned,
     )
     require_writable(args.ir_label_out_dir, flag="ir_label_out_dir")
@@ -69,7 +70,7 @@ def run(args: Config) -> None:
     ids = read_list(devkit, args.train_list, flag="train_list")
     labels = _ConfidentLabels(
         [devkit.image_path(image_id) for image_id in ids],
-        [camfile.cam_path(args.cam_out_dir, image_id) for image_id in ids],
+        [camfile.cam_path(args.mask_cams.folder, image_id) for image_id in ids],
         n_classes=len(devkit.classes),
         foreground=args.conf_fg_thres,
         background=args.conf_bg_thres,

@@ -216,15 +216,19 @@ class _Sheet:
                 return None
         return pair[0], pair[1]
 
+    def _maps(self, path: Path, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+        """Classes and full-size maps of a CAM file of an image of `size`; `InputError` if it does not fit."""
+        keys, _, high_res = camfile.load(path, len(self._devkit.classes))
+        if high_res.shape[1:] != size:
+            raise InputError(f"CAM file {path} is not of the size of its image; make it again.")
+        return keys, high_res
+
     @torch.no_grad()
     def _row(self, image_id: str, before: float | None, after: float | None) -> ImageRow:
         args, palette = self._args, voc_palette()
         image = read_image(self._devkit.image_path(image_id))
         size = image.shape[:2]
-        cam_path = camfile.cam_path(args.cam_out_dir, image_id)
-        keys, _, high_res = camfile.load(cam_path, len(self._devkit.classes))
-        if high_res.shape[1:] != size:
-            raise InputError(f"CAM file {cam_path} is not of the size of its image; make it again.")
+        keys, high_res = self._maps(camfile.cam_path(args.cam_out_dir, image_id), size)
         pictures = [("image", image)]
         if self._devkit.mask_path(image_id).is_file():
             pictures.append(
@@ -239,6 +243,8 @@ class _Sheet:
         if self._control_folder and control_cam.is_file():
             pictures.append(("CAM, control", heat_overlay(image, camfile.load(control_cam)[2])))
         pictures.append(("CAM, W-OoD", heat_overlay(image, high_res)))
+        if (advcam_path := camfile.cam_path(args.advcam_out_dir, image_id)).is_file():
+            pictures.append(("AdvCAM", heat_overlay(image, self._maps(advcam_path, size)[1])))
         label_path = Path(args.ir_label_out_dir) / f"{image_id}.png"
         if label_path.is_file():
             pictures.append(("confident label", mask_overlay(image, read_label(label_path), palette)))

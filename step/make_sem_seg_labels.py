@@ -18,7 +18,7 @@ from voc12.verify import require_readable
 def check(args: Config, planned: Planned) -> Planned:
     """Raise `InputError` for bad input; return the outputs of this step."""
     devkit = open_devkit(args.voc12_root, args.class_list)
-    ids = require_cams(devkit, args.infer_list, args.cam_out_dir, planned=planned)
+    ids = require_cams(devkit, args.infer_list, args.mask_cams, planned=planned)
     require_network(args.irn_network, "EdgeDisplacement", args.irn_weights_name, planned=planned)
     require_writable(args.sem_seg_out_dir, flag="sem_seg_out_dir")
     require_readable([devkit.image_path(image_id) for image_id in ids], num_workers=args.num_workers)
@@ -34,9 +34,8 @@ def run(args: Config) -> None:
 
     out = Path(args.sem_seg_out_dir)
     title = "make_sem_seg_labels"
-    for item in walk_inputs(
-        model, devkit, ids, args.cam_out_dir, device=device, num_workers=args.num_workers, title=title
-    ):
+    cams = args.mask_cams.folder
+    for item in walk_inputs(model, devkit, ids, cams, device=device, num_workers=args.num_workers, title=title):
         mask = semantic_mask(
             item.cam,
             item.edge,

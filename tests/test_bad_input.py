@@ -246,6 +246,22 @@ def test_folders_that_lack_images_are_refused(toy, step, folder, flag, maker, mo
     assert "(2099_000002, 2099_000003, 2099_000004, ...)" in refusal(arguments)
 
 
+@pytest.mark.parametrize("step", ["eval_advcam", "cam_to_ir_label", "make_sem_seg"])
+def test_folders_that_lack_advcams_are_refused(toy, step, monkeypatch):
+    monkeypatch.setattr("step.cam_to_ir_label.require_densecrf", lambda: None)
+    (toy.work / "result/cam_ood").mkdir(parents=True)
+    for image_id in toy.ids:
+        (toy.work / "result/cam_ood" / f"{image_id}.npy").touch()
+    flags = NO_STEPS | {f"{step}_pass": True, "masks_from": "advcam"}
+    folder = "--advcam_out_dir: folder result/cam_ood_advcam is missing; run make_advcam first"
+    assert folder in refusal(toy.flags(**flags))
+    lists = {"train_list": write(toy.work / "l.txt", *toy.ids[:4]), "infer_list": "voc12/train.txt"}
+    save_weights(Net(n_classes=3), "sess/x.pth")
+    both = {**flags, "make_cam_pass": True, "make_advcam_pass": True, "cam_weights_name": "sess/x.pth", **lists}
+    if step != "cam_to_ir_label":  # it reads the list that make_advcam works on
+        assert "--advcam_out_dir: make_advcam will not make 2 of the 6 images" in refusal(toy.flags(**both))
+
+
 def test_no_step_at_all(toy):
     assert "no step is enabled" in refusal(toy.flags(**NO_STEPS))
 

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from misc.config import Config, enabled_steps, parse_bool, parse_config
+from misc.config import CamSource, Config, enabled_steps, parse_bool, parse_config
 from misc.errors import InputError
 
 # From the specification, which took them from the original
@@ -69,6 +69,12 @@ def test_switches(text, value):
     assert parse_config(["--eval_cam_pass", text]).eval_cam_pass is value
 
 
+def test_masks_come_from_cams_or_advcams():
+    assert parse_config([]).mask_cams == CamSource("result/cam_ood", flag="cam_out_dir", made_by="make_cam")
+    config = parse_config(["--masks_from", "advcam", "--advcam_out_dir", "x"])
+    assert config.mask_cams == CamSource("x", flag="advcam_out_dir", made_by="make_advcam")
+
+
 def test_values_are_typed_and_read_only():
     config = parse_config(["--beta", "5", "--cam_scales", "1", "0.5", "--cam_resize_long", "100", "200"])
     assert config.beta == 5.0
@@ -97,6 +103,7 @@ def test_values_are_typed_and_read_only():
         (["--irn_crop_size", "90"], "--irn_crop_size must be a multiple of 4, got 90"),
         (["--cam_resize_long", "300", "200"], "--cam_resize_long must be two numbers, the smaller first, got 300 200"),
         (["--device", "tpu"], "device: invalid choice: 'tpu'"),
+        (["--masks_from", "irn"], "masks_from: invalid choice: 'irn'"),
     ],
 )
 def test_wrong_flags_get_one_sentence(arguments, message):

@@ -144,6 +144,21 @@ def test_report_of_some_steps_shows_those(toy):
     assert "points" not in page.text
 
 
+def test_report_shows_advcams_beside_cams_where_there_are_some(finished, tmp_path, monkeypatch):
+    shutil.copytree(finished.work, tmp_path / "work", symlinks=True)
+    monkeypatch.chdir(tmp_path / "work")
+    run(finished, make_advcam_pass=True, eval_advcam_pass=True, adv_iter=2)
+    Path(f"result/cam_ood_advcam/{finished.ids[0]}.npy").unlink()
+    run(finished, **REPORT)
+    page = Page("result/report.html")
+    assert page.captions.count("AdvCAM") == 5
+    assert page.captions[page.captions.index("AdvCAM") - 1] == "CAM, W-OoD"
+    miou = json.loads(Path("result/scores/eval_advcam.json").read_text())["best"]["miou"]
+    assert re.search(rf"{100 * miou:.1f} %\s+AdvCAM mIoU, W-OoD", page.text)
+    assert re.search(rf"AdvCAM\s+6 images of train\s+{100 * miou:.1f}\s", page.text)
+    assert "Not in this report" not in page.text
+
+
 def missing_parts(page):
     return page.text.split("Not in this report")[1].split("What W-OoD does")[0]
 

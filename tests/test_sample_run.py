@@ -1,5 +1,6 @@
 """The built-in sample as a user runs it: the script's choice, the recipe, and a tiny run of it."""
 
+import shlex
 import subprocess
 from functools import partial
 from pathlib import Path
@@ -10,6 +11,7 @@ import run_sample
 from misc.config import enabled_steps, parse_config
 from misc.errors import InputError
 from misc.sample_recipe import sample_runs
+from run_sample import STEP_MODULES
 from voc12 import sample
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -77,6 +79,13 @@ def test_flags_of_the_user_replace_the_recipes():
         assert parse_config(flags).seed == 7
 
 
+def test_the_sample_makes_advcams_only_where_masks_are_to_come_from_them():
+    def steps(*flags):
+        return {step for _, line in sample_runs("Data/sample", flags) for step in enabled_steps(parse_config(line))}
+
+    assert steps("--masks_from", "advcam") - steps() == {"make_advcam", "eval_advcam"}
+
+
 @pytest.fixture
 def script(tmp_path):
     """Runs bash_run_sample.sh in a copy of the project whose Python only prints its arguments."""
@@ -105,12 +114,38 @@ def test_script_with_voc_runs_voc(script):
     (script.folder / "Data/VOCdevkit/VOC2012/JPEGImages").mkdir(parents=True)
     shown = script("--seed", "3")
     assert "sample instead" not in shown
-    assert shown.startswith("run_sample.py --train_classifier_pass True --train_cam_pass True")
-    assert "--make_report_pass True --seed 3" in shown
+    assert shown.startswith("run_sample.py --train_classifier_pass True ")
+    assert shown.endswith(" --seed 3\n")
     (script.folder / "sess").mkdir()
     (script.folder / "sess/res50_cam_orig.pth").touch()
     assert "--train_classifier_pass False" in script()
     assert "--train_classifier_pass True" in script("--cam_init_weights_name", "other.pth")
+
+
+def voc_config(shown):
+    return parse_config(shlex.split(shown)[1:])
+
+
+def test_script_runs_the_authors_chain_on_voc(script):
+    (script.folder / "Data/VOCdevkit/VOC2012/JPEGImages").mkdir(parents=True)
+    config = voc_config(script())
+    assert set(enabled_steps(config)) == STEP_MODULES.keys()
+    assert config.train_list == config.infer_list == "voc12/train_aug.txt"
+    assert (config.chainer_eval_set, config.np_power, config.sem_seg_bg_thres) == ("train", 1.5, 0.22)
+    assert config.mask_cams.folder == "result/cam_ood_advcam"
+
+
+@pytest.mark.parametrize("flag", [["--masks_from", "cam"], ["--masks_from=cam"]])
+def test_script_leaves_advcam_out_where_masks_come_from_cams(script, flag):
+    config = voc_config(script("--voc12_root", "/nowhere", *flag))
+    assert set(enabled_steps(config)) == STEP_MODULES.keys() - {"make_advcam", "eval_advcam"}
+    assert (config.np_power, config.sem_seg_bg_thres) == (1.0, 0.25)
+    assert config.mask_cams.folder == "result/cam_ood"
+
+
+def test_flags_of_the_user_replace_the_scripts(script):
+    config = voc_config(script("--voc12_root", "/nowhere", "--np_power", "2", "--train_list", "mine.txt"))
+    assert (config.np_power, config.sem_seg_bg_thres, config.train_list) == (2, 0.22, "mine.txt")
 
 
 def test_script_with_a_named_folder_never_runs_the_sample(script):

@@ -1,14 +1,16 @@
-"""Scoring a folder of masks against the ground truth."""
+"""Scoring a folder of CAMs or of masks against the ground truth."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
+from misc import camfile
 from misc.errors import InputError
 from misc.imutils import IGNORE_LABEL, read_label
-from misc.metrics import class_table, confusion_matrix, jsonable, scores
+from misc.metrics import ThresholdSweep, class_table, confusion_matrix, jsonable, scores
 from misc.plan import Planned, require_outputs
 from misc.record import save_scores
 from voc12.classes import names_with_background
@@ -36,6 +38,57 @@ def require_evaluable(
     ids = read_split(devkit, split)
     require_outputs(folder, ids, suffix, flag=flag, list_flag="chainer_eval_set", made_by=made_by, planned=planned)
     require_masks(devkit, ids, num_workers=num_workers)
+
+
+def evaluate_cams(
+    devkit: Devkit,
+    split: str,
+    folder: str,
+    *,
+    thresholds: Sequence[float],
+    threshold_apart: float,
+    result_dir: str,
+    name: str,
+    title: str,
+) -> None:
+    """Score the CAM files `<folder>/ID.npy` on the images of a split over background scores, in one pass.
+
+    Logs the mIoU of all `thresholds` and the classes at the best one, also the mIoU at `threshold_apart`, which is not
+    in the choice; saves them as `<result_dir>/scores/<name>.json`. Raises `InputError` for a file that does not fit
+    its truth.
+    """
+    ids = read_split(devkit, split)
+    names = names_with_background(devkit.classes)
+    sweep = ThresholdSweep((*thresholds, threshold_apart), len(names))
+    for image_id in tqdm(ids, desc=name, unit="image"):
+        path = camfile.cam_path(folder, image_id)
+        keys, _, high_res = camfile.load(path, len(devkit.classes))
+        truth = read_label(devkit.mask_path(image_id))
+        if high_res.shape[1:] != truth.shape:
+            raise InputError(f"CAM file {path} is not of the size of its ground truth; make it again.")
+        sweep.add(high_res, keys, truth)
+
+    scored = {threshold: scores(confusion) for threshold, confusion in sweep.confusions().items()}
+    best, best_scores = sweep.best(among=thresholds)
+    miou_apart = scored[threshold_apart]["miou"]
+    log.info("background score   mIoU")
+    for threshold in thresholds:
+        log.info("%16g   %.4f%s", threshold, scored[threshold]["miou"], "   best" if threshold == best else "")
+    log.info("%16g   %.4f   (--cam_eval_thres, not in the choice)", threshold_apart, miou_apart)
+    log.info("%s", class_table(names, best_scores))
+    content = {
+        "voc12_root": str(devkit.root),
+        "set": split,
+        "images": len(ids),
+        "folder": folder,
+        "classes": names,
+        "best_threshold": best,
+        "best": best_scores,
+        "miou_by_threshold": {f"{threshold:g}": scored[threshold]["miou"] for threshold in thresholds},
+        "miou_at_cam_eval_thres": miou_apart,
+    }
+    path = save_scores(result_dir, name, jsonable(content))
+    log.info("%s mIoU %.4f at background score %g (%s)", title, best_scores["miou"], best, path)
 
 
 def evaluate_masks(devkit: Devkit, split: str, folder: str, *, result_dir: str, name: str, title: str) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from misc import camfile
+from misc.config import CamSource
 from misc.errors import InputError
 from misc.imutils import mirror_pair, normalize
 from misc.plan import Planned, require_outputs
@@ -34,11 +35,11 @@ class WalkInput:
     displacement: Tensor
 
 
-def require_cams(devkit: Devkit, infer_list: str, cam_out_dir: str, *, planned: Planned) -> list[str]:
+def require_cams(devkit: Devkit, infer_list: str, cams: CamSource, *, planned: Planned) -> list[str]:
     """The ids of `infer_list`. Raises `InputError` if the list is bad or CAMs of its images are missing."""
     ids = read_list(devkit, infer_list, flag="infer_list")
     require_outputs(
-        cam_out_dir, ids, ".npy", flag="cam_out_dir", list_flag="infer_list", made_by="make_cam", planned=planned
+        cams.folder, ids, ".npy", flag=cams.flag, list_flag="infer_list", made_by=cams.made_by, planned=planned
     )
     return ids
 
@@ -47,7 +48,7 @@ def walk_inputs(
     model: nn.Module,
     devkit: Devkit,
     ids: Sequence[str],
-    cam_out_dir: str,
+    cam_folder: str,
     *,
     device: torch.device,
     num_workers: int,
@@ -61,7 +62,7 @@ def walk_inputs(
     images = WholeImages([devkit.image_path(image_id) for image_id in ids])
     loader = sequential_loader(images, num_workers=num_workers, device=device)
     for image_id, image in zip(ids, tqdm(loader, desc=title, unit="image"), strict=True):
-        cam_path = camfile.cam_path(cam_out_dir, image_id)
+        cam_path = camfile.cam_path(cam_folder, image_id)
         keys, cam, _ = camfile.load(cam_path, len(devkit.classes))
         with torch.no_grad():
             edge, displacement = model(mirror_pair(normalize(image.to(device))))

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from misc.report.collect import EVALUATIONS, Arm
 
-COLOURS = {"W-OoD": "#1f6fb2", "Control": "#d9822b"}
+COLOURS = {"W-OoD": "#1f6fb2", "Control": "#d9822b", "AdvCAM": "#2f8f5b"}
 MASK_COLOUR = "#3b3b3b"
 NOT_LOSSES = ("step", "epoch", "lr", "images_per_second", "validation_loss", "cam_miou")
 RIGHT_AXIS = ("distance",)
@@ -66,6 +66,7 @@ def loss_curves(arms: Sequence[Arm]) -> bytes | None:
 def threshold_curves(arms: Sequence[Arm]) -> bytes | None:
     """mIoU of the CAMs against the background score, the chosen score marked. None if no CAM was evaluated."""
     known = [(arm.name, arm.scores["eval_cam"]) for arm in arms if "eval_cam" in arm.scores]
+    known += [(EVALUATIONS["eval_advcam"], arm.scores["eval_advcam"]) for arm in arms if "eval_advcam" in arm.scores]
     if not known:
         return None
     figure = Figure(figsize=(6.4, 3.4), layout="constrained")

@@ -10,7 +10,14 @@ from misc.jsonfile import read_dict
 from misc.record import METRICS_FOLDER, RUNS_FOLDER, SCORES_FOLDER
 
 TRAININGS = ("train_classifier", "train_cam", "train_irn")
-EVALUATIONS = {"eval_cam": "CAM", "eval_ir_label": "CAM + CRF", "eval_sem_seg": "Masks after IRN"}
+EVALUATIONS = {
+    "eval_cam": "CAM",
+    "eval_advcam": "AdvCAM",
+    "eval_ir_label": "CAM + CRF",
+    "eval_sem_seg": "Masks after IRN",
+}
+OPTIONAL_EVALUATIONS = ("eval_advcam",)
+"""The report does not miss these."""
 REPORT_STEP = "make_report"
 # What makes two trainings comparable: all but the OoD data
 SHARED_FLAGS = ("cam_init_weights_name", "cam_num_epoches", "cam_learning_rate", "cam_batch_size", "train_list", "seed")

@@ -12,7 +12,7 @@ import numpy as np
 
 from misc.config import changed_flags, to_arguments
 from misc.report.charts import class_bars, loss_curves, threshold_curves
-from misc.report.collect import EVALUATIONS, REPORT_STEP, TRAININGS, Arm, differ_in_ood_data_alone
+from misc.report.collect import EVALUATIONS, OPTIONAL_EVALUATIONS, REPORT_STEP, TRAININGS, Arm, differ_in_ood_data_alone
 from misc.report.pictures import Captioned, data_uri, thumbnail_uri
 
 TEMPLATE = Path(__file__).with_name("page.html.jinja")
@@ -125,7 +125,7 @@ def _tiles(arms: Sequence[Arm]) -> list[dict[str, str]]:
         if arm.miou("eval_cam") is not None:
             kind = "wood" if arm is arms[0] else "control"
             tiles.append({"kind": kind, "value": _percent(arm.miou("eval_cam")), "label": f"CAM mIoU, {arm.name}"})
-    for evaluation in ("eval_ir_label", "eval_sem_seg"):
+    for evaluation in ("eval_advcam", "eval_ir_label", "eval_sem_seg"):
         if (miou := arms[0].miou(evaluation)) is not None:
             label = f"{EVALUATIONS[evaluation]} mIoU, {arms[0].name}"
             tiles.append({"kind": "mask", "value": _percent(miou), "label": label})
@@ -143,7 +143,7 @@ def _missing(wood: Arm, groups: dict[str, list[ImageRow]], command_of: Callable[
     missing += [
         {"what": f"Evaluation: {title}", "how": command_of(name)}
         for name, title in EVALUATIONS.items()
-        if name not in wood.scores
+        if name not in wood.scores and name not in OPTIONAL_EVALUATIONS
     ]
     if not any(groups.values()):
         missing.append({"what": "Pictures (there are no CAM files)", "how": command_of("make_cam")})

@@ -1,0 +1,36 @@
+"""Step 3': mIoU, precision and recall of the AdvCAM maps over background scores (not in the original)."""
+
+from misc.config import Config
+from misc.plan import Planned
+from voc12.devkit import open_devkit
+from voc12.evaluation import evaluate_cams, require_evaluable
+
+
+def check(args: Config, planned: Planned) -> Planned:
+    """Raise `InputError` for bad input; return the outputs of this step (none that others read)."""
+    require_evaluable(
+        args.voc12_root,
+        args.class_list,
+        args.chainer_eval_set,
+        args.advcam_out_dir,
+        ".npy",
+        flag="advcam_out_dir",
+        made_by="make_advcam",
+        planned=planned,
+        num_workers=args.num_workers,
+    )
+    return {}
+
+
+def run(args: Config) -> None:
+    """Score `advcam_out_dir` on the images of `chainer_eval_set`."""
+    evaluate_cams(
+        open_devkit(args.voc12_root, args.class_list),
+        args.chainer_eval_set,
+        args.advcam_out_dir,
+        thresholds=args.cam_eval_sweep,
+        threshold_apart=args.cam_eval_thres,
+        result_dir=args.result_dir,
+        name="eval_advcam",
+        title="AdvCAM",
+    )
