@@ -1,29 +1,75 @@
-"""Networks by the name of their module, as `--cam_network` and `--irn_network` give it."""
+"""Networks by the name of their module, as `--cam_network` and `--irn_network` give it (docs/own_networks.md)."""
 
 import importlib
+import inspect
+import operator
 from collections.abc import Container
 from typing import Any
 
 import torch
 from torch import nn
 
-from misc.errors import InputError
+from misc.errors import InputError, first_three
 from net.weights import load_weights
 
+FLAGS = {
+    "Net": "cam_network",
+    "CAM": "cam_network",
+    "AffinityDisplacementLoss": "irn_network",
+    "EdgeDisplacement": "irn_network",
+}
+"""The flag that names the module of each class."""
+ATTRIBUTES = {
+    "Net": ("backbone", "trainable_parameters"),
+    "CAM": (),
+    "AffinityDisplacementLoss": (
+        "backbone",
+        "trainable_parameters",
+        "edge_and_displacement",
+        "mean_shift.running_mean",
+    ),
+    "EdgeDisplacement": (),
+}
+"""What the steps use of each class besides calling it."""
+ADVCAM_ATTRIBUTES = ("logit_maps", "classifier.weight")
+"""What AdvCAM uses of `CAM` as well."""
+GUIDE = "docs/own_networks.md says what a network must offer"
 
-def build_network(module_name: str, class_name: str, **arguments: Any) -> nn.Module:
-    """`module_name.class_name(**arguments)`. Raises `InputError` if there is no such module or class."""
+
+def build_network(module_name: str, class_name: str, *, needs: tuple[str, ...] = (), **arguments: Any) -> nn.Module:
+    """`module_name.class_name(**arguments)`.
+
+    Raises `InputError` if there is no such module or class, if the class does not take the arguments, or if the
+    network lacks one of its `ATTRIBUTES` or of `needs`.
+    """
+    flag = f"--{FLAGS[class_name]}"
     try:
-        network = getattr(importlib.import_module(module_name), class_name)
+        module = importlib.import_module(module_name)
     except (ImportError, ValueError, SyntaxError) as error:
         raise InputError(
-            f"network module {module_name} can't be imported ({error}); expected such as net.resnet50_cam."
+            f"{flag}: network module {module_name} can't be imported ({error}); expected such as net.resnet50_cam."
         ) from error
-    except AttributeError as error:
-        raise InputError(
-            f"network module {module_name} has no class {class_name}; expected as in net.resnet50_cam."
-        ) from error
-    return network(**arguments)
+    network_class = getattr(module, class_name, None)
+    if not (isinstance(network_class, type) and issubclass(network_class, nn.Module)):
+        raise InputError(f"{flag}: network module {module_name} has no class {class_name}; {GUIDE}.")
+    try:
+        inspect.signature(network_class).bind(**arguments)
+    except TypeError as error:
+        given = ", ".join(arguments) or "without arguments"
+        raise InputError(f"{flag}: {module_name}.{class_name}({given}) can't be called: {error}; {GUIDE}.") from error
+    network = network_class(**arguments)
+    missing = [name for name in (*ATTRIBUTES[class_name], *needs) if not _has(network, name)]
+    if missing:
+        raise InputError(f"{flag}: {module_name}.{class_name} lacks {', '.join(missing)}; {GUIDE}.")
+    return network
+
+
+def _has(network: nn.Module, dotted_name: str) -> bool:
+    try:
+        operator.attrgetter(dotted_name)(network)
+    except AttributeError:
+        return False
+    return True
 
 
 def load_network(module_name: str, class_name: str, weights: str, device: torch.device, **arguments: Any) -> nn.Module:
@@ -40,3 +86,17 @@ def require_network(
     network = build_network(module_name, class_name, **arguments)
     if weights not in planned:
         load_weights(network, weights)
+
+
+def require_same_weights(module_name: str, trained: nn.Module, class_name: str, **arguments: Any) -> None:
+    """Raise `InputError` unless the module has a second class whose weights are those of the one that is trained."""
+    shapes, expected = (
+        {name: tensor.shape for name, tensor in network.state_dict().items()}
+        for network in (build_network(module_name, class_name, **arguments), trained)
+    )
+    differing = sorted(name for name in shapes.keys() | expected.keys() if shapes.get(name) != expected.get(name))
+    if differing:
+        raise InputError(
+            f"--{FLAGS[class_name]}: {module_name}.{class_name} has not the weights of {type(trained).__name__} "
+            f"({first_three(differing)} differ in name or shape); {GUIDE}."
+        )

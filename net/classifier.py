@@ -19,7 +19,6 @@ class Classifier(nn.Module):
 
     def __init__(self, backbone: Backbone, n_classes: int) -> None:
         super().__init__()
-        self.n_classes = n_classes
         self.backbone = backbone
         self.classifier = nn.Conv2d(backbone.channels[-1], n_classes, kernel_size=1, bias=False)
         for parameter in backbone.stage_parameters(*FROZEN_STAGES):

@@ -5,6 +5,7 @@ backbone, `classifier.weight`, and the heads of IRN by their attribute (`fc_edge
 every known layout to canonical names and then checks name by name.
 """
 
+import hashlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -88,8 +89,12 @@ def load_weights(module: nn.Module, source: str | Path | Mapping[str, Tensor]) -
         state, origin = source, "state dict"
     else:
         state, origin = read_checkpoint(source), str(source)
-    given = canonical_state(state, origin=origin)
-    wanted = {name.removeprefix(BACKBONE_PREFIX): tensor for name, tensor in module.state_dict().items()}
+    wanted = module.state_dict()
+    if state.keys() == wanted.keys():  # our own layout: names as they are, whatever they mean in the original's
+        given = state
+    else:
+        given = canonical_state(state, origin=origin)
+        wanted = {name.removeprefix(BACKBONE_PREFIX): tensor for name, tensor in wanted.items()}
     kind = type(module).__name__
     missing, extra = sorted(wanted.keys() - given.keys()), sorted(given.keys() - wanted.keys())
     if missing:
@@ -148,10 +153,20 @@ def save_weights(module: nn.Module, path: str | Path) -> None:
         torch.save({name: tensor.cpu().contiguous() for name, tensor in module.state_dict().items()}, temporary)
 
 
-def load_imagenet(backbone: Backbone, source: str, *, folder: str | Path = "sess") -> None:
+def weights_digest(module: nn.Module) -> str:
+    """SHA-256, in hex, over the module's tensors with their names, types and shapes: equal for equal weights."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def load_imagenet(backbone: nn.Module, source: str, *, folder: str | Path = "sess") -> None:
     """ImageNet weights for `backbone`: those of its package, torchvision's V1 weights, a file, or none.
 
     Args:
+        backbone: a `Backbone`; of another module's weights `auto` knows nothing.
         source: `auto`: the file in the backbone's package; where it has none, a file of torchvision's in `folder`
             (either of its names), else torchvision's download;
             `none`: leave the random weights; anything else: the path of a file.
@@ -163,11 +178,12 @@ def load_imagenet(backbone: Backbone, source: str, *, folder: str | Path = "sess
     if source != "auto":
         load_weights(backbone, source)
         return
-    packaged = backbone.imagenet_file()
+    known = isinstance(backbone, Backbone)
+    packaged = backbone.imagenet_file() if known else None
     if packaged is not None:
         load_weights(backbone, packaged)
         return
-    if backbone.imagenet_weights is None:
+    if not known or backbone.imagenet_weights is None:
         raise InputError("--imagenet_weights auto: this backbone has no ImageNet weights; name a file, or none.")
     for name in backbone.imagenet_files:
         if (Path(folder) / name).is_file():

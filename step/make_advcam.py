@@ -1,6 +1,8 @@
 """Step 2': multi-scale CAMs of the images of `train_list` by anti-adversarial climbing (AdvCAM)."""
 
 import logging
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,12 +16,17 @@ from misc.errors import InputError
 from misc.files import background_writer
 from misc.imutils import image_size, mirror_pair, normalize
 from misc.plan import Planned, require_writable
+from misc.provenance import Provenance
 from misc.torchutils import GroupedLoader, resolve_device, size_groups
-from net.build import load_network, require_network
+from net.build import ADVCAM_ATTRIBUTES, load_network, require_network
+from net.weights import weights_digest
 from voc12.dataloader import ScaledImages
 from voc12.devkit import open_devkit
 from voc12.images import read_labelled_images
 from voc12.verify import require_readable
+
+SETTINGS = ("adv_iter", "AD_coeff", "AD_stepsize", "score_th")
+"""The flags that determine the maps; the batch size does not, up to rounding."""
 
 log = logging.getLogger(__name__)
 
@@ -28,14 +35,21 @@ def check(args: Config, planned: Planned) -> Planned:
     """Raise `InputError` for bad input; return the outputs of this step."""
     devkit = open_devkit(args.voc12_root, args.class_list)
     images = read_labelled_images(devkit, args.train_list, flag="train_list", label_file=args.label_file)
-    require_network(args.cam_network, "CAM", args.cam_weights_name, planned=planned, n_classes=len(devkit.classes))
+    require_network(
+        args.cam_network,
+        "CAM",
+        args.cam_weights_name,
+        planned=planned,
+        needs=ADVCAM_ATTRIBUTES,
+        n_classes=len(devkit.classes),
+    )
     require_writable(args.advcam_out_dir, flag="advcam_out_dir")
     require_readable(images.paths, num_workers=args.num_workers)
     return {args.advcam_out_dir: frozenset(images.ids)}
 
 
-def _is_finished(path: str, label: np.ndarray, size: tuple[int, int]) -> bool:
-    """Whether a file of an earlier run is whole and belongs to an image of this label and size."""
+def _is_sound(path: Path, label: np.ndarray, size: tuple[int, int]) -> bool:
+    """Whether a file is whole and belongs to an image of this label and size."""
     try:
         keys, _, high_res = camfile.load(path, len(label))
     except InputError:
@@ -48,18 +62,45 @@ def _pairs(images: list[Tensor], device: torch.device) -> dict[float, Tensor]:
     return {s: mirror_pair(normalize(image.to(device))) for s, image in zip(SCALES, images, strict=True)}
 
 
+def _save(provenance: Provenance, path: Path, *content: Any) -> None:
+    camfile.save(path, *content)
+    provenance.record(path)
+
+
 def run(args: Config) -> None:
-    """Write `advcam_out_dir`/ID.npy for each image that has none yet, from `cam_weights_name`."""
+    """Write `advcam_out_dir`/ID.npy for each image, from `cam_weights_name`.
+
+    Files of an earlier run with the same weights and settings are kept; `advcam_out_dir`/made_with.jsonl tells them.
+    """
     device = resolve_device(args.device)
     devkit = open_devkit(args.voc12_root, args.class_list)
     images = read_labelled_images(devkit, args.train_list, flag="train_list", label_file=args.label_file)
     paths = [camfile.cam_path(args.advcam_out_dir, image_id) for image_id in images.ids]
     sizes = [image_size(path) for path in images.paths]
-    pending = [i for i in range(len(images)) if not _is_finished(paths[i], images.labels[i], sizes[i])]
-    if len(pending) < len(images):
-        log.info("%d of %d images are finished: skipped", len(images) - len(pending), len(images))
     model = load_network(args.cam_network, "CAM", args.cam_weights_name, device, n_classes=len(devkit.classes))
     model.requires_grad_(False)
+    provenance = Provenance(
+        args.advcam_out_dir,
+        {
+            "network": args.cam_network,
+            "weights": weights_digest(model),
+            "classes": devkit.classes,
+            **{name: getattr(args, name) for name in SETTINGS},
+        },
+    )
+    pending = [
+        i
+        for i, (path, label, size) in enumerate(zip(paths, images.labels, sizes, strict=True))
+        if not (provenance.covers(path) and _is_sound(path, label, size))
+    ]
+    if replaced := sum(paths[i].is_file() for i in pending):
+        log.info(
+            "made again: %d files in %s that are not known to be of these weights, settings and images",
+            replaced,
+            args.advcam_out_dir,
+        )
+    if len(pending) < len(images):
+        log.info("%d of %d images are finished: skipped", len(images) - len(pending), len(images))
 
     n_keys = [int(images.labels[i].sum()) for i in pending]
     groups = size_groups([sizes[i] for i in pending], args.advcam_batch_size, n_parts=n_keys)
@@ -79,5 +120,6 @@ def run(args: Config) -> None:
                 batch_size=args.advcam_batch_size,
             )
             for item, (cam, high_res) in zip(batch, results, strict=True):
-                submit(camfile.save, paths[pending[item["index"]]], item["keys"], cam.cpu(), high_res.cpu())
+                path = paths[pending[item["index"]]]
+                submit(_save, provenance, path, item["keys"], cam.cpu(), high_res.cpu())
             bar.update(len(batch))

@@ -22,7 +22,7 @@ from misc.ood import class_prototypes, kmeans, wood_losses
 from misc.plan import Planned, require_writable
 from misc.torchutils import resolve_device, sequential_loader, training_loader, two_rate_optimizer
 from misc.training import fit
-from net.build import build_network
+from net.build import build_network, require_same_weights
 from net.weights import load_weights, save_weights
 from voc12.dataloader import ClassificationCrops, ScaledImages, WholeImages
 from voc12.devkit import Devkit, open_devkit
@@ -56,13 +56,13 @@ def check(args: Config, planned: Planned) -> Planned:
         )
     _ignored_class(devkit, args.ood_ignore_class)
     network = build_network(args.cam_network, "Net", n_classes=len(devkit.classes))
+    require_same_weights(args.cam_network, network, "CAM", n_classes=len(devkit.classes))
     if args.cam_init_weights_name not in planned:
         load_weights(network, args.cam_init_weights_name)
     require_writable(Path(args.cam_weights_name).parent, flag="cam_weights_name")
     require_readable([*train.paths, *ood_paths], num_workers=args.num_workers)
     selection = _selection_images(args, devkit)
     if selection is not None:
-        build_network(args.cam_network, "CAM", n_classes=len(devkit.classes))
         require_readable(selection.paths, num_workers=args.num_workers)
         require_masks(devkit, selection.ids, num_workers=args.num_workers)
     return {args.cam_weights_name: frozenset()}
@@ -149,6 +149,7 @@ def run(args: Config) -> None:
             model,
             cam_network,
             sequential_loader(scaled, num_workers=args.num_workers, device=device, keep_workers=True),
+            n_classes=n_classes,
             due=selection_steps(steps_per_epoch, n_steps, interval=args.cam_select_interval),
         )
 
@@ -250,8 +251,11 @@ class CheckpointSelection:
     score contains the earlier ones: fixed.)
     """
 
-    def __init__(self, model: nn.Module, cam_network: nn.Module, loader: DataLoader, *, due: frozenset[int]) -> None:
+    def __init__(
+        self, model: nn.Module, cam_network: nn.Module, loader: DataLoader, *, n_classes: int, due: frozenset[int]
+    ) -> None:
         """`loader` yields items of `ScaledImages` with masks; `due` are the steps at which to look."""
+        self._n_classes = n_classes
         self._model, self._cam_network, self._loader, self._due = model, cam_network, loader, due
         self.best_miou, self.best_step = -math.inf, 0
         self.best_state: dict[str, Tensor] = {}
@@ -262,7 +266,7 @@ class CheckpointSelection:
             return {}
         self._cam_network.load_state_dict(self._model.state_dict())
         device = next(self._cam_network.parameters()).device
-        sweep = ThresholdSweep(SELECTION_THRESHOLDS, self._cam_network.n_classes + 1)
+        sweep = ThresholdSweep(SELECTION_THRESHOLDS, self._n_classes + 1)
         for item in tqdm(self._loader, desc=f"CAM mIoU at step {step}", unit="image", leave=False):
             images = [image.to(device) for image in item["images"]]
             high_res = merge_high_res(scale_maps(self._cam_network, images), item["size"], item["keys"])

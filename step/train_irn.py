@@ -13,7 +13,7 @@ from misc.imutils import normalize
 from misc.plan import Planned, require_outputs, require_writable
 from misc.torchutils import resolve_device, sequential_loader, training_loader, two_rate_optimizer
 from misc.training import fit
-from net.build import build_network
+from net.build import build_network, require_same_weights
 from net.weights import load_imagenet, save_weights
 from voc12.dataloader import AffinityCrops, TopLeftCrops
 from voc12.devkit import open_devkit
@@ -39,7 +39,9 @@ def check(args: Config, planned: Planned) -> Planned:
         made_by="cam_to_ir_label",
         planned=planned,
     )
-    load_imagenet(build_network(args.irn_network, "AffinityDisplacementLoss").backbone, args.imagenet_weights)
+    network = build_network(args.irn_network, "AffinityDisplacementLoss")
+    require_same_weights(args.irn_network, network, "EdgeDisplacement")
+    load_imagenet(network.backbone, args.imagenet_weights)
     require_writable(Path(args.irn_weights_name).parent, flag="irn_weights_name")
     require_readable([devkit.image_path(image_id) for image_id in [*ids, *infer_ids]], num_workers=args.num_workers)
     return {args.irn_weights_name: frozenset()}

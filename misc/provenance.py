@@ -1,0 +1,63 @@
+"""What each file of a folder was made with, so that a rerun takes over no file of other weights or settings."""
+
+import json
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+RECORD = "made_with.jsonl"
+
+
+class Provenance:
+    """`<folder>/made_with.jsonl`: a line {"file", "checksum", "made_with"} for each finished file.
+
+    A line is appended once its file is complete, and holds that file's checksum. So a run may be killed at any moment:
+    a file without its line, or with the line of the file that it replaced, counts as made with something else.
+    """
+
+    def __init__(self, folder: str | Path, made_with: Mapping[str, Any]) -> None:
+        """`made_with`: whatever determines the files' content, as JSON can hold it."""
+        self._path = Path(folder) / RECORD
+        self._made_with = json.loads(json.dumps(made_with))
+        self._checksums = {
+            entry["file"]: entry["checksum"] for entry in self._entries() if entry["made_with"] == self._made_with
+        }
+
+    def _entries(self) -> list[dict[str, Any]]:
+        """The sound lines; a killed run may have left half of one."""
+        if not self._path.is_file():
+            return []
+        entries = []
+        for line in self._path.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                entry = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            if isinstance(entry, dict) and {"file", "checksum", "made_with"} <= entry.keys():
+                entries.append(entry)
+        return entries
+
+    def covers(self, path: Path) -> bool:
+        """Whether the file is there, was made with the same, and nobody has changed it since."""
+        known = self._checksums.get(path.name)
+        return known is not None and path.is_file() and known == _checksum(path)
+
+    def record(self, path: Path) -> None:
+        """Note that the complete file at `path` was made with this."""
+        entry = {"file": path.name, "checksum": _checksum(path), "made_with": self._made_with}
+        with self._path.open("a+b") as file:
+            # Half a line that a killed run has left must not spoil this one
+            start = b"" if _ends_with_newline(file) else b"\n"
+            file.write(start + json.dumps(entry).encode() + b"\n")
+
+
+def _checksum(path: Path) -> str:
+    return f"{zlib.crc32(path.read_bytes()):08x}"
+
+
+def _ends_with_newline(file: Any) -> bool:
+    """Whether a file opened for reading and appending is empty or ends with a complete line."""
+    size = file.seek(0, 2)
+    file.seek(max(0, size - 1))
+    return file.read(1) in (b"", b"\n")

@@ -1,0 +1,129 @@
+"""Networks of one's own: the example of docs/own_networks.md runs, and what a module lacks is said before any work."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from support import ALL_STEPS, NO_STEPS
+
+import run_sample
+from misc import camfile
+from misc.errors import InputError
+from net.build import ADVCAM_ATTRIBUTES, ATTRIBUTES, build_network
+from net.weights import read_checkpoint
+from tests import bare_network
+
+ROOT = Path(__file__).resolve().parent.parent
+GUIDE = (ROOT / "docs/own_networks.md").read_text()
+WITH_ADVCAM = {
+    **ALL_STEPS,
+    "make_advcam_pass": True,
+    "eval_advcam_pass": True,
+    "make_report_pass": True,
+    "masks_from": "advcam",
+    "adv_iter": 2,
+}
+
+
+def networks(module):
+    return {"cam_network": module, "irn_network": module}
+
+
+def test_the_guides_example_is_the_tested_one():
+    assert f"```python\n{(ROOT / 'tests/own_network.py').read_text()}```" in GUIDE
+
+
+def test_the_guide_names_all_that_is_needed():
+    for name in {*ATTRIBUTES, *(name for names in ATTRIBUTES.values() for name in names), *ADVCAM_ATTRIBUTES}:
+        assert f"`{name}`" in GUIDE
+
+
+@pytest.mark.parametrize("module", ["tests.own_network", "tests.bare_network"])
+def test_the_whole_chain_runs(toy, module):
+    pytest.importorskip("pydensecrf")
+    run_sample.run(toy.flags(**WITH_ADVCAM, **networks(module)))
+    for name in ("eval_cam", "eval_advcam", "eval_ir_label", "eval_sem_seg"):
+        assert 0 < json.loads(Path(f"result/scores/{name}.json").read_text()).get("images") == 6
+    orig, wood, irn = (read_checkpoint(f"sess/res50_{name}.pth") for name in ("cam_orig", "cam_ood", "irn_ood"))
+    assert orig.keys() == wood.keys() == build_network(module, "CAM", n_classes=3).state_dict().keys()
+    assert not torch.equal(orig["classifier.weight"], wood["classifier.weight"])
+    assert irn["mean_shift.running_mean"].any()
+    for image_id in toy.ids[:6]:
+        for folder in ("cam_ood", "cam_ood_advcam"):
+            assert camfile.load(f"result/{folder}/{image_id}.npy")[1].shape[0] == 1
+    page = Path("result/report.html").read_text()
+    assert page.count("<figcaption>AdvCAM</figcaption>") == page.count("<figcaption>boundaries (IRN)</figcaption>") == 6
+
+
+def refusal(toy, monkeypatch, **flags):
+    for step in ("train_classifier", "cam_to_ir_label"):
+        monkeypatch.setattr(f"step.{step}.run", lambda args: pytest.fail("work began"))
+    monkeypatch.setattr("step.cam_to_ir_label.require_densecrf", lambda: None)
+    with pytest.raises(InputError) as caught:
+        run_sample.run(toy.flags(**{**WITH_ADVCAM, **networks("tests.bare_network"), **flags}))
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def take_away(monkeypatch, network_class, name):
+    """Let the networks of a class lack an attribute."""
+    if owner := next((base for base in network_class.__mro__ if name in vars(base)), None):
+        monkeypatch.delattr(owner, name)
+        return
+    make = network_class.__init__
+
+    def make_without(self, *arguments, **keywords):
+        make(self, *arguments, **keywords)
+        delattr(self, name)
+
+    monkeypatch.setattr(network_class, "__init__", make_without)
+
+
+NEEDED = [(class_name, name) for class_name, names in ATTRIBUTES.items() for name in names]
+
+
+@pytest.mark.parametrize(("class_name", "name"), NEEDED)
+def test_a_missing_attribute_is_named(toy, monkeypatch, class_name, name):
+    take_away(monkeypatch, getattr(bare_network, class_name), name.split(".")[0])
+    flag = "cam_network" if class_name in ("Net", "CAM") else "irn_network"
+    sentence = refusal(toy, monkeypatch)
+    assert sentence.startswith(f"--{flag}: tests.bare_network.{class_name} lacks {name}; docs/own_networks.md says")
+
+
+@pytest.mark.parametrize("name", ADVCAM_ATTRIBUTES)
+def test_what_advcam_needs_besides_is_named(toy, monkeypatch, name):
+    take_away(monkeypatch, bare_network.CAM, name.split(".")[0])
+    sentence = refusal(toy, monkeypatch, **NO_STEPS | {"make_advcam_pass": True, "make_report_pass": False})
+    assert sentence.startswith(f"--cam_network: tests.bare_network.CAM lacks {name}; docs/own_networks.md says")
+    assert build_network("tests.bare_network", "CAM", n_classes=3)  # and it is not asked for elsewhere
+
+
+@pytest.mark.parametrize("class_name", ATTRIBUTES)
+def test_a_missing_class_is_named(toy, monkeypatch, class_name):
+    monkeypatch.delattr(bare_network, class_name)
+    flag = "cam_network" if class_name in ("Net", "CAM") else "irn_network"
+    sentence = refusal(toy, monkeypatch)
+    assert sentence.startswith(f"--{flag}: network module tests.bare_network has no class {class_name}; docs/")
+
+
+def test_a_class_that_takes_other_arguments_is_refused(toy, monkeypatch):
+    monkeypatch.setattr(bare_network.Net, "__init__", lambda self, classes: None)
+    sentence = refusal(toy, monkeypatch)
+    assert "--cam_network: tests.bare_network.Net(n_classes) can't be called: missing a required argument" in sentence
+
+
+def test_classes_that_do_not_share_their_weights_are_refused(toy, monkeypatch):
+    make = bare_network.EdgeDisplacement.__init__
+
+    def make_other(self):
+        make(self)
+        self.edge = torch.nn.Conv2d(8, 1, 3)
+
+    monkeypatch.setattr(bare_network.EdgeDisplacement, "__init__", make_other)
+    sentence = refusal(toy, monkeypatch)
+    assert "EdgeDisplacement has not the weights of AffinityDisplacementLoss (edge.weight differ in name" in sentence
+
+
+def test_imagenet_weights_of_a_foreign_backbone_have_to_be_named(toy, monkeypatch):
+    assert "this backbone has no ImageNet weights; name a file" in refusal(toy, monkeypatch, imagenet_weights="auto")

@@ -1,0 +1,158 @@
+"""Which files a rerun keeps: those of the same weights and settings, whenever the run before was killed."""
+
+import contextlib
+
+import numpy as np
+import pytest
+import torch
+from support import NO_STEPS
+
+import run_sample
+from misc import camfile
+from misc.provenance import RECORD, Provenance
+from net.weights import load_weights, save_weights, weights_digest
+from tests.own_network import Net
+
+FIRST, SECOND = {"weights": "a", "step": 0.08}, {"weights": "b", "step": 0.08}
+
+
+def make(folder, made_with, content="x"):
+    path = folder / "1.npy"
+    path.write_text(content)
+    Provenance(folder, made_with).record(path)
+    return path
+
+
+def test_a_recorded_file_is_covered_by_the_same_weights_and_settings_alone(tmp_path):
+    path = make(tmp_path, FIRST)
+    assert Provenance(tmp_path, dict(reversed(FIRST.items()))).covers(path)
+    assert not Provenance(tmp_path, SECOND).covers(path)
+    assert not Provenance(tmp_path, FIRST | {"step": 0.09}).covers(path)
+    assert not Provenance(tmp_path, FIRST).covers(tmp_path / "2.npy")
+    path.unlink()
+    assert not Provenance(tmp_path, FIRST).covers(path)
+
+
+def test_a_file_that_somebody_else_wrote_is_not_covered(tmp_path):
+    path = tmp_path / "1.npy"
+    path.write_text("x")
+    assert not Provenance(tmp_path, FIRST).covers(path)
+    make(tmp_path, FIRST).write_text("y")
+    assert not Provenance(tmp_path, FIRST).covers(path)
+
+
+def test_killed_between_a_file_and_its_line(tmp_path):
+    path = make(tmp_path, FIRST)
+    path.write_text("of the second")
+    assert not Provenance(tmp_path, FIRST).covers(path)
+    assert not Provenance(tmp_path, SECOND).covers(path)
+
+
+def test_killed_within_a_line(tmp_path):
+    record = tmp_path / RECORD
+    path = make(tmp_path, FIRST)
+    whole = record.read_bytes()
+    for kept in range(len(whole)):
+        record.write_bytes(whole[:kept])
+        assert Provenance(tmp_path, FIRST).covers(path) == (kept == len(whole) - 1)  # only the newline is missing
+        Provenance(tmp_path, FIRST).record(path)
+        assert Provenance(tmp_path, FIRST).covers(path)
+
+
+def test_foreign_lines_are_ignored(tmp_path):
+    (tmp_path / RECORD).write_bytes(b'\xff\xfe\n[1]\n{"file": "1.npy"}\n3')
+    path = make(tmp_path, FIRST)
+    assert Provenance(tmp_path, FIRST).covers(path)
+
+
+def test_the_digest_is_that_of_the_tensors(tmp_path):
+    model, other = Net(n_classes=3), Net(n_classes=3)
+    assert weights_digest(model) != weights_digest(other)
+    save_weights(model, tmp_path / "x.pth")
+    load_weights(other, tmp_path / "x.pth")
+    assert weights_digest(model) == weights_digest(other)
+    with torch.no_grad():
+        other.classifier.weight[0, 0] += 1e-3
+    assert weights_digest(model) != weights_digest(other)
+
+
+def firing_net():
+    """A classifier whose maps are nowhere all zero, so that other settings give other files."""
+    net = Net(n_classes=3)
+    with torch.no_grad():
+        net.classifier.weight.abs_()
+    return net
+
+
+@pytest.fixture
+def advcam(toy):
+    """Makes AdvCAMs of the toy data; returns the ids whose files are new and the messages."""
+    save_weights(firing_net(), "sess/x.pth")
+    ids = toy.ids[:6]
+
+    def times():
+        paths = {image_id: camfile.cam_path("result/cam_ood_advcam", image_id) for image_id in ids}
+        return {image_id: path.stat().st_mtime_ns for image_id, path in paths.items() if path.is_file()}
+
+    def run(**flags):
+        before = times()
+        weights = {"cam_network": "tests.own_network", "cam_weights_name": "sess/x.pth"}
+        with contextlib.suppress(KeyboardInterrupt):
+            run_sample.run(toy.flags(**NO_STEPS, **{"make_advcam_pass": True, "adv_iter": 2, **weights, **flags}))
+        with open("sample_train_eval.log", "r+", encoding="utf-8") as log:
+            messages = log.read()
+            log.truncate(0)
+        return [image_id for image_id, time in times().items() if time != before.get(image_id)], messages
+
+    run.ids = ids
+    return run
+
+
+def test_a_rerun_keeps_finished_files(advcam):
+    made, messages = advcam()
+    assert made == advcam.ids
+    assert "made again" not in messages
+    made, messages = advcam(advcam_batch_size=4)
+    assert made == []
+    assert "6 of 6 images are finished: skipped" in messages
+    assert "made again" not in messages
+
+
+@pytest.mark.parametrize("flags", [{"AD_coeff": 3}, {"AD_stepsize": 0.1}, {"score_th": 0.4}, {"adv_iter": 3}])
+def test_other_settings_are_made_again_and_said(advcam, flags):
+    advcam()
+    made, messages = advcam(**flags)
+    assert made == advcam.ids
+    assert "made again: 6 files in result/cam_ood_advcam that are not known to be of these weights" in messages
+    assert advcam(**flags)[0] == []
+
+
+def test_other_weights_are_made_again(advcam):
+    advcam()
+    before = camfile.load(f"result/cam_ood_advcam/{advcam.ids[0]}.npy")[2]
+    save_weights(firing_net(), "sess/x.pth")
+    assert advcam()[0] == advcam.ids
+    assert not np.array_equal(camfile.load(f"result/cam_ood_advcam/{advcam.ids[0]}.npy")[2], before)
+
+
+@pytest.mark.parametrize("moment", ["before a file", "before its line"])
+def test_a_killed_run_loses_at_most_one_file(advcam, monkeypatch, moment):
+    advcam()
+    owner, name = (camfile, "save") if moment == "before a file" else (Provenance, "record")
+    act, calls = getattr(owner, name), []
+
+    def killed_at_the_third(*arguments):
+        calls.append(arguments)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        act(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, killed_at_the_third)
+        advcam(adv_iter=3)
+    finished = {path.stem for path, *_ in (call if name == "save" else call[1:] for call in calls[:2])}
+    rest, _ = advcam(adv_iter=3)
+    assert len(rest) == 4
+    assert not finished & set(rest)
+    assert advcam(adv_iter=3)[0] == []
+    assert advcam()[0] == advcam.ids  # nothing of the second is taken for the first
