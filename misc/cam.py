@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from misc.crf import crf_inference_labels
-from misc.imutils import IGNORE_LABEL, normalize
+from misc.imutils import IGNORE_LABEL, mirror_pair, normalize
 
 CAM_STRIDE = 4
 NETWORK_STRIDE = 16
@@ -53,11 +53,14 @@ def batch_scale_maps(model: nn.Module, images: Sequence[Tensor]) -> list[Tensor]
     """The CAMs of B images of equal size at each scale: (B, C, h', w') each.
 
     Args:
-        model: a `CAM` network, `activation(images (B, 3, h, w), mirrored) -> (B, C, h', w')`.
+        model: a `CAM` network, (2, 3, h, w) -> (C, h', w'). Where it offers `activation(images (B, 3, h, w), mirrored)
+            -> (B, C, h', w')`, the images run as one batch.
         images: the images at each scale, (B, 3, h_s, w_s) uint8 on the model's device.
     """
     normalized = [normalize(at_scale) for at_scale in images]
-    return [model.activation(at_scale, at_scale.flip(-1)) for at_scale in normalized]
+    if hasattr(model, "activation"):
+        return [model.activation(at_scale, at_scale.flip(-1)) for at_scale in normalized]
+    return [torch.stack([model(mirror_pair(image)) for image in at_scale]) for at_scale in normalized]
 
 
 def scale_maps(model: nn.Module, images: Sequence[Tensor]) -> list[Tensor]:

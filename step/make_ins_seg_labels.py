@@ -2,6 +2,7 @@
 
 from misc import instancefile
 from misc.config import Config
+from misc.files import background_writer
 from misc.instances import detect_instances
 from misc.plan import Planned, require_writable
 from misc.torchutils import resolve_device
@@ -30,16 +31,20 @@ def run(args: Config) -> None:
     model = load_network(args.irn_network, "EdgeDisplacement", args.irn_weights_name, device)
 
     title = "make_ins_seg_labels"
-    cams = args.mask_cams.folder
-    for item in walk_inputs(model, devkit, ids, cams, device=device, num_workers=args.num_workers, title=title):
-        detections = detect_instances(
-            item.cam,
-            item.edge,
-            item.displacement,
-            item.keys,
-            item.size,
-            background_score=args.ins_seg_bg_thres,
-            beta=args.beta,
-            exp_times=args.exp_times,
-        )
-        instancefile.save(instancefile.instance_path(args.ins_seg_out_dir, item.image_id), detections)
+    inputs = walk_inputs(
+        model, devkit, ids, args.mask_cams.folder, device=device, num_workers=args.num_workers, title=title
+    )
+    with background_writer() as submit:
+        for item in inputs:
+            detections = detect_instances(
+                item.cam,
+                item.edge,
+                item.displacement,
+                item.keys,
+                item.size,
+                background_score=args.ins_seg_bg_thres,
+                beta=args.beta,
+                exp_times=args.exp_times,
+            )
+            path = instancefile.instance_path(args.ins_seg_out_dir, item.image_id)
+            submit(instancefile.save, path, detections)

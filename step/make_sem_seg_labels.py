@@ -2,7 +2,10 @@
 
 from pathlib import Path
 
+import numpy as np
+
 from misc.config import Config
+from misc.files import background_writer
 from misc.imutils import write_label, write_palette
 from misc.masks import semantic_mask
 from misc.plan import Planned, require_writable
@@ -32,19 +35,25 @@ def run(args: Config) -> None:
     ids = read_list(devkit, args.infer_list, flag="infer_list")
     model = load_network(args.irn_network, "EdgeDisplacement", args.irn_weights_name, device)
 
-    out = Path(args.sem_seg_out_dir)
     title = "make_sem_seg_labels"
-    cams = args.mask_cams.folder
-    for item in walk_inputs(model, devkit, ids, cams, device=device, num_workers=args.num_workers, title=title):
-        mask = semantic_mask(
-            item.cam,
-            item.edge,
-            item.keys,
-            item.size,
-            power=args.np_power,
-            background_score=args.sem_seg_bg_thres,
-            beta=args.beta,
-            exp_times=args.exp_times,
-        )
-        write_label(out / f"{item.image_id}.png", mask)
-        write_palette(out / f"{item.image_id}_palette.png", mask, voc_palette())
+    inputs = walk_inputs(
+        model, devkit, ids, args.mask_cams.folder, device=device, num_workers=args.num_workers, title=title
+    )
+    with background_writer() as submit:
+        for item in inputs:
+            mask = semantic_mask(
+                item.cam,
+                item.edge,
+                item.keys,
+                item.size,
+                power=args.np_power,
+                background_score=args.sem_seg_bg_thres,
+                beta=args.beta,
+                exp_times=args.exp_times,
+            )
+            submit(_write, Path(args.sem_seg_out_dir), item.image_id, mask)
+
+
+def _write(folder: Path, image_id: str, mask: np.ndarray) -> None:
+    write_label(folder / f"{image_id}.png", mask)
+    write_palette(folder / f"{image_id}_palette.png", mask, voc_palette())

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from misc.indexing import pair_losses
+from misc.pair_losses import pair_losses
 
 
 class Net(nn.Module):

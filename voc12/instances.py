@@ -10,6 +10,7 @@ from voc12.devkit import Devkit
 def read_instances(devkit: Devkit, image_id: str) -> tuple[np.ndarray, np.ndarray]:
     """(M, H, W) bool masks and (M,) int64 classes, 0-based; pixels of instance id 0 or 255 belong to none.
 
+    An instance that covers pixels of several classes has the lowest of them, as in chainercv.
     Raises `InputError` if the masks of instances and of classes don't fit together.
     """
     path = devkit.object_path(image_id)
@@ -19,12 +20,12 @@ def read_instances(devkit: Devkit, image_id: str) -> tuple[np.ndarray, np.ndarra
     masks, classes = [], []
     for instance in np.setdiff1d(ids, (0, IGNORE_LABEL)):
         mask = ids == instance
-        found = np.unique(class_ids[mask])
-        if len(found) != 1 or not 1 <= found[0] <= len(devkit.classes):
+        class_id = int(class_ids[mask].min())
+        if not 1 <= class_id <= len(devkit.classes):
             raise InputError(
-                f"instance {instance} of {path} has ids {found.tolist()} in SegmentationClass, expected one class "
-                f"from 1 to {len(devkit.classes)}; correct either."
+                f"instance {instance} of {path} has id {class_id} in SegmentationClass, expected a class from 1 to "
+                f"{len(devkit.classes)}; correct either."
             )
         masks.append(mask)
-        classes.append(int(found[0]) - 1)
+        classes.append(class_id - 1)
     return np.array(masks, dtype=bool).reshape(-1, *ids.shape), np.array(classes, dtype=np.int64)
