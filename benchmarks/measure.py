@@ -1,0 +1,287 @@
+"""Measuring: a process for each way, wall time, peak memory, FLOPs, and the speed of the machine itself."""
+
+import os
+import platform
+import statistics
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.utils.flop_counter import FlopCounterMode
+
+from misc.memory import peak_memory_mib, reset_peak_memory
+
+SAMPLING_SECONDS, CLOSING_SECONDS = 0.1, 10
+MATRIX_SIDE = {"cpu": 3072, "cuda": 8192}
+COPY_BYTES = {"cpu": 2**28, "cuda": 2**31}
+SPEED_RUNS = 5
+
+
+class BenchmarkError(Exception):
+    """A way failed; the message tells how."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way of a step, ready to run.
+
+    Attributes:
+        call: does the work once.
+        result: what the last call computed, by name; not timed.
+        units: what the time is divided by, such as the images of a call.
+        skip_updates: None to time the call; else the call trains, and the time is that between its updates, all
+            that belongs to them included, after this many (at least 1) for warming up.
+    """
+
+    call: Callable[[], object]
+    result: Callable[[], dict[str, np.ndarray]]
+    units: int = 1
+    skip_updates: int | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a call of a `Way` took: per unit, and memory in MiB where it is known (see `Worker.warm_up`)."""
+
+    seconds: float
+    flops: float = 0.0
+    memory_mib: float = float("nan")
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for what was started on the device."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+class UpdateClock:
+    """The time, and the FLOPs so far, after each update of whatever optimiser runs meanwhile."""
+
+    def __init__(self, device: torch.device, counter: FlopCounterMode | None = None) -> None:
+        self._device, self._counter = device, counter
+        self.times: list[float] = []
+        self.flops: list[float] = []
+
+    def __enter__(self) -> "UpdateClock":
+        self._hook = register_optimizer_step_post_hook(self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._hook.remove()
+
+    def _note(self, *_: object) -> None:
+        synchronize(self._device)
+        self.times.append(time.perf_counter())
+        self.flops.append(self._counter.get_total_flops() if self._counter else 0)
+
+
+def _matrix_product_flops(a: Tensor, b: Tensor, *_: object, **__: object) -> int:
+    """Of a @ b; a sparse matrix counts with its entries (torch's own formula takes it for a dense one)."""
+    entries = a.numel() if a.layout == torch.strided else a._nnz()
+    return 2 * entries * b.shape[1]
+
+
+_matrix_product_flops._get_raw = True  # the counter hands over tensors in place of shapes
+
+
+def flop_counter() -> FlopCounterMode:
+    """Counts convolutions and matrix products, forward and backward."""
+    return FlopCounterMode(display=False, custom_mapping={torch.ops.aten.mm: _matrix_product_flops})
+
+
+def run_once(way: Way, device: torch.device, *, count: bool = False) -> Run:
+    """Time a call; with `count` its FLOPs too."""
+    counter = flop_counter() if count else None
+    synchronize(device)
+    with counter or nullcontext(), UpdateClock(device, counter) as clock:
+        started = time.perf_counter()
+        way.call()
+        synchronize(device)
+        seconds = time.perf_counter() - started
+    if way.skip_updates is None:
+        return Run(seconds / way.units, counter.get_total_flops() / way.units if counter else 0.0)
+    first, n = way.skip_updates - 1, len(clock.times) - way.skip_updates
+    if n < 1:
+        raise BenchmarkError(f"{len(clock.times)} updates are too few: {way.skip_updates} are for warming up")
+    return Run((clock.times[-1] - clock.times[first]) / n, (clock.flops[-1] - clock.flops[first]) / n)
+
+
+class Worker:
+    """A `Way` in a process of its own, so that its peak memory is its own, driven from here.
+
+    `prepare(*arguments)` makes the way there. What it prints goes to the end of the file `log`.
+    """
+
+    def __init__(self, prepare: Callable[..., Way], arguments: tuple, *, device: torch.device, log: Path) -> None:
+        context = get_context("spawn")
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, prepare, arguments, device, log))
+        self._log = log
+        self._process.start()
+        theirs.close()
+
+    def __enter__(self) -> "Worker":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._connection.close()  # at which the process ends, unless it is in the middle of a run
+        self._process.join(CLOSING_SECONDS)
+        self._process.terminate()
+        self._process.join()
+
+    def warm_up(self, *, count: bool) -> Run:
+        """The first run, with the peak memory: of the GPU where there is one, else of the process and its workers."""
+        return self._ask("warm up", count, sample=True)
+
+    def run(self) -> Run:
+        """A run, timed."""
+        return self._ask("run")
+
+    def result(self) -> dict[str, np.ndarray]:
+        """What the last run computed."""
+        return self._ask("result")
+
+    def _ask(self, *command: object, sample: bool = False) -> Any:
+        tree_mib = 0.0
+        try:
+            self._connection.send(command)
+            while sample and not self._connection.poll(SAMPLING_SECONDS):
+                tree_mib = max(tree_mib, tree_memory_mib(self._process.pid))
+            kind, answer = self._connection.recv()
+        except (EOFError, ConnectionError) as error:
+            self._process.join()
+            raise BenchmarkError(
+                f"the process ended with code {self._process.exitcode} (-9: out of memory?); see {self._log}"
+            ) from error
+        if kind == "failed":
+            raise BenchmarkError(answer)
+        if sample:
+            run, peaks = answer
+            host = max(peaks.get("process", float("nan")), tree_mib)
+            return Run(run.seconds, run.flops, peaks.get("gpu", host))
+        return answer
+
+
+def _serve(
+    connection: Connection, prepare: Callable[..., Way], arguments: tuple, device: torch.device, log: Path
+) -> None:
+    """The other end of a `Worker`: does what it is asked to until the pipe closes."""
+    with log.open("a") as output:
+        os.dup2(output.fileno(), sys.stdout.fileno())
+        os.dup2(output.fileno(), sys.stderr.fileno())
+    try:
+        way = prepare(*arguments)
+        while True:
+            match connection.recv():
+                case ("warm up", count):
+                    reset_peak_memory(device)
+                    connection.send(("done", (run_once(way, device, count=count), peak_memory_mib(device))))
+                case ("run",):
+                    connection.send(("done", run_once(way, device)))
+                case ("result",):
+                    connection.send(("done", way.result()))
+    except EOFError:
+        return
+    except Exception as error:  # told to the process that asked, which goes on with the other steps
+        traceback.print_exc()
+        connection.send(("failed", f"{type(error).__name__}: {error}"))
+
+
+def tree_memory_mib(pid: int) -> float:
+    """Memory of a process and its descendants, shared pages split between them (Linux; elsewhere 0)."""
+    try:
+        rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:  # it has ended, or there is no /proc
+        return 0.0
+    pss = next((line for line in rollup.splitlines() if line.startswith("Pss:")), "Pss: 0 kB")
+    return int(pss.split()[1]) / 1024 + sum(tree_memory_mib(int(child)) for child in children)
+
+
+def difference(ours: dict[str, np.ndarray], plain: dict[str, np.ndarray]) -> float | None:
+    """The largest difference between arrays of one name; None if no name is in both.
+
+    Of floating-point arrays relative to the largest magnitude, of labels the share of cells that differ.
+    """
+    found = []
+    for name in ours.keys() & plain.keys():
+        a, b = ours[name], plain[name]
+        if a.shape != b.shape:
+            raise BenchmarkError(f"{name} has shape {a.shape} in our way and {b.shape} in the plain one")
+        if np.issubdtype(a.dtype, np.floating):
+            found.append(float(np.abs(a - b).max(initial=0) / max(np.abs(b).max(initial=0), 1e-30)))
+        else:
+            found.append(float((a != b).mean()))
+    return max(found, default=None)
+
+
+def processor_name() -> str:
+    """Model of the CPU."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
+
+
+def usable_cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def machine_name(device: torch.device) -> str:
+    """Model of the CPU, cores, the GPU where it is used, and the versions that matter."""
+    parts = [
+        f"{processor_name()}, {usable_cores()} cores",
+        f"torch {torch.__version__} with {torch.get_num_threads()} threads",
+    ]
+    if device.type == "cuda":
+        parts.insert(0, torch.cuda.get_device_name(device))
+        parts.append(f"CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}")
+    return "; ".join(parts)
+
+
+def _fastest(function: Callable[[], object], device: torch.device) -> float:
+    seconds = []
+    for _ in range(SPEED_RUNS + 1):
+        synchronize(device)
+        started = time.perf_counter()
+        function()
+        synchronize(device)
+        seconds.append(time.perf_counter() - started)
+    return min(seconds[1:])
+
+
+def matrix_rate(device: torch.device) -> float:
+    """FLOP/s of a large float32 matrix product, the fastest of several; in the precision that convolutions have."""
+    side = MATRIX_SIDE[device.type]
+    a, b = torch.randn(2, side, side, device=device)
+    precision = torch.get_float32_matmul_precision()
+    if device.type == "cuda" and torch.backends.cudnn.allow_tf32:
+        torch.set_float32_matmul_precision("high")
+    try:
+        return 2 * side**3 / _fastest(lambda: a @ b, device)
+    finally:
+        torch.set_float32_matmul_precision(precision)
+
+
+def copy_bandwidth(device: torch.device) -> float:
+    """Bytes read and written per second by a large copy, the fastest of several."""
+    source = torch.ones(COPY_BYTES[device.type] // 4, device=device)
+    target = torch.empty_like(source)
+    return 2 * COPY_BYTES[device.type] / _fastest(lambda: target.copy_(source), device)
+
+
+def median_seconds(runs: list[Run]) -> float:
+    """The median."""
+    return statistics.median(run.seconds for run in runs)

@@ -1,0 +1,348 @@
+"""What each step of the benchmark works on, and its two ways: `step.<name>.run` and its counterpart in `plain`."""
+
+import dataclasses
+import json
+import math
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from benchmarks import inputs, plain
+from benchmarks.inputs import Size
+from benchmarks.measure import Way, usable_cores
+from misc import camfile
+from misc.cam import CAM_STRIDE
+from misc.config import Config, parse_config, to_arguments
+from misc.indexing import propagate_to_edge
+from misc.torchutils import set_seed
+from net.weights import read_checkpoint
+from step import cam_to_ir_label, eval_cam, make_advcam, make_cam, make_sem_seg_labels, train_cam, train_irn
+
+WALK_STEPS, WALK_NEIGHBOURS = 2**8, 69
+CRF_RUNS, CRF_ITERATIONS = 2, 10
+SPARSE_ENTRY_BYTES, FLOAT_BYTES = 8, 4
+LEARNING_RATE = 1e-4
+"""Small, since the networks start from random weights."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much work the steps get; images as (H, W).
+
+    Attributes:
+        walk: images whose random walk is measured both ways, from small to large.
+        walk_target: the image of the target; both ways where the plain one is affordable.
+        walk_large: images of which only our way can walk; the memory of the last is judged.
+        masks: images of make_sem_seg_labels, each of the sizes of the walk.
+        cam, advcam, evaluated, refined: the images of make_cam, make_advcam, eval_cam, cam_to_ir_label.
+        adv_iter: iterations of AdvCAM.
+        crop, batch: of train_cam; the OoD batch is as large.
+        irn_crop, irn_batch: of train_irn.
+        updates, skip_updates: of one training run, and those of them that warm up.
+    """
+
+    walk: tuple[Size, ...]
+    walk_target: Size
+    walk_large: tuple[Size, ...]
+    masks: int
+    cam: tuple[Size, ...]
+    advcam: tuple[Size, ...]
+    adv_iter: int
+    evaluated: tuple[Size, ...]
+    refined: tuple[Size, ...]
+    crop: int
+    batch: int
+    irn_crop: int
+    irn_batch: int
+    updates: int
+    skip_updates: int
+
+
+_VOC_SIZES = ((375, 500), (333, 500), (500, 375), (375, 500))
+CPU_SIZES = Sizes(
+    walk=((120, 160), (188, 250)),
+    walk_target=(375, 500),
+    walk_large=((375, 500), (1500, 2000)),
+    masks=2,
+    cam=((375, 500), (333, 500)),
+    advcam=((94, 125),),
+    adv_iter=7,
+    evaluated=_VOC_SIZES * 10,
+    refined=_VOC_SIZES,
+    crop=256,
+    batch=4,
+    irn_crop=512,
+    irn_batch=2,
+    updates=4,
+    skip_updates=1,
+)
+GPU_SIZES = dataclasses.replace(
+    CPU_SIZES,
+    walk=((188, 250),),
+    masks=8,
+    cam=_VOC_SIZES * 8,
+    advcam=((375, 500),),
+    adv_iter=27,
+    crop=512,
+    batch=16,
+    irn_batch=32,
+    updates=40,
+    # The loader's workers have two batches each in store when the training begins
+    skip_updates=20,
+)
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A step on given inputs.
+
+    Attributes:
+        on: the inputs, in words.
+        ours, plain: make the two ways; both are called in a process of their own.
+        images: handled per unit of time.
+        bytes: that any way has to move, per unit.
+    """
+
+    on: str
+    ours: Callable[[], Way]
+    plain: Callable[[], Way]
+    images: float = 1
+    bytes: float = 0
+
+
+class _StepWay:
+    """`run(args)` as a `Way`: each call writes into a fresh folder."""
+
+    def __init__(self, run: Callable[[Config], None], args: Config, outputs: Sequence[str]) -> None:
+        self._run, self._args, self._outputs = run, args, outputs
+        self._folder = Path()
+
+    def call(self) -> None:
+        self._folder = Path(tempfile.mkdtemp(dir=self._args.result_dir))
+        set_seed(self._args.seed)
+        written = {flag: str(self._folder / flag) for flag in (*self._outputs, "result_dir")}
+        self._run(dataclasses.replace(self._args, **written))
+
+    def result(self) -> dict[str, np.ndarray]:
+        return read_outputs(self._folder)
+
+
+def read_outputs(folder: Path) -> dict[str, np.ndarray]:
+    """The arrays in all files of a folder: labels, CAMs, weights and scores."""
+    arrays = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        name = str(path.relative_to(folder))
+        if path.suffix == ".png":
+            arrays[name] = np.asarray(Image.open(path))
+        elif path.suffix == ".npy":
+            keys, cam, high_res = camfile.load(path)
+            arrays.update({f"{name} keys": keys, f"{name} cam": cam.numpy(), f"{name} high_res": high_res})
+        elif path.name == "eval_cam.json":
+            mious = json.loads(path.read_text())["miou_by_threshold"]
+            arrays.update({f"mIoU at {threshold}": np.array(value) for threshold, value in mious.items()})
+        elif path.name in ("cam_weights_name", "irn_weights_name"):
+            arrays.update({f"{name} {key}": tensor.numpy() for key, tensor in read_checkpoint(path).items()})
+    return arrays
+
+
+def _step_way(
+    run: Callable[[Config], None],
+    flags: dict[str, object],
+    outputs: Sequence[str],
+    units: int,
+    skip_updates: int | None = None,
+) -> Way:
+    way = _StepWay(run, parse_config(to_arguments(flags)), outputs)
+    return Way(way.call, way.result, units, skip_updates)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The data of a workload in `folder`, the networks' weights in `weights`, and the flags that name them."""
+
+    folder: Path
+    weights: Path
+    device: str
+
+    def make(self, images: Sequence[Size], *, n_ood: int = 0) -> None:
+        """Draw the images and the weights where that is not done yet."""
+        if not self.folder.exists():
+            inputs.make_devkit(self.folder, images, n_ood=n_ood)
+            (self.folder / "result").mkdir()
+        if not self.weights.exists():
+            self.weights.mkdir(parents=True)
+            inputs.make_weights(self.weights)
+
+    def flags(self, **more: object) -> dict[str, object]:
+        """Flags of a step that works on these data."""
+        train = self.folder / "devkit/ImageSets/Segmentation/train.txt"
+        return {
+            "device": self.device,
+            "voc12_root": self.folder / "devkit",
+            "label_file": self.folder / "cls_labels.npy",
+            "train_list": train,
+            "infer_list": train,
+            "ood_root": self.folder / "ood",
+            "ood_list": self.folder / "ood_list.txt",
+            "cam_out_dir": self.folder / "cam",
+            "ir_label_out_dir": self.folder / "ir_label",
+            "cam_init_weights_name": self.weights / "cam.pth",
+            "cam_weights_name": self.weights / "cam.pth",
+            "irn_weights_name": self.weights / "irn.pth",
+            "imagenet_weights": self.weights / "backbone.pth",
+            "result_dir": self.folder / "result",
+            **more,
+        }
+
+
+def walk_cells(size: Size) -> int:
+    """Cells of the map of an image of (H, W)."""
+    return math.prod(math.ceil(side / CAM_STRIDE) for side in size)
+
+
+def size_text(size: Size) -> str:
+    """`500 x 375`, width first."""
+    return f"{size[1]} x {size[0]}"
+
+
+def _images_text(images: Sequence[Size]) -> str:
+    named = ", ".join(dict.fromkeys(map(size_text, images)))
+    return f"{len(images)} image{'s' if len(images) > 1 else ''} of {named}"
+
+
+def _steps(
+    run: Callable[[Config], None],
+    plain_run: Callable[[Config], None],
+    flags: dict[str, object],
+    outputs: Sequence[str],
+    *,
+    ours_only: dict[str, object] | None = None,
+    units: int = 1,
+    skip_updates: int | None = None,
+) -> dict[str, Callable[[], Way]]:
+    """The two ways of a whole step; `ours_only` are flags that the plain way does not know."""
+    return {
+        "ours": partial(_step_way, run, flags | (ours_only or {}), outputs, units, skip_updates),
+        "plain": partial(_step_way, plain_run, flags, outputs, units, skip_updates),
+    }
+
+
+def random_walk(data: Inputs, size: Size) -> Workload:
+    """The random walk alone, on the map of one image."""
+
+    def way(walk: Callable) -> Way:
+        cam, edge = (tensor.to(data.device) for tensor in inputs.walk_inputs(size, inputs.N_OBJECTS))
+        last = {}
+        return Way(lambda: last.update(walked=walk(cam, edge)), lambda: {"walked": last["walked"].cpu().numpy()})
+
+    entries = WALK_NEIGHBOURS * SPARSE_ENTRY_BYTES + 2 * inputs.N_OBJECTS * FLOAT_BYTES
+    return Workload(
+        on=f"map of {size_text(size)}, {inputs.N_OBJECTS} classes",
+        ours=partial(way, propagate_to_edge),
+        plain=partial(way, plain.random_walk),
+        bytes=WALK_STEPS * walk_cells(size) * entries,
+    )
+
+
+def sem_seg(data: Inputs, size: Size, n_images: int) -> Workload:
+    """make_sem_seg_labels: IRN, random walk, masks."""
+    data.make([size] * n_images)
+    ways = _steps(make_sem_seg_labels.run, plain.make_sem_seg_labels, data.flags(), ["sem_seg_out_dir"], units=n_images)
+    return Workload(on=_images_text([size] * n_images), **ways)
+
+
+def wood_step(data: Inputs, sizes: Sizes) -> Workload:
+    """train_cam, from one update to the next."""
+    images = [(sizes.crop, sizes.crop)] * sizes.batch
+    data.make(images, n_ood=sizes.batch)
+    flags = data.flags(
+        cam_crop_size=sizes.crop,
+        cam_resize_long=(sizes.crop, sizes.crop * 5 // 4),
+        cam_batch_size=sizes.batch,
+        ood_batch_size=sizes.batch,
+        ood_long_side=sizes.crop,
+        cluster_K=min(sizes.batch, 50),
+        cam_num_epoches=sizes.updates,
+        cam_learning_rate=LEARNING_RATE,
+        cam_select="last",
+    )
+    return Workload(
+        on=f"{sizes.batch} + {sizes.batch} crops of {sizes.crop}",
+        **_steps(train_cam.run, plain.train_cam, flags, ["cam_weights_name"], skip_updates=sizes.skip_updates),
+        images=2 * sizes.batch,
+    )
+
+
+def irn_step(data: Inputs, sizes: Sizes) -> Workload:
+    """train_irn, from one update to the next, with the loader that feeds it."""
+    images = [_VOC_SIZES[i % len(_VOC_SIZES)] for i in range(sizes.irn_batch)]
+    data.make(images)
+    flags = data.flags(
+        irn_crop_size=sizes.irn_crop,
+        irn_batch_size=sizes.irn_batch,
+        irn_num_epoches=sizes.updates,
+        irn_learning_rate=LEARNING_RATE,
+    )
+    return Workload(
+        on=f"{sizes.irn_batch} crops of {sizes.irn_crop}",
+        **_steps(train_irn.run, plain.train_irn, flags, ["irn_weights_name"], skip_updates=sizes.skip_updates),
+        images=sizes.irn_batch,
+    )
+
+
+def cams(data: Inputs, sizes: Sizes) -> Workload:
+    """make_cam with the default scales."""
+    data.make(sizes.cam)
+    ways = _steps(make_cam.run, plain.make_cam, data.flags(), ["cam_out_dir"], units=len(sizes.cam))
+    return Workload(on=_images_text(sizes.cam), **ways)
+
+
+def advcams(data: Inputs, sizes: Sizes) -> Workload:
+    """make_advcam, for each iteration of each class and scale."""
+    data.make(sizes.advcam)
+    iterations = sum(plain.advcam_iterations(scale, sizes.adv_iter) for scale in plain.ADVCAM_SCALES)
+    ways = _steps(
+        make_advcam.run,
+        plain.make_advcam,
+        data.flags(adv_iter=sizes.adv_iter),
+        ["advcam_out_dir"],
+        units=len(sizes.advcam) * inputs.N_OBJECTS * iterations,
+    )
+    on = f"{_images_text(sizes.advcam)}, {inputs.N_OBJECTS} classes, {sizes.adv_iter} iterations at each scale but 0.5"
+    return Workload(on=on, **ways, images=1 / (inputs.N_OBJECTS * iterations))
+
+
+def evaluation(data: Inputs, sizes: Sizes) -> Workload:
+    """eval_cam over the default thresholds, files read included."""
+    data.make(sizes.evaluated)
+    pixels = sum(map(math.prod, sizes.evaluated))
+    return Workload(
+        on=_images_text(sizes.evaluated),
+        **_steps(eval_cam.run, plain.eval_cam, data.flags(), [], units=len(sizes.evaluated)),
+        bytes=pixels * inputs.N_OBJECTS * FLOAT_BYTES / len(sizes.evaluated),
+    )
+
+
+def refinement(data: Inputs, sizes: Sizes) -> Workload:
+    """cam_to_ir_label with all cores, against one process."""
+    data.make(sizes.refined)
+    ways = _steps(
+        cam_to_ir_label.run,
+        plain.cam_to_ir_label,
+        data.flags(),
+        ["ir_label_out_dir"],
+        ours_only={"num_workers": usable_cores()},
+        units=len(sizes.refined),
+    )
+    marginals = sum(map(math.prod, sizes.refined)) * (inputs.N_OBJECTS + 1) * FLOAT_BYTES / len(sizes.refined)
+    return Workload(on=_images_text(sizes.refined), **ways, bytes=CRF_RUNS * CRF_ITERATIONS * 2 * marginals)
+
+
+def prepare(make: Callable[..., Workload], arguments: tuple, name: str) -> Way:
+    """The way called `name`, `ours` or `plain`, of the workload `make(*arguments)`."""
+    return getattr(make(*arguments), name)()
