@@ -75,10 +75,10 @@ CPU_SIZES = Sizes(
     evaluated=_VOC_SIZES * 10,
     refined=_VOC_SIZES,
     crop=256,
-    batch=4,
+    batch=2,
     irn_crop=512,
     irn_batch=2,
-    updates=4,
+    updates=3,
     skip_updates=1,
 )
 GPU_SIZES = dataclasses.replace(

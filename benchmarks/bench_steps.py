@@ -1,0 +1,394 @@
+"""Each step against the plain way, in one run on the same inputs: `python benchmarks/bench_steps.py`.
+
+Ours is what the step runs. The plain way (`plain.py`) is the original's: dense matrix powers, gradients of the whole
+network, pair labels made on the CPU, one image at a time, an evaluation pass for each threshold. Each has a process of
+its own; after a warm-up both run in turn, so that a change of the machine's speed hits both, and medians are printed.
+
+The plain random walk of a 500 x 375 image takes minutes on a CPU. There it is extrapolated from smaller maps, and said
+so, unless `--full` asks for it. The table goes to the screen and to benchmarks/results/.
+"""
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from datetime import date
+from functools import partial
+from pathlib import Path
+
+# Threads that spin while they wait slow each other down where cores are few; must be set before torch is loaded
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import torch
+from tqdm import tqdm
+
+from benchmarks import workloads
+from benchmarks.measure import (
+    BenchmarkError,
+    Worker,
+    copy_bandwidth,
+    difference,
+    machine_name,
+    matrix_rate,
+    median_seconds,
+)
+from benchmarks.workloads import CPU_SIZES, GPU_SIZES, Inputs, Sizes, walk_cells
+from misc.errors import InputError
+from misc.files import atomic_path
+from misc.plan import require_writable
+from misc.torchutils import resolve_device
+
+RESULTS = ROOT / "benchmarks" / "results"
+DEVICE_TITLES = {"cpu": "CPU", "cuda": "GPU"}
+LARGE_WALK_MIB = {"cpu": 4096, "cuda": 2048}
+LINEAR_SLACK = 1.5
+"""Linear in pixels: time per pixel grows at most by this from the smallest to the largest image."""
+NOT_MEASURED = "not measured"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A workload, measured; times are seconds per unit, memory is in MiB, None is what was not measured.
+
+    Attributes:
+        on: the inputs.
+        pixels: of an image, where rows of several sizes are compared.
+        floor: the time of the arithmetic and the bytes alone, at the speed of this machine.
+        difference: between the results of the two ways (`measure.difference`).
+        extrapolated: whether `plain` was concluded from smaller maps.
+    """
+
+    on: str
+    ours: float
+    plain: float | None
+    ours_mib: float
+    plain_mib: float | None
+    images_per_second: float
+    floor: float
+    difference: float | None
+    pixels: int = 0
+    extrapolated: bool = False
+
+    @property
+    def ratio(self) -> float | None:
+        """How many times as fast as the plain way ours is."""
+        return None if self.plain is None else self.plain / self.ours
+
+
+class Bench:
+    """What all measurements of a run share."""
+
+    def __init__(self, device: torch.device, sizes: Sizes, folder: Path, *, repeats: int, full: bool) -> None:
+        self.device, self.sizes, self.folder, self.repeats = device, sizes, folder, repeats
+        self.dense = full or device.type == "cuda"
+        self.matrix_rate, self.copy_bandwidth = matrix_rate(device), copy_bandwidth(device)
+        self._n_inputs = 0
+
+    def inputs(self) -> Inputs:
+        """A place for the data of a workload."""
+        self._n_inputs += 1
+        return Inputs(self.folder / f"data{self._n_inputs}", self.folder / "weights", self.device.type)
+
+    def compare(self, make: Callable, *arguments: object, plain: bool = True, plain_once: bool = False) -> Row:
+        """Measure the workload `make(*arguments)`; the plain way not at all, or once without a warm-up, if so asked."""
+        workload = make(*arguments)
+        with ExitStack() as stack:
+            workers = {
+                name: stack.enter_context(
+                    Worker(
+                        workloads.prepare,
+                        (make, arguments, name),
+                        device=self.device,
+                        log=self.folder / "output.txt",
+                    )
+                )
+                for name in (("ours", "plain") if plain else ("ours",))
+            }
+            first = {name: worker.warm_up(count=name == "ours") for name, worker in workers.items()}
+            results = [worker.result() for worker in workers.values()]
+            runs = {name: [] for name in workers}
+            for _ in range(self.repeats):
+                for name, worker in workers.items():
+                    if not (plain_once and name == "plain"):
+                        runs[name].append(worker.run())
+        if plain_once and plain:
+            runs["plain"] = [first["plain"]]
+        ours = median_seconds(runs["ours"])
+        return Row(
+            on=workload.on,
+            ours=ours,
+            plain=median_seconds(runs["plain"]) if plain else None,
+            ours_mib=first["ours"].memory_mib,
+            plain_mib=first["plain"].memory_mib if plain else None,
+            images_per_second=workload.images / ours,
+            floor=max(first["ours"].flops / self.matrix_rate, workload.bytes / self.copy_bandwidth),
+            difference=difference(*results) if plain else None,
+        )
+
+
+# The rows of each step
+
+
+def _one_row(make: Callable, bench: Bench) -> list[Row]:
+    return [bench.compare(make, bench.inputs(), bench.sizes)]
+
+
+def _walk_rows(bench: Bench) -> list[Row]:
+    return _rows_up_to_target(
+        bench, lambda size, **how: bench.compare(workloads.random_walk, bench.inputs(), size, **how)
+    )
+
+
+def _mask_rows(bench: Bench) -> list[Row]:
+    def compare(size: workloads.Size, **how: bool) -> Row:
+        n_images = 1 if how.get("plain_once") else bench.sizes.masks
+        return bench.compare(workloads.sem_seg, bench.inputs(), size, n_images, **how)
+
+    return _rows_up_to_target(bench, compare)
+
+
+def _rows_up_to_target(bench: Bench, compare: Callable[..., Row]) -> list[Row]:
+    """Both ways on small images, then on that of the target, where the plain one may have to be extrapolated."""
+    rows = [compare(size) for size in bench.sizes.walk]
+    target = bench.sizes.walk_target
+    if bench.dense:
+        return [*rows, compare(target, plain_once=bench.device.type == "cpu")]
+    cells = [walk_cells(size) for size in bench.sizes.walk[-2:]]
+    plain = extrapolate_cubic(cells, [row.plain for row in rows[-2:]], walk_cells(target))
+    return [*rows, replace(compare(target, plain=False), plain=plain, extrapolated=True)]
+
+
+def _large_walk_rows(bench: Bench) -> list[Row]:
+    return [
+        replace(bench.compare(workloads.random_walk, bench.inputs(), size, plain=False), pixels=size[0] * size[1])
+        for size in bench.sizes.walk_large
+    ]
+
+
+def extrapolate_cubic(cells: Sequence[int], seconds: Sequence[float], at: int) -> float:
+    """Seconds of a map of `at` cells, from those of two smaller maps: a constant and a part that grows as cells ** 3.
+
+    Eight products of n x n matrices are O(n^3); all the rest is taken as constant, which favours the plain way.
+    """
+    small, large = (n**3 for n in cells)
+    growth = (seconds[1] - seconds[0]) / (large - small)
+    return seconds[1] + growth * (at**3 - large)
+
+
+# Targets
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step of the benchmark.
+
+    Attributes:
+        title: with the unit of the times.
+        rows: measures; the last row is the one that the target is about.
+        targets: how many times as fast as the plain way, for each type of device that has a target.
+    """
+
+    title: str
+    unit: str
+    rows: Callable[[Bench], list[Row]]
+    targets: Mapping[str, float]
+
+    def target_text(self, device: str) -> str:
+        """The target, in words."""
+        return f">= {self.targets[device]:,g} x" if device in self.targets else "-"
+
+    def outcome(self, rows: Sequence[Row], device: str) -> tuple[str, str]:
+        """What was measured, and whether that meets the target."""
+        row, target = rows[-1], self.targets.get(device)
+        measured = f"{_digits(row.ratio)} x" + (" (extrapolated)" if row.extrapolated else "")
+        if target is None:
+            return measured, "-"
+        verdict = "met" if row.ratio >= target else "not met"
+        return measured, f"{verdict} (extrapolated)" if row.extrapolated else verdict
+
+
+class LargeWalk(Step):
+    """Judged by memory, and by the growth of time with the image, since the plain way does not fit."""
+
+    def target_text(self, device: str) -> str:
+        return f"fits in {self.targets[device] / 1024:g} GiB" + (", linear in pixels" if device == "cpu" else "")
+
+    def outcome(self, rows: Sequence[Row], device: str) -> tuple[str, str]:
+        small, large = rows[0], rows[-1]
+        pixels, seconds = large.pixels / small.pixels, large.ours / small.ours
+        fits, linear = large.ours_mib <= self.targets[device], seconds <= LINEAR_SLACK * pixels
+        measured = f"{large.ours_mib:,.0f} MiB; {pixels:.1f} x the pixels, {seconds:.1f} x the time"
+        return measured, "met" if fits and (linear or device != "cpu") else "not met"
+
+
+STEPS = {
+    "random_walk": Step("random walk 500 x 375", "image", _walk_rows, {"cpu": 1500, "cuda": 50}),
+    "random_walk_large": LargeWalk("random walk 2000 x 1500", "image", _large_walk_rows, LARGE_WALK_MIB),
+    "make_sem_seg_labels": Step("make_sem_seg_labels, whole step", "image", _mask_rows, {"cpu": 100, "cuda": 20}),
+    "train_cam": Step(
+        "W-OoD training step", "update", partial(_one_row, workloads.wood_step), {"cpu": 1.3, "cuda": 2.5}
+    ),
+    "train_irn": Step(
+        "train_irn, data to update", "update", partial(_one_row, workloads.irn_step), {"cpu": 1.5, "cuda": 5}
+    ),
+    "make_cam": Step("make_cam", "image", partial(_one_row, workloads.cams), {"cpu": 1.2, "cuda": 4}),
+    "make_advcam": Step("make_advcam", "iteration", partial(_one_row, workloads.advcams), {"cpu": 2, "cuda": 4}),
+    "eval_cam": Step(
+        "eval_cam over 7 thresholds", "image", partial(_one_row, workloads.evaluation), {"cpu": 4, "cuda": 4}
+    ),
+    "cam_to_ir_label": Step(
+        "cam_to_ir_label, all cores", "image", partial(_one_row, workloads.refinement), {"cpu": 1.7}
+    ),
+}
+
+
+# The table
+
+
+def _digits(value: float | None) -> str:
+    """Three significant digits, no exponent."""
+    if value is None:
+        return "-"
+    return f"{value:,.0f}" if value >= 100 else f"{value:#.3g}"
+
+
+def _cells(*cells: str) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def summary_table(measured: Mapping[str, list[Row] | str], device: str) -> str:
+    """Target and outcome of every step; those of the other type of device were not measured in this run.
+
+    Args:
+        measured: the rows of each step, or why there are none.
+        device: `cpu` or `cuda`.
+    """
+    titles = [f"{DEVICE_TITLES[each]}: target | measured | " for each in DEVICE_TITLES]
+    lines = [f"| ours against the plain way | {' | '.join(titles)} |", "| --- |" + " --- | --- | --- |" * 2]
+    for name, step in STEPS.items():
+        cells = [step.title]
+        for each in DEVICE_TITLES:
+            rows = measured.get(name, NOT_MEASURED) if each == device else NOT_MEASURED
+            outcome = (rows, "") if isinstance(rows, str) else step.outcome(rows, each)
+            cells += [step.target_text(each), *outcome]
+        lines.append(_cells(*cells))
+    return "\n".join(lines)
+
+
+def detail_table(measured: Mapping[str, list[Row] | str]) -> str:
+    """All that was measured."""
+    head = (
+        "step",
+        "on",
+        "ours, s",
+        "plain, s",
+        "ratio",
+        "images/s",
+        "ours, MiB",
+        "plain, MiB",
+        "floor, s",
+        "differ by",
+    )
+    lines = [_cells(*head), "| --- " * len(head) + "|"]
+    for name, rows in measured.items():
+        if isinstance(rows, str):
+            continue
+        for row in rows:
+            mark = " (extrapolated)" if row.extrapolated else ""
+            lines.append(
+                _cells(
+                    f"{name}, per {STEPS[name].unit}",
+                    row.on,
+                    _digits(row.ours),
+                    _digits(row.plain) + mark,
+                    _digits(row.ratio) + mark,
+                    _digits(row.images_per_second),
+                    f"{row.ours_mib:,.0f}",
+                    "-" if row.plain_mib is None else f"{row.plain_mib:,.0f}",
+                    f"{row.floor:.2g}",
+                    "-" if row.difference is None else f"{row.difference:.0e}",
+                )
+            )
+    return "\n".join(lines)
+
+
+def report(measured: Mapping[str, list[Row] | str], bench: Bench) -> str:
+    """The whole page, in Markdown."""
+    device = bench.device.type
+    return f"""# Steps against the plain way, {DEVICE_TITLES[device]}
+
+{machine_name(bench.device)}; {date.today().isoformat()}. Medians of {bench.repeats} runs, float32, ResNet-50 with random
+weights, drawn images; `python benchmarks/bench_steps.py` prints this page.
+
+{summary_table(measured, device)}
+
+{detail_table(measured)}
+
+* Plain: `benchmarks/plain.py`, the original's arithmetic on the same files. "Extrapolated": the dense walk was measured
+  on the smaller maps above, and grows with the cube of their cells; `--full` measures it.
+* Memory: the peak of the {"GPU's tensors" if device == "cuda" else "process and its workers, PyTorch itself included"}.
+* Floor: FLOPs of our way (convolutions, matrix products) at the {bench.matrix_rate / 1e9:,.0f} GFLOP/s of a large matrix
+  product here, or the bytes that must move at the {bench.copy_bandwidth / 1e9:,.0f} GB/s of a large copy, whichever is
+  longer.
+* Differ by: largest difference of the two ways' results, relative to the largest value; of labels the share of pixels.
+"""
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line; exits with code 2 if it is wrong."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--steps", nargs="+", choices=STEPS, default=list(STEPS), metavar="NAME", help=", ".join(STEPS))
+    parser.add_argument(
+        "--full", action="store_true", help="measure the dense walk of 500 x 375 on the CPU too: minutes"
+    )
+    parser.add_argument("--repeats", type=int, default=3, help="runs, of which the median is taken")
+    parser.add_argument("--output", type=Path, help="default: benchmarks/results/bench_steps_{cpu,gpu}.md")
+    options = parser.parse_args(arguments)
+    if options.repeats < 1:
+        parser.error(f"--repeats must be at least 1, got {options.repeats}")
+    return options
+
+
+def run(options: argparse.Namespace) -> bool:
+    """Measure the steps, write the page after each; whether all went well. Raises `InputError` for bad input."""
+    device = resolve_device(options.device)
+    output = options.output or RESULTS / f"bench_steps_{DEVICE_TITLES[device.type].lower()}.md"
+    require_writable(output.parent, flag="output")
+    sizes = GPU_SIZES if device.type == "cuda" else CPU_SIZES
+    measured: dict[str, list[Row] | str] = {}
+    with tempfile.TemporaryDirectory(prefix="bench_steps_") as folder:
+        bench = Bench(device, sizes, Path(folder), repeats=options.repeats, full=options.full)
+        bar = tqdm([name for name in STEPS if name in options.steps], unit="step")
+        for name in bar:
+            bar.set_description(name)
+            started = time.perf_counter()
+            try:
+                measured[name] = STEPS[name].rows(bench)
+                result = STEPS[name].outcome(measured[name], device.type)[0]
+            except BenchmarkError as error:
+                measured[name] = result = f"failed: {error}"
+            tqdm.write(f"{name}: {result} ({time.perf_counter() - started:.0f} s)")
+            with atomic_path(output) as temporary:
+                temporary.write_text(report(measured, bench))
+    print(f"\n{output.read_text()}\nwritten to {output}")
+    return not any(isinstance(rows, str) for rows in measured.values())
+
+
+def main() -> int:
+    """Run from the command line; returns the exit code."""
+    try:
+        return 0 if run(parse()) else 1
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
