@@ -19,11 +19,11 @@ from dataclasses import dataclass, replace
 from datetime import date
 from functools import partial
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 # Threads that spin while they wait slow each other down where cores are few; must be set before torch is loaded
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 from tqdm import tqdm
@@ -39,17 +39,19 @@ from benchmarks.measure import (
     median_seconds,
 )
 from benchmarks.workloads import CPU_SIZES, GPU_SIZES, Inputs, Sizes, walk_cells
+from misc.config import Config
 from misc.errors import InputError
 from misc.files import atomic_path
 from misc.plan import require_writable
-from misc.torchutils import resolve_device
+from misc.torchutils import resolve_device, set_precision
 
-RESULTS = ROOT / "benchmarks" / "results"
+RESULTS = Path(__file__).resolve().parent / "results"
 DEVICE_TITLES = {"cpu": "CPU", "cuda": "GPU"}
 LARGE_WALK_MIB = {"cpu": 4096, "cuda": 2048}
 LINEAR_SLACK = 1.5
 """Linear in pixels: time per pixel grows at most by this from the smallest to the largest image."""
 NOT_MEASURED = "not measured"
+PRECISIONS = get_args(get_type_hints(Config)["precision"])
 
 
 @dataclass(frozen=True)
@@ -84,10 +86,13 @@ class Row:
 class Bench:
     """What all measurements of a run share."""
 
-    def __init__(self, device: torch.device, sizes: Sizes, folder: Path, *, repeats: int, full: bool) -> None:
+    def __init__(
+        self, device: torch.device, sizes: Sizes, folder: Path, *, precision: str, repeats: int, full: bool
+    ) -> None:
         self.device, self.sizes, self.folder, self.repeats = device, sizes, folder, repeats
         self.dense = full or device.type == "cuda"
-        self.matrix_rate, self.copy_bandwidth = matrix_rate(device), copy_bandwidth(device)
+        self.precision = set_precision(precision, device)
+        self.matrix_rate, self.copy_bandwidth = matrix_rate(device, self.precision), copy_bandwidth(device)
         self._n_inputs = 0
 
     def inputs(self) -> Inputs:
@@ -95,19 +100,16 @@ class Bench:
         self._n_inputs += 1
         return Inputs(self.folder / f"data{self._n_inputs}", self.folder / "weights", self.device.type)
 
+    def _worker(self, prepare: Callable) -> Worker:
+        prepare = partial(prepare, device=self.device.type, precision=self.precision)
+        return Worker(prepare, device=self.device, log=self.folder / "output.txt")
+
     def compare(self, make: Callable, *arguments: object, plain: bool = True, plain_once: bool = False) -> Row:
         """Measure the workload `make(*arguments)`; the plain way not at all, or once without a warm-up, if so asked."""
         workload = make(*arguments)
         with ExitStack() as stack:
             workers = {
-                name: stack.enter_context(
-                    Worker(
-                        workloads.prepare,
-                        (make, arguments, name),
-                        device=self.device,
-                        log=self.folder / "output.txt",
-                    )
-                )
+                name: stack.enter_context(self._worker(partial(workloads.prepare, make, arguments, name)))
                 for name in (("ours", "plain") if plain else ("ours",))
             }
             first = {name: worker.warm_up(count=name == "ours") for name, worker in workers.items()}
@@ -321,10 +323,12 @@ def detail_table(measured: Mapping[str, list[Row] | str]) -> str:
 def report(measured: Mapping[str, list[Row] | str], bench: Bench) -> str:
     """The whole page, in Markdown."""
     device = bench.device.type
+    peak = "GPU's tensors" if device == "cuda" else "process and its workers, PyTorch itself included"
+    rate, bandwidth = f"{bench.matrix_rate / 1e9:,.0f} GFLOP/s", f"{bench.copy_bandwidth / 1e9:,.0f} GB/s"
     return f"""# Steps against the plain way, {DEVICE_TITLES[device]}
 
-{machine_name(bench.device)}; {date.today().isoformat()}. Medians of {bench.repeats} runs, float32, ResNet-50 with random
-weights, drawn images; `python benchmarks/bench_steps.py` prints this page.
+{machine_name(bench.device)}; {date.today().isoformat()}. Medians of {bench.repeats} runs, {bench.precision}; ResNet-50
+with random weights, drawn images. `python benchmarks/bench_steps.py` prints this page.
 
 {summary_table(measured, device)}
 
@@ -332,10 +336,9 @@ weights, drawn images; `python benchmarks/bench_steps.py` prints this page.
 
 * Plain: `benchmarks/plain.py`, the original's arithmetic on the same files. "Extrapolated": the dense walk was measured
   on the smaller maps above, and grows with the cube of their cells; `--full` measures it.
-* Memory: the peak of the {"GPU's tensors" if device == "cuda" else "process and its workers, PyTorch itself included"}.
-* Floor: FLOPs of our way (convolutions, matrix products) at the {bench.matrix_rate / 1e9:,.0f} GFLOP/s of a large matrix
-  product here, or the bytes that must move at the {bench.copy_bandwidth / 1e9:,.0f} GB/s of a large copy, whichever is
-  longer.
+* Memory: the peak of the {peak}.
+* Floor: the FLOPs of our way (convolutions, matrix products) at the {rate} of a large matrix product here, or the bytes
+  that any way has to move at the {bandwidth} of a large copy, whichever takes longer.
 * Differ by: largest difference of the two ways' results, relative to the largest value; of labels the share of pixels.
 """
 
@@ -344,6 +347,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line; exits with code 2 if it is wrong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--precision", choices=PRECISIONS, default="auto", help="of both ways, as in run_sample.py")
     parser.add_argument("--steps", nargs="+", choices=STEPS, default=list(STEPS), metavar="NAME", help=", ".join(STEPS))
     parser.add_argument(
         "--full", action="store_true", help="measure the dense walk of 500 x 375 on the CPU too: minutes"
@@ -364,7 +368,9 @@ def run(options: argparse.Namespace) -> bool:
     sizes = GPU_SIZES if device.type == "cuda" else CPU_SIZES
     measured: dict[str, list[Row] | str] = {}
     with tempfile.TemporaryDirectory(prefix="bench_steps_") as folder:
-        bench = Bench(device, sizes, Path(folder), repeats=options.repeats, full=options.full)
+        bench = Bench(
+            device, sizes, Path(folder), precision=options.precision, repeats=options.repeats, full=options.full
+        )
         bar = tqdm([name for name in STEPS if name in options.steps], unit="step")
         for name in bar:
             bar.set_description(name)

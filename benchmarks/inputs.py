@@ -57,7 +57,7 @@ def make_devkit(folder: Path, sizes: Sequence[Size], *, n_ood: int = 0) -> None:
 
 def photograph(size: Size, keys: Sequence[int], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """(H, W, 3) uint8, as rough as a photograph, with an ellipse of each class, and its (H, W) uint8 mask."""
-    image = np.full((*size, 3), 128.0) + sum(_noise(size, cells, rng) * 6 * cells**-0.5 * 16 for cells in (3, 12, 48))
+    image = np.full((*size, 3), 128.0) + sum(_noise(size, cells, rng) * 96 / math.sqrt(cells) for cells in (3, 12, 48))
     image += rng.normal(0, 6, image.shape)
     mask = np.zeros(size, dtype=np.uint8)
     rows, columns = np.mgrid[: size[0], : size[1]] / np.array(size)[:, None, None]

@@ -20,12 +20,13 @@ from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.flop_counter import FlopCounterMode
 
+from misc.config import usable_cores
 from misc.memory import peak_memory_mib, reset_peak_memory
 
 SAMPLING_SECONDS, CLOSING_SECONDS = 0.1, 10
-MATRIX_SIDE = {"cpu": 3072, "cuda": 8192}
+MATRIX_SIDE = {"cpu": 2048, "cuda": 8192}
 COPY_BYTES = {"cpu": 2**28, "cuda": 2**31}
-SPEED_RUNS = 5
+SPEED_RUNS = 4
 
 
 class BenchmarkError(Exception):
@@ -95,9 +96,21 @@ def _matrix_product_flops(a: Tensor, b: Tensor, *_: object, **__: object) -> int
 _matrix_product_flops._get_raw = True  # the counter hands over tensors in place of shapes
 
 
+class _TotalOnly:
+    """In place of the counter's tracker of modules, whose hooks fail where a gradient of a module's input is taken."""
+
+    parents = ("Global",)
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+
 def flop_counter() -> FlopCounterMode:
-    """Counts convolutions and matrix products, forward and backward."""
-    return FlopCounterMode(display=False, custom_mapping={torch.ops.aten.mm: _matrix_product_flops})
+    """Counts convolutions and matrix products, forward and backward, of all modules together."""
+    counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.mm: _matrix_product_flops})
+    counter.mod_tracker = _TotalOnly()
+    return counter
 
 
 def run_once(way: Way, device: torch.device, *, count: bool = False) -> Run:
@@ -120,13 +133,13 @@ def run_once(way: Way, device: torch.device, *, count: bool = False) -> Run:
 class Worker:
     """A `Way` in a process of its own, so that its peak memory is its own, driven from here.
 
-    `prepare(*arguments)` makes the way there. What it prints goes to the end of the file `log`.
+    `prepare()` makes the way there. What it prints goes to the end of the file `log`.
     """
 
-    def __init__(self, prepare: Callable[..., Way], arguments: tuple, *, device: torch.device, log: Path) -> None:
+    def __init__(self, prepare: Callable[[], Way], *, device: torch.device, log: Path) -> None:
         context = get_context("spawn")
         self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, prepare, arguments, device, log))
+        self._process = context.Process(target=_serve, args=(theirs, prepare, device, log))
         self._log = log
         self._process.start()
         theirs.close()
@@ -173,15 +186,13 @@ class Worker:
         return answer
 
 
-def _serve(
-    connection: Connection, prepare: Callable[..., Way], arguments: tuple, device: torch.device, log: Path
-) -> None:
+def _serve(connection: Connection, prepare: Callable[[], Way], device: torch.device, log: Path) -> None:
     """The other end of a `Worker`: does what it is asked to until the pipe closes."""
     with log.open("a") as output:
         os.dup2(output.fileno(), sys.stdout.fileno())
         os.dup2(output.fileno(), sys.stderr.fileno())
     try:
-        way = prepare(*arguments)
+        way = prepare()
         while True:
             match connection.recv():
                 case ("warm up", count):
@@ -234,11 +245,6 @@ def processor_name() -> str:
     return next(names, platform.processor() or platform.machine())
 
 
-def usable_cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def machine_name(device: torch.device) -> str:
     """Model of the CPU, cores, the GPU where it is used, and the versions that matter."""
     parts = [
@@ -262,17 +268,12 @@ def _fastest(function: Callable[[], object], device: torch.device) -> float:
     return min(seconds[1:])
 
 
-def matrix_rate(device: torch.device) -> float:
-    """FLOP/s of a large float32 matrix product, the fastest of several; in the precision that convolutions have."""
+def matrix_rate(device: torch.device, precision: str) -> float:
+    """FLOP/s of a large matrix product, the fastest of several, in a precision that `set_precision` has set."""
     side = MATRIX_SIDE[device.type]
-    a, b = torch.randn(2, side, side, device=device)
-    precision = torch.get_float32_matmul_precision()
-    if device.type == "cuda" and torch.backends.cudnn.allow_tf32:
-        torch.set_float32_matmul_precision("high")
-    try:
-        return 2 * side**3 / _fastest(lambda: a @ b, device)
-    finally:
-        torch.set_float32_matmul_precision(precision)
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    a, b = torch.randn(2, side, side, device=device, dtype=dtype)
+    return 2 * side**3 / _fastest(lambda: a @ b, device)
 
 
 def copy_bandwidth(device: torch.device) -> float:

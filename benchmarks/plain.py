@@ -13,7 +13,8 @@ It does no more than that: what makes this way slow is the original's, not the b
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from misc.config import Config
 from misc.files import write_json
 from misc.imutils import normalize, read_image, read_label, resize_image, scaled_size, write_label, write_palette
 from misc.ood import class_prototypes, kmeans
-from misc.torchutils import resolve_device, training_loader, two_rate_optimizer
+from misc.torchutils import backbone_precision, resolve_device, training_loader, two_rate_optimizer
 from voc12.classes import voc_palette
 from voc12.dataloader import AffinityCrops, ClassificationCrops, WholeImages
 from voc12.devkit import Devkit, open_devkit
@@ -55,7 +56,7 @@ def _resnet50() -> models.ResNet:
     return network
 
 
-def _load(network: nn.Module, path: str) -> None:
+def load_state(network: nn.Module, path: str) -> None:
     """Fill `network`, whose weights have the names of our files, from one of them."""
     missing, extra = network.load_state_dict(torch.load(path, weights_only=True), strict=False)
     if extra or not all(name.endswith("num_batches_tracked") for name in missing):
@@ -73,8 +74,9 @@ class Classifier(nn.Module):
     def features(self, images: Tensor) -> Tensor:
         """The last stage, at stride 16."""
         net = self.backbone
-        x = net.maxpool(net.relu(net.bn1(net.conv1(images))))
-        return net.layer4(net.layer3(net.layer2(net.layer1(x))))
+        with backbone_precision(images.device):
+            x = net.maxpool(net.relu(net.bn1(net.conv1(images))))
+            return net.layer4(net.layer3(net.layer2(net.layer1(x)))).to(images.dtype)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (B, C) and pooled features (B, 2048)."""
@@ -113,11 +115,13 @@ class AffinityNetwork(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Edge logits (B, 1, h, w) and displacement (B, 2, h, w), before the mean shift."""
         net = self.backbone
-        x1 = net.maxpool(net.relu(net.bn1(net.conv1(images)))).detach()
-        x2 = net.layer1(x1).detach()
-        x3 = net.layer2(x2).detach()
-        x4 = net.layer3(x3).detach()
-        x5 = net.layer4(x4).detach()
+        with backbone_precision(images.device):
+            x1 = net.maxpool(net.relu(net.bn1(net.conv1(images)))).detach()
+            x2 = net.layer1(x1).detach()
+            x3 = net.layer2(x2).detach()
+            x4 = net.layer3(x3).detach()
+            x5 = net.layer4(x4).detach()
+        x1, x2, x3, x4, x5 = (x.to(images.dtype) for x in (x1, x2, x3, x4, x5))
 
         def like(x: Tensor, reference: Tensor) -> Tensor:
             return x[..., : reference.shape[2], : reference.shape[3]]
@@ -273,9 +277,19 @@ def random_walk(cam: Tensor, edge: Tensor, beta: float = 10, exp_times: int = 8)
     matrix.fill_diagonal_(1)
     matrix = matrix**beta
     matrix = matrix / matrix.sum(dim=0, keepdim=True)
-    for _ in range(exp_times):
-        matrix = matrix @ matrix
-    return ((cam * (1 - edge)).flatten(1) @ matrix).view(cam.shape)
+    with _float32_products():
+        for _ in range(exp_times):
+            matrix = matrix @ matrix
+        return ((cam * (1 - edge)).flatten(1) @ matrix).view(cam.shape)
+
+
+@contextmanager
+def _float32_products() -> Iterator[None]:
+    """Matrix products in full float32, as torch does them unless told otherwise: the walk needs it."""
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    yield
+    torch.set_float32_matmul_precision(precision)
 
 
 # W-OoD training
@@ -332,7 +346,7 @@ def train_cam(args: Config) -> None:
     train = read_labelled_images(devkit, args.train_list, flag="train_list", label_file=args.label_file)
     ood_paths = read_ood_paths(args.ood_root, args.ood_list)
     model = Classifier(len(devkit.classes))
-    _load(model, args.cam_init_weights_name)
+    load_state(model, args.cam_init_weights_name)
     model.to(device)
     _, centres = kmeans(_features(model, ood_paths, args, long_side=args.ood_long_side), args.cluster_K)
     of_classes = class_prototypes(_features(model, train.paths, args), torch.from_numpy(train.labels).to(device))
@@ -410,7 +424,7 @@ def train_irn(args: Config) -> None:
     device = resolve_device(args.device)
     devkit, ids = _devkit_and_ids(args)
     model = AffinityNetwork()
-    _load(model.backbone, args.imagenet_weights)
+    load_state(model.backbone, args.imagenet_weights)
     model.to(device)
     n_steps = len(ids) // args.irn_batch_size * args.irn_num_epoches
     crops = AffinityCrops(
@@ -461,7 +475,7 @@ def _cams_of_all(
     devkit = open_devkit(args.voc12_root, args.class_list)
     images = read_labelled_images(devkit, args.train_list, flag="train_list", label_file=args.label_file)
     model = Classifier(len(devkit.classes))
-    _load(model, args.cam_weights_name)
+    load_state(model, args.cam_weights_name)
     model.to(device)
     loader = _one_by_one(_ScaledPairs(images.paths, scales), args)
     for image_id, label, (pairs, size) in zip(images.ids, images.labels, loader, strict=True):
@@ -607,7 +621,7 @@ def make_sem_seg_labels(args: Config) -> None:
     devkit = open_devkit(args.voc12_root, args.class_list)
     ids = read_list(devkit, args.infer_list, flag="infer_list")
     model = AffinityNetwork()
-    _load(model, args.irn_weights_name)
+    load_state(model, args.irn_weights_name)
     model.to(device)
     loader = _one_by_one(_ScaledPairs([devkit.image_path(image_id) for image_id in ids], (1.0,)), args)
     for image_id, ((pair,), (height, width)) in zip(ids, loader, strict=True):
