@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, get_start_method, set_start_method
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -139,7 +140,7 @@ class Worker:
     def __init__(self, prepare: Callable[[], Way], *, device: torch.device, log: Path) -> None:
         context = get_context("spawn")
         self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, prepare, device, log))
+        self._process = context.Process(target=_serve, args=(theirs, prepare, device, log, get_start_method()))
         self._log = log
         self._process.start()
         theirs.close()
@@ -186,11 +187,15 @@ class Worker:
         return answer
 
 
-def _serve(connection: Connection, prepare: Callable[[], Way], device: torch.device, log: Path) -> None:
+def _serve(
+    connection: Connection, prepare: Callable[[], Way], device: torch.device, log: Path, start_method: str
+) -> None:
     """The other end of a `Worker`: does what it is asked to until the pipe closes."""
     with log.open("a") as output:
         os.dup2(output.fileno(), sys.stdout.fileno())
         os.dup2(output.fileno(), sys.stderr.fileno())
+    # A spawned process would spawn its loaders' workers too, which takes seconds; they start as they do elsewhere
+    set_start_method(start_method, force=True)
     try:
         way = prepare()
         while True:
@@ -269,11 +274,17 @@ def _fastest(function: Callable[[], object], device: torch.device) -> float:
 
 
 def matrix_rate(device: torch.device, precision: str) -> float:
-    """FLOP/s of a large matrix product, the fastest of several, in a precision that `set_precision` has set."""
+    """FLOP/s of a large matrix product, the fastest of several, in a precision that `set_precision` has set.
+
+    Tried as a product and as a 1x1 convolution, for which torch has different libraries.
+    """
     side = MATRIX_SIDE[device.type]
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     a, b = torch.randn(2, side, side, device=device, dtype=dtype)
-    return 2 * side**3 / _fastest(lambda: a @ b, device)
+    image = a.T.reshape(1, side, 1, side).contiguous(memory_format=torch.channels_last)
+    weight = b.view(side, side, 1, 1)
+    ways = (lambda: a @ b, lambda: F.conv2d(image, weight))
+    return 2 * side**3 / min(_fastest(way, device) for way in ways)
 
 
 def copy_bandwidth(device: torch.device) -> float:
