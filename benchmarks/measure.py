@@ -281,8 +281,8 @@ def matrix_rate(device: torch.device, precision: str) -> float:
     side = MATRIX_SIDE[device.type]
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     a, b = torch.randn(2, side, side, device=device, dtype=dtype)
-    image = a.T.reshape(1, side, 1, side).contiguous(memory_format=torch.channels_last)
-    weight = b.view(side, side, 1, 1)
+    image = a.T.reshape(1, side, 32, side // 32).contiguous(memory_format=torch.channels_last)
+    weight = b.view(side, side, 1, 1).clone().to(memory_format=torch.channels_last)
     ways = (lambda: a @ b, lambda: F.conv2d(image, weight))
     return 2 * side**3 / min(_fastest(way, device) for way in ways)
 
