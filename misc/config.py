@@ -6,7 +6,6 @@ The names and defaults are those of the authors' `run_sample.py`; flags that the
 import argparse
 import difflib
 import math
-import os
 import re
 import typing
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, Literal, NoReturn
 
 from misc.errors import InputError
+from misc.parallel import usable_cores
 
 DEFAULT_IGNORED_CLASS = "bottle"
 TRUE_WORDS, FALSE_WORDS = ("true", "1", "yes"), ("false", "0", "no")
@@ -74,6 +74,7 @@ class Config:
         "auto", "fp32; tf32, what auto takes on CUDA; bf16: backbones in bfloat16 (not in the original)"
     )
     num_workers: int = flag(half_the_cores, "processes that read and prepare images; 0: none", low=0)
+    crf_workers: int = flag(usable_cores, "processes of dense CRF; 0: none (not in the original)", low=0)
     log_name: str = flag("sample_train_eval", "the log goes to the screen and to <log_name>.log")
     result_dir: str = flag("result", "folder of the run records, losses and scores (not in the original)")
 

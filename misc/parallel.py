@@ -1,0 +1,62 @@
+"""Work on many items, spread over processes, with the results in the items' order."""
+
+import os
+import signal
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
+from typing import TypeVar
+
+from misc.errors import InputError
+
+Item, Result = TypeVar("Item"), TypeVar("Result")
+
+ITEMS_PER_WORKER = 2
+"""Items under way for each process: one in work, one waiting, so that memory stays bounded."""
+
+
+def usable_cores() -> int:
+    """The CPU cores that this process may use, at least one."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _prepare_worker() -> None:
+    """One thread a process: the cores are shared out already. Ctrl-C is the parent's, which then ends its workers."""
+    os.environ["OMP_NUM_THREADS"] = "1"  # read by the libraries that the first item loads
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def ordered_map(
+    function: Callable[[Item], Result], items: Iterable[Item], *, workers: int, flag: str
+) -> Iterator[Result]:
+    """`map(function, items)` over `workers` processes; results come in order, each as soon as it and those before it
+    are there.
+
+    `items` is read only as far ahead as the processes need, so that it may be a generator of large arrays.
+
+    Args:
+        function: a module's own function, or `functools.partial` of one (it is sent to fresh processes).
+        workers: processes; 0: this process does the work.
+        flag: the flag that sets `workers`, named if a process is killed.
+
+    Raises what `function` raises, at that item's turn; `InputError` if a process is killed (mostly for its memory).
+    """
+    if workers == 0:
+        yield from map(function, items)
+        return
+    # Fresh processes: a copy of this one would inherit locks of its threads, and the GPU
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_prepare_worker)
+    under_way: deque[Future[Result]] = deque()
+    try:
+        for item in items:
+            under_way.append(pool.submit(function, item))
+            if len(under_way) == ITEMS_PER_WORKER * workers:
+                yield under_way.popleft().result()
+        while under_way:
+            yield under_way.popleft().result()
+    except BrokenProcessPool as error:
+        raise InputError(f"a worker process was killed, perhaps for lack of memory; lower --{flag}.") from error
+    finally:
+        pool.shutdown(cancel_futures=True)

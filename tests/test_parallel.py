@@ -1,0 +1,68 @@
+"""Work spread over processes: order, bounded look-ahead, errors."""
+
+import functools
+import os
+import time
+
+import pytest
+
+from misc.errors import InputError
+from misc.parallel import ITEMS_PER_WORKER, ordered_map, usable_cores
+
+
+def slow_first(base, item):
+    time.sleep(0.2 if item == 0 else 0)
+    return base + item
+
+
+def refuse_two(item):
+    if item == 2:
+        raise InputError("item 2 is bad.")
+    return item
+
+
+def process_and_threads(_item):
+    return os.getpid(), os.environ["OMP_NUM_THREADS"]
+
+
+def end_the_process(_item):
+    os._exit(1)
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_results_come_in_order(workers):
+    assert list(ordered_map(functools.partial(slow_first, 10), range(9), workers=workers, flag="w")) == [*range(10, 19)]
+
+
+def test_other_processes_do_the_work_with_one_thread_each():
+    (found,) = ordered_map(process_and_threads, [0], workers=1, flag="w")
+    assert found[0] != os.getpid()
+    assert found[1] == "1"
+
+
+def test_items_are_read_no_further_ahead_than_needed():
+    read = []
+    results = ordered_map(
+        functools.partial(slow_first, 0), (read.append(i) or i for i in range(50)), workers=2, flag="w"
+    )
+    for done, _ in enumerate(results, start=1):
+        assert len(read) <= done - 1 + 2 * ITEMS_PER_WORKER
+    assert len(read) == 50
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_error_comes_at_its_items_turn_and_ends_the_work(workers):
+    results = ordered_map(refuse_two, range(100), workers=workers, flag="w")
+    assert [next(results), next(results)] == [0, 1]
+    with pytest.raises(InputError, match="item 2 is bad"):
+        next(results)
+    assert list(results) == []
+
+
+def test_a_killed_process_is_one_sentence():
+    with pytest.raises(InputError, match="a worker process was killed, .* lower --crf_workers"):
+        list(ordered_map(end_the_process, range(3), workers=1, flag="crf_workers"))
+
+
+def test_usable_cores():
+    assert 1 <= usable_cores() <= os.cpu_count()
