@@ -30,11 +30,6 @@ def parse_bool(text: str) -> bool:
     raise argparse.ArgumentTypeError(f"expected True or False (also 1/0, yes/no), got {text!r}")
 
 
-def usable_cores() -> int:
-    """The CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def half_the_cores() -> int:
     """Half of the CPU cores that this process may use, at least one."""
     return max(1, usable_cores() // 2)
@@ -74,7 +69,9 @@ class Config:
         "auto", "fp32; tf32, what auto takes on CUDA; bf16: backbones in bfloat16 (not in the original)"
     )
     num_workers: int = flag(half_the_cores, "processes that read and prepare images; 0: none", low=0)
-    crf_workers: int = flag(usable_cores, "processes of dense CRF; 0: none (not in the original)", low=0)
+    crf_workers: int = flag(
+        usable_cores, "processes of dense CRF, by default one a core; 0: none (not in the original)", low=0
+    )
     log_name: str = flag("sample_train_eval", "the log goes to the screen and to <log_name>.log")
     result_dir: str = flag("result", "folder of the run records, losses and scores (not in the original)")
 
@@ -149,9 +146,6 @@ class Config:
     # Inter-pixel relation network (IRN)
     conf_fg_thres: float = flag(0.30, "background score for confident foreground", low=0, high=1)
     conf_bg_thres: float = flag(0.15, "background score for confident background", low=0, high=1)
-    crf_workers: int = flag(
-        usable_cores, "processes that run dense CRF; by default one a core (not in the original)", low=1
-    )
     ir_label_out_dir: str = flag("result/ir_label", "confident labels, ID.png")
     irn_network: str = flag("net.resnet50_irn", "module with the classes AffinityDisplacementLoss and EdgeDisplacement")
     irn_weights_name: str = flag("sess/res50_irn_ood.pth", "IRN: made by train_irn, read by make_*_seg")

@@ -16,6 +16,8 @@ from misc.files import atomic_path
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+BGR_MEAN = (104.008, 116.669, 122.675)
+"""Blue, green and red, 0 .. 255: what networks of the Caffe family subtract."""
 
 IGNORE_LABEL = 255
 """In label images: pixels that no loss and no score counts (unsure, object boundaries, padding)."""
@@ -27,17 +29,19 @@ Box = tuple[int, int, int, int]
 """top, left, height, width"""
 
 
-def read_image(path: str | Path) -> np.ndarray:
+def read_image(path: str | Path, *, upright: bool = False) -> np.ndarray:
     """An image file as (H, W, 3) uint8 RGB; grey images are repeated to three channels, 16 bits scaled to 8.
+
+    `upright` turns a photograph as its EXIF orientation says (a data set's masks fit the pixels as they are stored).
 
     Raises `InputError` if the file is missing or unreadable.
     """
     try:
         with iio.imopen(path, "r", plugin="pillow") as file:
             if file.metadata(index=0)["mode"].startswith("I"):
-                grey = (file.read(index=0) // DEEP_TO_UINT8).astype(np.uint8)
+                grey = (file.read(index=0, rotate=upright) // DEEP_TO_UINT8).astype(np.uint8)
                 return np.repeat(grey[..., None], 3, axis=2)
-            return file.read(index=0, mode="RGB")
+            return file.read(index=0, mode="RGB", rotate=upright)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"image {path} can't be read ({error}); replace it or take it out of the list.") from error
 
@@ -113,6 +117,19 @@ def reduce_label(label: np.ndarray, factor: int) -> np.ndarray:
     return resize_label(label, (label.shape[0] // factor, label.shape[1] // factor))
 
 
+def nearest_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
+    """(B, H, W) -> (B, *size): what `resize_label` makes of each map, on the labels' device."""
+
+    def sources(given: int, wanted: int) -> Tensor:
+        # PIL adds up the step; products would round differently where a cell's centre lies between two pixels
+        step = given / wanted
+        centres = np.cumsum([step / 2, *[step] * (wanted - 1)])
+        return torch.from_numpy(centres.astype(np.int64)).to(labels.device)
+
+    rows, columns = sources(labels.shape[1], size[0]), sources(labels.shape[2], size[1])
+    return labels[:, rows[:, None], columns]
+
+
 def random_crop_boxes(size: tuple[int, int], crop: int, rng: np.random.Generator) -> tuple[Box, Box]:
     """A random crop of `crop` x `crop` of an image of `size`: the box in the image and the box in the container.
 
@@ -158,15 +175,24 @@ def normalize(images: Tensor, boxes: Tensor | None = None) -> Tensor:
     """
     mean = torch.tensor(IMAGENET_MEAN, device=images.device).view(3, 1, 1)
     std = torch.tensor(IMAGENET_STD, device=images.device).view(3, 1, 1)
-    normalized = (images.float() / 255 - mean) / std
+    return _zero_outside((images.float() / 255 - mean) / std, boxes)
+
+
+def subtract_bgr_mean(images: Tensor, boxes: Tensor | None = None) -> Tensor:
+    """(..., 3, H, W) uint8 RGB -> float32 BGR minus the mean, in units of 0 .. 255; `boxes` as in `normalize`."""
+    mean = torch.tensor(BGR_MEAN, device=images.device).view(3, 1, 1)
+    return _zero_outside(images.flip(-3).float() - mean, boxes)
+
+
+def _zero_outside(images: Tensor, boxes: Tensor | None) -> Tensor:
     if boxes is None:
-        return normalized
+        return images
     top, left, height, width = boxes.to(images.device).T[..., None]
     rows = torch.arange(images.shape[-2], device=images.device)
     columns = torch.arange(images.shape[-1], device=images.device)
     inside_rows = (rows >= top) & (rows < top + height)
     inside_columns = (columns >= left) & (columns < left + width)
-    return normalized * (inside_rows[:, None, :, None] & inside_columns[:, None, None, :])
+    return images * (inside_rows[:, None, :, None] & inside_columns[:, None, None, :])
 
 
 def mirror_pair(image: Tensor) -> Tensor:

@@ -58,29 +58,49 @@ def backbone_precision(device: torch.device) -> AbstractContextManager:
     return torch.autocast(device.type, dtype=_backbone_dtype)
 
 
-class PolyOptimizer(torch.optim.SGD):
+class PolySGD(torch.optim.SGD):
     """SGD whose learning rates decay as lr0 * (1 - step / max_step) ** power; held once step >= max_step.
 
-    The rate is set before each step. Quirk of the original, kept: `weight_decay` goes into SGD's *momentum* slot, so
-    that the momentum is 1e-4 rather than 0.9, while weight decay acts only through the groups that carry it.
+    The rate is set before each step, or before each `decay_interval`-th and held in between.
     """
 
     def __init__(
-        self, param_groups: list[dict], lr: float, weight_decay: float, max_step: int, power: float = 0.9
+        self,
+        param_groups: list[dict],
+        lr: float,
+        *,
+        momentum: float,
+        max_step: int,
+        power: float = 0.9,
+        decay_interval: int = 1,
     ) -> None:
-        super().__init__(param_groups, lr, momentum=weight_decay)
+        super().__init__(param_groups, lr, momentum=momentum)
         self.max_step = max_step
         self.power = power
+        self.decay_interval = decay_interval
         self.global_step = 0
         self._initial_lrs = [group["lr"] for group in self.param_groups]
 
     def step(self, closure=None):  # noqa: ANN001, ANN201 (as in torch.optim.SGD)
-        if self.global_step < self.max_step:
+        if self.global_step < self.max_step and self.global_step % self.decay_interval == 0:
             decay = (1 - self.global_step / self.max_step) ** self.power
             for group, initial in zip(self.param_groups, self._initial_lrs, strict=True):
                 group["lr"] = initial * decay
         self.global_step += 1
         return super().step(closure)
+
+
+class PolyOptimizer(PolySGD):
+    """The optimiser of the classifier and of IRN.
+
+    Quirk of the original, kept: `weight_decay` goes into SGD's *momentum* slot, so that the momentum is 1e-4 rather
+    than 0.9, while weight decay acts only through the groups that carry it.
+    """
+
+    def __init__(
+        self, param_groups: list[dict], lr: float, weight_decay: float, max_step: int, power: float = 0.9
+    ) -> None:
+        super().__init__(param_groups, lr, momentum=weight_decay, max_step=max_step, power=power)
 
 
 def two_rate_optimizer(

@@ -20,12 +20,13 @@ def fit(
     optimizer: torch.optim.Optimizer,
     *,
     n_steps: int,
-    steps_per_epoch: int,
+    steps_per_epoch: float,
     batch_size: int,
     name: str,
     result_dir: str,
     rate_flag: str,
     after_step: Callable[[int], dict[str, float]] | None = None,
+    batches_per_step: int = 1,
 ) -> None:
     """Run `n_steps` of an optimiser on `loss_of(batch)["total"]`, with a bar and JSON lines.
 
@@ -35,15 +36,15 @@ def fit(
         name: of the bar and of `<result_dir>/metrics/<name>.jsonl`.
         rate_flag: the learning rate's flag, named if the loss stops being finite (`InputError`).
         after_step: called with the number of steps done; what it returns joins the JSON line.
+        batches_per_step: batches whose losses and gradients are averaged for a step, one after the other.
     """
     with metrics_log(result_dir, name) as write_line, tqdm(total=n_steps, desc=name, unit="step") as bar:
         started = time.perf_counter()
-        for step, batch in enumerate(batches, start=1):
-            losses = loss_of(batch)
+        for step, group in enumerate(zip(*[iter(batches)] * batches_per_step, strict=False), start=1):
             optimizer.zero_grad(set_to_none=True)
-            losses["total"].backward()
+            of_batches = [_backward(loss_of(batch), share=1 / batches_per_step) for batch in group]
             optimizer.step()
-            values = dict(zip(losses, torch.stack([loss.detach() for loss in losses.values()]).tolist(), strict=True))
+            values = dict(zip(of_batches[0], _mean_of(of_batches), strict=True))
             if not all(math.isfinite(value) for value in values.values()):
                 raise InputError(
                     f"{name}: the loss is no longer finite at step {step} ({values}); lower --{rate_flag}."
@@ -51,9 +52,20 @@ def fit(
             rate = optimizer.param_groups[0]["lr"]
             line = {"step": step, "epoch": step / steps_per_epoch, "lr": rate, **values}
             now = time.perf_counter()
-            line["images_per_second"], started = batch_size / (now - started), now
+            line["images_per_second"], started = batches_per_step * batch_size / (now - started), now
             line.update(after_step(step) if after_step else {})
             write_line(jsonable(line))
             shown = {key: f"{value:.4f}" for key, value in values.items()}
             bar.set_postfix(**shown, lr=f"{rate:.2e}", img_s=f"{line['images_per_second']:.1f}")
             bar.update()
+
+
+def _backward(losses: dict[str, Tensor], *, share: float) -> dict[str, Tensor]:
+    """Add this batch's share to the gradients; returns the losses without their graph."""
+    (share * losses["total"]).backward()
+    return {name: loss.detach() for name, loss in losses.items()}
+
+
+def _mean_of(of_batches: list[dict[str, Tensor]]) -> list[float]:
+    """The mean of each loss over the batches of a step (one transfer from the device)."""
+    return torch.stack([torch.stack([*losses.values()]) for losses in of_batches]).mean(dim=0).tolist()

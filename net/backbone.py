@@ -145,8 +145,15 @@ def _shortcut(block: BasicBlock | Bottleneck, x: Tensor) -> Tensor:
     return x if block.downsample is None else run_in_order(block.downsample, x)
 
 
+DILATED_STRIDES = (4, 4, 8, 8, 8)
+
+
 class ResNet(models.ResNet, Backbone):
-    """torchvision's ResNet without its classifier; the last stage keeps stride 1 and no dilation: output stride 16."""
+    """torchvision's ResNet without its classifier.
+
+    The last stage keeps stride 1 and no dilation: output stride 16. Or, `dilated`, the last two stages keep stride 1,
+    and dilations make up for it: output stride 8, with the values of the strided network on that one's grid.
+    """
 
     strides = (4, 4, 8, 16, 16)
 
@@ -156,12 +163,22 @@ class ResNet(models.ResNet, Backbone):
         layers: Sequence[int],
         imagenet_weights: WeightsEnum,
         imagenet_files: tuple[str, ...],
+        *,
+        dilated: bool = False,
     ) -> None:
-        super().__init__(block, list(layers), norm_layer=FrozenStatsBatchNorm2d)
+        super().__init__(
+            block,
+            list(layers),
+            norm_layer=FrozenStatsBatchNorm2d,
+            replace_stride_with_dilation=[False, dilated, dilated],
+        )
         del self.fc, self.avgpool
         self.channels = (64, *(width * block.expansion for width in (64, 128, 256, 512)))
         self.to(memory_format=torch.channels_last)
         self.imagenet_weights, self.imagenet_files = imagenet_weights, imagenet_files
+        if dilated:
+            self.strides = DILATED_STRIDES
+            return
         first_block = self.layer4[0]
         strided = first_block.conv2 if isinstance(first_block, Bottleneck) else first_block.conv1
         strided.stride = first_block.downsample[0].stride = (1, 1)
@@ -184,3 +201,9 @@ def resnet18() -> ResNet:
     """ResNet-18, for small data sets and quick runs."""
     files = ("resnet18-f37072fd.pth", "resnet18-5c106cde.pth")
     return ResNet(_FoldedBasicBlock, (2, 2, 2, 2), models.ResNet18_Weights.IMAGENET1K_V1, files)
+
+
+def dilated_resnet101() -> ResNet:
+    """ResNet-101 with output stride 8, for segmentation (stride in the 3x3 convolution, as torchvision's weights)."""
+    files = ("resnet101-63fe2227.pth", "resnet101-5d3b4d8f.pth")
+    return ResNet(_FoldedBottleneck, (3, 4, 23, 3), models.ResNet101_Weights.IMAGENET1K_V1, files, dilated=True)

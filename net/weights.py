@@ -6,6 +6,7 @@ every known layout to canonical names and then checks name by name.
 """
 
 import hashlib
+import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +19,11 @@ from misc.errors import InputError, first_three
 from misc.files import atomic_path
 from net.backbone import Backbone
 
+log = logging.getLogger(__name__)
+
 BACKBONE_PREFIX = "backbone."
+MULTISCALE_PREFIX = "base."
+ASPP_PREFIX = "aspp."
 
 # What the original's names stand for. The two networks cut the backbone at different places.
 _COMMON_ALIASES = (
@@ -50,6 +55,8 @@ _IRN_ALIASES = (
     *((rf"edge_layers\.{i}\.", f"fc_edge{i + 1}.") for i in range(6)),
     *((rf"dp_layers\.{i}\.", f"fc_dp{i + 1}.") for i in range(7)),
 )
+# The last block of ResNet-101's third stage, in torchvision's and in MSRA's names
+_TORCHVISION_RESNET101, _MSRA_RESNET101 = "layer3.22.conv1.weight", "layer4.block23.reduce.conv.weight"
 _IRN_MARK = re.compile(r"(module\.)?(fc_edge|fc_dp|edge_layers|dp_layers)")
 # Not weights: step counters, pixel pair tables (they depend on crop and radius), an ImageNet file's own classifier
 _DROPPED = re.compile(r"(.*\.)?num_batches_tracked|path_indices\d*|disp_target|_?fc\.(weight|bias)")
@@ -71,13 +78,21 @@ def canonical_state(state: Mapping[str, Tensor], *, origin: str = "state dict") 
     aliases = _IRN_ALIASES if any(_IRN_MARK.match(name) for name in state) else _CLASSIFIER_ALIASES
     canonical: dict[str, Tensor] = {}
     for name, tensor in state.items():
-        bare = name.removeprefix("module.")
+        bare = name.removeprefix("module.").removeprefix(MULTISCALE_PREFIX)
         if _DROPPED.fullmatch(bare):
             continue
         known = canonical.setdefault(_canonical_name(bare, aliases), tensor)
         if known is not tensor and not torch.equal(known, tensor):
             raise InputError(f"{origin}: the copies of {_canonical_name(bare, aliases)} disagree; the file is damaged.")
     return canonical
+
+
+def _canonical_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """{canonical name: tensor} of a module's own weights."""
+    return {
+        name.removeprefix(MULTISCALE_PREFIX).removeprefix(BACKBONE_PREFIX): tensor
+        for name, tensor in module.state_dict().items()
+    }
 
 
 def load_weights(module: nn.Module, source: str | Path | Mapping[str, Tensor]) -> None:
@@ -93,9 +108,41 @@ def load_weights(module: nn.Module, source: str | Path | Mapping[str, Tensor]) -
     if state.keys() == wanted.keys():  # our own layout: names as they are, whatever they mean in the original's
         given = state
     else:
-        given = canonical_state(state, origin=origin)
-        wanted = {name.removeprefix(BACKBONE_PREFIX): tensor for name, tensor in wanted.items()}
-    kind = type(module).__name__
+        given, wanted = canonical_state(state, origin=origin), _canonical_tensors(module)
+    _fill(wanted, given, kind=type(module).__name__, origin=origin)
+
+
+def load_starting_weights(network: nn.Module, source: str | Path) -> None:
+    """Fill a segmentation network from a checkpoint of its kind, or all but its ASPP from one of its backbone.
+
+    The ASPP keeps its random weights where the file has none, or one for another number of classes.
+
+    Raises `InputError` as `load_weights` does, and for a ResNet-101 whose strides lie elsewhere: no conversion between
+    torchvision's and MSRA's is exact.
+    """
+    wanted, given = _canonical_tensors(network), canonical_state(read_checkpoint(source), origin=str(source))
+    if _MSRA_RESNET101 in wanted and _TORCHVISION_RESNET101 in given:
+        raise InputError(
+            f"{source} is torchvision's ResNet-101, with the stride of a stage in the 3x3 convolution; this network "
+            "has it in the first 1x1, so that no conversion is exact: pass --deeplab_network net.resnet101_deeplab, "
+            "which takes the file as it is."
+        )
+    if _TORCHVISION_RESNET101 in wanted and _MSRA_RESNET101 in given:
+        raise InputError(
+            f"{source} is MSRA's ResNet-101, with the stride of a stage in the first 1x1 convolution; this network "
+            "has it in the 3x3, so that no conversion is exact: pass --deeplab_network net.deeplab_v2, "
+            "which takes the file as it is."
+        )
+    heads = {name for name in wanted if name.startswith(ASPP_PREFIX)}
+    if any(name not in given or given[name].shape != wanted[name].shape for name in heads):
+        log.info("%s has no ASPP for these classes: it starts from random weights", source)
+        wanted = {name: tensor for name, tensor in wanted.items() if name not in heads}
+        given = {name: tensor for name, tensor in given.items() if not name.startswith(ASPP_PREFIX)}
+    _fill(wanted, given, kind=type(network).__name__, origin=str(source))
+
+
+def _fill(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor], *, kind: str, origin: str) -> None:
+    """Copy `given` into `wanted`, tensors by canonical name, if they fit name by name; else raise `InputError`."""
     missing, extra = sorted(wanted.keys() - given.keys()), sorted(given.keys() - wanted.keys())
     if missing:
         raise InputError(
@@ -162,7 +209,9 @@ def weights_digest(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def load_imagenet(backbone: nn.Module, source: str, *, folder: str | Path = "sess") -> None:
+def load_imagenet(
+    backbone: nn.Module, source: str, *, folder: str | Path = "sess", flag: str = "imagenet_weights"
+) -> None:
     """ImageNet weights for `backbone`: those of its package, torchvision's V1 weights, a file, or none.
 
     Args:
@@ -170,6 +219,7 @@ def load_imagenet(backbone: nn.Module, source: str, *, folder: str | Path = "ses
         source: `auto`: the file in the backbone's package; where it has none, a file of torchvision's in `folder`
             (either of its names), else torchvision's download;
             `none`: leave the random weights; anything else: the path of a file.
+        flag: the flag that gave `source`, for messages.
 
     Raises `InputError` for a bad file, or if nothing is found and the download fails.
     """
@@ -184,7 +234,7 @@ def load_imagenet(backbone: nn.Module, source: str, *, folder: str | Path = "ses
         load_weights(backbone, packaged)
         return
     if not known or backbone.imagenet_weights is None:
-        raise InputError("--imagenet_weights auto: this backbone has no ImageNet weights; name a file, or none.")
+        raise InputError(f"--{flag} auto: this backbone has no ImageNet weights; name a file, or none.")
     for name in backbone.imagenet_files:
         if (Path(folder) / name).is_file():
             load_weights(backbone, Path(folder) / name)
@@ -195,7 +245,6 @@ def load_imagenet(backbone: nn.Module, source: str, *, folder: str | Path = "ses
     except (URLError, OSError, RuntimeError) as error:
         reason = str(getattr(error, "reason", error))
         raise InputError(
-            f"ImageNet weights can't be downloaded ({reason}); put {url} into {folder}/, "
-            "or pass --imagenet_weights FILE."
+            f"ImageNet weights can't be downloaded ({reason}); put {url} into {folder}/, or pass --{flag} FILE."
         ) from error
     load_weights(backbone, state)

@@ -1,10 +1,9 @@
 """Step 4: confident labels for IRN: CAM and dense CRF, twice."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from misc import camfile
@@ -13,8 +12,8 @@ from misc.config import Config
 from misc.crf import require_densecrf
 from misc.errors import InputError
 from misc.imutils import read_image, write_label
+from misc.parallel import ordered_map
 from misc.plan import Planned, require_outputs, require_writable
-from misc.torchutils import sequential_loader
 from voc12.devkit import open_devkit
 from voc12.lists import read_list
 from voc12.verify import require_readable
@@ -40,41 +39,30 @@ def check(args: Config, planned: Planned) -> Planned:
     return {args.ir_label_out_dir: frozenset(ids)}
 
 
-class _ConfidentLabels(Dataset):
-    """The label maps, as a data set: the loader's worker processes are the ones that compute them."""
-
-    def __init__(
-        self, paths: list[Path], cam_paths: list[Path], *, n_classes: int, foreground: float, background: float
-    ) -> None:
-        self.paths, self.cam_paths, self.n_classes = paths, cam_paths, n_classes
-        self.foreground, self.background = foreground, background
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> np.ndarray:
-        image = read_image(self.paths[index])
-        keys, _, high_res = camfile.load(self.cam_paths[index], self.n_classes)
-        if high_res.shape[1:] != image.shape[:2]:
-            raise InputError(
-                f"CAM file {self.cam_paths[index]} is not of the size of {self.paths[index]}; make it again."
-            )
-        return confident_label(
-            image, high_res, keys, foreground_score=self.foreground, background_score=self.background
-        )
+def _confident_label(
+    paths: tuple[Path, Path], *, n_classes: int, foreground_score: float, background_score: float
+) -> np.ndarray:
+    """The label map of an image file and its CAM file."""
+    image_path, cam_path = paths
+    image = read_image(image_path)
+    keys, _, high_res = camfile.load(cam_path, n_classes)
+    if high_res.shape[1:] != image.shape[:2]:
+        raise InputError(f"CAM file {cam_path} is not of the size of {image_path}; make it again.")
+    return confident_label(image, high_res, keys, foreground_score=foreground_score, background_score=background_score)
 
 
 def run(args: Config) -> None:
     """Write `ir_label_out_dir`/ID.png for each image of `train_list`: class ids, 0 background, 255 unsure."""
     devkit = open_devkit(args.voc12_root, args.class_list)
     ids = read_list(devkit, args.train_list, flag="train_list")
-    labels = _ConfidentLabels(
-        [devkit.image_path(image_id) for image_id in ids],
-        [camfile.cam_path(args.mask_cams.folder, image_id) for image_id in ids],
+    label_of = partial(
+        _confident_label,
         n_classes=len(devkit.classes),
-        foreground=args.conf_fg_thres,
-        background=args.conf_bg_thres,
+        foreground_score=args.conf_fg_thres,
+        background_score=args.conf_bg_thres,
     )
-    loader = sequential_loader(labels, num_workers=args.crf_workers, device=torch.device("cpu"))
-    for image_id, label in zip(ids, tqdm(loader, desc="cam_to_ir_label", unit="image"), strict=True):
-        write_label(Path(args.ir_label_out_dir) / f"{image_id}.png", np.asarray(label))
+    paths = [(devkit.image_path(image_id), camfile.cam_path(args.mask_cams.folder, image_id)) for image_id in ids]
+    labels = ordered_map(label_of, paths, workers=args.crf_workers, flag="crf_workers")
+    bar = tqdm(labels, desc="cam_to_ir_label", unit="image", total=len(ids))
+    for image_id, label in zip(ids, bar, strict=True):
+        write_label(Path(args.ir_label_out_dir) / f"{image_id}.png", label)

@@ -126,7 +126,7 @@ def seeded_array(key: str, shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
         return (rng.standard_normal(shape) * np.sqrt(2.0 / np.prod(shape[1:]))).astype(np.float32)
     if leaf == "running_var":
         return rng.uniform(0.8, 1.2, shape).astype(np.float32)
-    if leaf == "weight" and ".bn3." in "." + key:
+    if leaf == "weight" and (".bn3." in f".{key}" or ".increase.bn." in key):
         return rng.uniform(0.15, 0.30, shape).astype(np.float32)
     if leaf == "weight":
         return rng.uniform(0.8, 1.2, shape).astype(np.float32)

@@ -27,6 +27,7 @@ from misc.masks import semantic_mask
 from misc.metrics import ThresholdSweep, confusion_matrix, instance_ap, scores
 from misc.ood import adversarial_step, class_prototypes, distance_loss, distances, kmeans, ood_loss, wood_losses
 from misc.torchutils import PolyOptimizer
+from net.deeplab_v2 import DeepLabV2, MultiScale
 from net.resnet50_cam import CAM, Net
 from net.resnet50_irn import AffinityDisplacementLoss, EdgeDisplacement
 from net.weights import load_weights
@@ -309,6 +310,19 @@ def test_wood_steps(recorded):
         parameters = {name.removeprefix("backbone."): value for name, value in model.named_parameters()}
         for short, name in weights.items():
             assert parameters[name].norm().item() == pytest.approx(expected["w"][short], **tolerance)
+
+
+@torch.no_grad()
+def test_deeplab_v2(recorded):
+    recording, keys = recorded("deeplab_v2.npz"), recorded("deeplab_v2_keys.json")
+    base = DeepLabV2()
+    shapes = {name: list(tensor.shape) for name, tensor in base.state_dict().items()}
+    assert shapes == {name: shape for name, shape in keys.items() if not name.endswith("num_batches_tracked")}
+    state = {name: 0.1 * x if name.startswith("aspp.") else x for name, x in seeded_state(base).items()}
+    load_weights(base, state)
+    images = torch.from_numpy(recording["x"])
+    assert relative_error(base.eval()(images), recording["base"]) < 1e-4
+    assert relative_error(MultiScale(base).eval()(images), recording["msc"]) < 1e-4
 
 
 def test_semantic_scores(recorded):

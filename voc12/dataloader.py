@@ -157,10 +157,11 @@ def _same_size_label(path: Path, size: tuple[int, int]) -> np.ndarray:
     return label
 
 
-class AffinityCrops(Dataset):
-    """Augmented crops with reduced label maps, for IRN.
+class LabelledCrops(Dataset):
+    """Augmented crops of images and their label maps: random scale, flip, crop; labels are padded with 255.
 
-    An item: `image` (3, S, S) uint8, `box` (4,), `label` (S / 4, S / 4) uint8 with 255 for unsure and padding.
+    An item: `image` (3, S, S) uint8, `box` (4,), `label` (S', S') uint8. A subclass says at which scale and in which
+    size the label map comes.
     """
 
     def __init__(
@@ -168,6 +169,12 @@ class AffinityCrops(Dataset):
     ) -> None:
         self.paths, self.label_paths = list(paths), list(label_paths)
         self.crop_size, self.seed = crop_size, seed
+
+    def draw_scale(self, rng: np.random.Generator) -> float:
+        raise NotImplementedError
+
+    def finish_label(self, label: np.ndarray) -> np.ndarray:
+        return label
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -177,10 +184,39 @@ class AffinityCrops(Dataset):
         rng = np.random.default_rng([*self.seed, epoch, index])
         image = read_image(self.paths[index])
         label = _same_size_label(self.label_paths[index], image.shape[:2])
-        size = scaled_size(image.shape[:2], rng.uniform(*IRN_SCALES))
+        size = scaled_size(image.shape[:2], self.draw_scale(rng))
         image, label = resize_image(image, size), resize_label(label, size)
         if rng.random() < 0.5:
             image, label = image[:, ::-1], label[:, ::-1]
         boxes = random_crop_boxes(size, self.crop_size, rng)
-        label = reduce_label(crop_into(label, boxes, self.crop_size, fill=IGNORE_LABEL), LABEL_STRIDE)
+        label = self.finish_label(crop_into(label, boxes, self.crop_size, fill=IGNORE_LABEL))
         return {**_crop_item(image, boxes, self.crop_size), "label": torch.from_numpy(label.copy())}
+
+
+class AffinityCrops(LabelledCrops):
+    """Crops for IRN: any scale in 0.5 .. 1.5, `label` (S / 4, S / 4) with 255 for unsure and padding."""
+
+    def draw_scale(self, rng: np.random.Generator) -> float:
+        return rng.uniform(*IRN_SCALES)
+
+    def finish_label(self, label: np.ndarray) -> np.ndarray:
+        return reduce_label(label, LABEL_STRIDE)
+
+
+class SegmentationCrops(LabelledCrops):
+    """Crops for DeepLab: one of the given scales, `label` (S, S) with 255 for pixels that don't count."""
+
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        label_paths: Sequence[Path],
+        *,
+        scales: Sequence[float],
+        crop_size: int,
+        seed: tuple[int, ...],
+    ) -> None:
+        super().__init__(paths, label_paths, crop_size=crop_size, seed=seed)
+        self.scales = tuple(scales)
+
+    def draw_scale(self, rng: np.random.Generator) -> float:
+        return float(rng.choice(self.scales))

@@ -1,0 +1,290 @@
+"""DeepLab-v2: networks, starting weights, losses, optimiser, training crops."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+from torch.nn import functional as F
+
+from misc.deeplab import deeplab_optimizer, largest_logits, multiscale_losses, segmentation_loss
+from misc.errors import InputError
+from misc.imutils import BGR_MEAN, IGNORE_LABEL, nearest_labels, resize_label, subtract_bgr_mean
+from misc.torchutils import PolySGD
+from misc.training import fit
+from net import deeplab_v2, efficientnet_lite0_deeplab, resnet18_deeplab, resnet101_deeplab
+from net.backbone import dilated_resnet101, resnet18
+from net.deeplab import ASPP, MultiScale
+from net.deeplab_v2 import DeepLabV2
+from net.weights import load_weights, save_weights
+from voc12.dataloader import SegmentationCrops
+
+MODULES = [deeplab_v2, resnet101_deeplab, efficientnet_lite0_deeplab, resnet18_deeplab]
+
+
+def by_name(module):
+    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("module", "size"),
+    [
+        (deeplab_v2, (10, 14)),
+        (resnet101_deeplab, (10, 13)),
+        (efficientnet_lite0_deeplab, (5, 7)),
+        (resnet18_deeplab, (5, 7)),
+    ],
+)
+def test_logits_have_the_networks_resolution(module, size):
+    model = MultiScale(module.DeepLab(n_classes=4)).eval()
+    assert model(torch.randn(2, 3, 75, 103)).shape == (2, 4, *size)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_convolutions_are_trained_and_norms_are_not(module):
+    model = module.DeepLab(n_classes=3).train()
+    backbone, weights, biases = model.trainable_parameters()
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    assert [names[id(p)] for p in weights] == [f"aspp.c{i}.weight" for i in range(4)]
+    assert [names[id(p)] for p in biases] == [f"aspp.c{i}.bias" for i in range(4)]
+    convolutions = {name for name, part in model.named_modules() if isinstance(part, nn.Conv2d)}
+    trained = {names[id(p)].rsplit(".", 1)[0] for p in backbone}
+    assert trained == {name for name in convolutions if not name.startswith("aspp")}
+
+
+def test_aspp_sums_dilated_convolutions_and_starts_small():
+    aspp, x = ASPP(64, 5), torch.randn(1, 64, 9, 8)
+    expected = sum(
+        F.conv2d(F.pad(x, (r, r, r, r)), getattr(aspp, f"c{i}").weight, getattr(aspp, f"c{i}").bias, dilation=r)
+        for i, r in enumerate((6, 12, 18, 24))
+    )
+    torch.testing.assert_close(aspp(x), expected)
+    assert all(branch.weight.std().item() == pytest.approx(0.01, rel=0.05) for branch in aspp.children())
+    assert all(not branch.bias.any() for branch in aspp.children())
+    halved = resnet18_deeplab.DeepLab().aspp
+    assert [branch.dilation[0] for branch in halved.children()] == [3, 6, 9, 12]
+
+
+@torch.no_grad()
+def test_the_wrapper_takes_the_maximum_of_three_scales():
+    class Identity(nn.Module):
+        def forward(self, images):
+            return images
+
+    images = torch.randn(1, 3, 9, 14)
+    by_hand = [
+        F.interpolate(F.interpolate(images, scale_factor=s, mode="bilinear"), (9, 14), mode="bilinear")
+        for s in (0.5, 0.75)
+    ]
+    model = MultiScale(Identity())
+    assert [tuple(x.shape[2:]) for x in model.scale_logits(images)] == [(9, 14), (4, 7), (6, 10)]
+    torch.testing.assert_close(model(images), torch.maximum(images, torch.maximum(*by_hand)))
+
+
+@torch.no_grad()
+def test_dilation_keeps_the_values_of_the_strided_network():
+    """So that torchvision's weights are exact in `net.resnet101_deeplab`."""
+    from torchvision.models import resnet101
+
+    dilated, strided = dilated_resnet101().eval(), resnet101(weights=None).eval()
+    for part in strided.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.running_mean.normal_(std=0.1)
+            part.running_var.uniform_(1, 3)
+    load_weights(dilated, strided.state_dict())
+    images = torch.randn(1, 3, 97, 65)
+    stages = [
+        strided.conv1,
+        strided.bn1,
+        strided.relu,
+        strided.maxpool,
+        *(getattr(strided, f"layer{i}") for i in "1234"),
+    ]
+    expected = nn.Sequential(*stages)(images)
+    features = dilated(images)[-1]
+    assert features.shape[2:] == (13, 9)
+    torch.testing.assert_close(features[:, :, ::4, ::4], expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
+
+
+@torch.no_grad()
+def test_every_checkpoint_of_the_family_starts_the_network(tmp_path):
+    source = DeepLabV2(n_classes=4)
+    state, path = by_name(source), tmp_path / "start.pth"
+    imagenet = {name: tensor for name, tensor in state.items() if not name.startswith("aspp")}
+    imagenet |= {"fc.weight": torch.zeros(1000, 2048), "fc.bias": torch.zeros(1000)}
+    imagenet["layer1.conv1.bn.num_batches_tracked"] = torch.tensor(3)
+    coco = {f"module.base.{name}": tensor for name, tensor in by_name(DeepLabV2(n_classes=9)).items()}
+    for name in imagenet:
+        coco[f"module.base.{name}"] = imagenet[name]
+    for start, has_aspp in ((imagenet, False), (coco, False), ({f"base.{k}": v for k, v in state.items()}, True)):
+        torch.save(start, path)
+        network = DeepLabV2(n_classes=4)
+        fresh = by_name(network.aspp)
+        network.load_start(str(path))
+        loaded = by_name(network)
+        for name, tensor in state.items():
+            kept = name.startswith("aspp") and not has_aspp
+            assert torch.equal(loaded[name], fresh[name.removeprefix("aspp.")] if kept else tensor), name
+
+
+def test_starting_weights_that_do_not_fit_are_refused(tmp_path):
+    path = tmp_path / "start.pth"
+    state = by_name(DeepLabV2())
+    del state["layer3.block2.reduce.conv.weight"]
+    torch.save(state, path)
+    with pytest.raises(InputError, match=r"lacks 1 tensors \(layer3.block2.reduce.conv.weight\)"):
+        DeepLabV2().load_start(str(path))
+    with pytest.raises(InputError, match="stride of a stage in the first 1x1 .* pass --deeplab_network net.deeplab_v2"):
+        resnet101_deeplab.DeepLab().load_start(str(_saved(DeepLabV2(), path)))
+    sentence = "no conversion is exact: pass --deeplab_network net.resnet101_deeplab, which takes the file as it is"
+    with pytest.raises(InputError, match=sentence):
+        DeepLabV2().load_start(str(_saved(dilated_resnet101(), path)))
+    network = resnet101_deeplab.DeepLab()
+    network.load_start(str(path))
+    with pytest.raises(InputError, match="deeplab_resnet101_imagenet.pth is missing"):
+        DeepLabV2().load_start("auto")
+
+
+def _saved(module, path):
+    save_weights(module, path)
+    return path
+
+
+def test_torchvision_files_start_the_networks_with_its_layout(tmp_path):
+    backbone = resnet18()
+    torch.save({**backbone.state_dict(), "fc.weight": torch.zeros(1000, 512)}, tmp_path / "r18.pth")
+    network = resnet18_deeplab.DeepLab(n_classes=3)
+    network.load_start(str(tmp_path / "r18.pth"))
+    assert all(torch.equal(a, b) for a, b in zip(backbone.parameters(), network.backbone.parameters(), strict=True))
+    packaged = efficientnet_lite0_deeplab.DeepLab(n_classes=3)
+    before = packaged.backbone.conv_stem.weight.clone()
+    packaged.load_start("auto")
+    assert not torch.equal(packaged.backbone.conv_stem.weight, before)
+
+
+def test_caffe_preparation():
+    image = torch.zeros(1, 3, 2, 2, dtype=torch.uint8)
+    image[0, 0], image[0, 2] = 200, 50  # red, blue
+    prepared = subtract_bgr_mean(image, torch.tensor([[0, 0, 2, 1]]))
+    expected = [50 - BGR_MEAN[0], -BGR_MEAN[1], 200 - BGR_MEAN[2]]
+    assert prepared[0, :, 0, 0].tolist() == pytest.approx(expected)
+    assert not prepared[..., 1].any()
+
+
+@pytest.mark.parametrize("given", [321, 320, 64, 513, 7])
+def test_labels_are_reduced_as_pil_does(given):
+    labels = torch.randint(0, 256, (1, given, given + 3), dtype=torch.uint8)
+    for height in range(1, given + 2, 3):
+        size = (height, height + 2)
+        np.testing.assert_array_equal(nearest_labels(labels, size)[0], resize_label(labels[0].numpy(), size))
+
+
+def test_losses_equal_plain_code():
+    rng = np.random.default_rng(0)
+    scale_logits = [torch.randn(2, 4, *size) for size in ((6, 7), (3, 4), (5, 5))]
+    labels = torch.from_numpy(rng.choice([0, 1, 2, 3, 255], size=(2, 41, 49)).astype(np.uint8))
+
+    def plain(logits):
+        total, count = 0.0, 0
+        for of_image, label in zip(logits.double().numpy(), labels.numpy(), strict=True):
+            reduced = np.asarray(Image.fromarray(label).resize(of_image.shape[:0:-1], Image.Resampling.NEAREST))
+            for (y, x), target in np.ndenumerate(reduced):
+                if target != 255:
+                    values = of_image[:, y, x]
+                    total += np.log(np.exp(values).sum()) - values[target]
+                    count += 1
+        return total / count
+
+    losses = multiscale_losses(scale_logits, labels)
+    largest = largest_logits(scale_logits)
+    resized = [F.interpolate(x, (6, 7), mode="bilinear") for x in scale_logits[1:]]
+    torch.testing.assert_close(largest, torch.maximum(scale_logits[0], torch.maximum(*resized)))
+    expected = {name: plain(x) for name, x in zip(("scale_1", "scale_0.5", "scale_0.75"), scale_logits, strict=True)}
+    expected["max"] = plain(largest)
+    expected["total"] = sum(expected.values())
+    assert {name: loss.item() for name, loss in losses.items()} == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_crop_without_a_pixel_that_counts_has_no_loss():
+    logits = torch.randn(1, 3, 4, 4, requires_grad=True)
+    loss = segmentation_loss(logits, torch.full((1, 9, 9), IGNORE_LABEL, dtype=torch.uint8))
+    loss.backward()
+    assert loss.item() == 0
+    assert not logits.grad.any()
+
+
+def test_optimiser_has_the_recipes_groups():
+    backbone, weights, biases = ([nn.Parameter(torch.ones(1))] for _ in range(3))
+    optimizer = deeplab_optimizer(backbone, weights, biases, lr=2.5e-4, weight_decay=5e-4, max_step=100)
+    groups = [(g["params"], g["lr"], g["weight_decay"], g["momentum"]) for g in optimizer.param_groups]
+    assert groups == [(backbone, 2.5e-4, 5e-4, 0.9), (weights, 2.5e-3, 5e-4, 0.9), (biases, 5e-3, 0.0, 0.9)]
+
+
+def test_the_rate_decays_every_ten_steps():
+    parameter = nn.Parameter(torch.zeros(1))
+    optimizer = PolySGD([{"params": [parameter], "lr": 2.0}], 2.0, momentum=0.9, max_step=35, decay_interval=10)
+    rates = []
+    for _ in range(40):
+        optimizer.step()
+        rates.append(optimizer.param_groups[0]["lr"])
+    assert rates == pytest.approx([2.0 * (1 - min(step // 10 * 10, 30) / 35) ** 0.9 for step in range(40)])
+
+
+def test_accumulated_batches_are_one_large_batch(tmp_path):
+    images, labels = torch.randn(4, 3, 64, 64), torch.randint(0, 3, (4, 64, 64), dtype=torch.uint8)
+    batches = [(images[i : i + 1], labels[i : i + 1]) for i in range(4)]
+    start = by_name(resnet18_deeplab.DeepLab(n_classes=3))
+
+    def trained(batches, batches_per_step, name):
+        model = MultiScale(resnet18_deeplab.DeepLab(n_classes=3))
+        load_weights(model, start)
+        rates = {"lr": 0.01, "weight_decay": 5e-4, "max_step": 2}
+        fit(
+            batches,
+            lambda batch: multiscale_losses(model.scale_logits(batch[0]), batch[1]),
+            deeplab_optimizer(*model.base.trainable_parameters(), **rates),
+            n_steps=2,
+            steps_per_epoch=1,
+            batch_size=1,
+            name=name,
+            result_dir=str(tmp_path),
+            rate_flag="lr",
+            batches_per_step=batches_per_step,
+        )
+        return by_name(model.base), (tmp_path / "metrics" / f"{name}.jsonl").read_text().splitlines()
+
+    one_by_one, lines = trained(batches, 2, "accumulated")
+    at_once, lines_at_once = trained([(images[:2], labels[:2]), (images[2:], labels[2:])], 1, "at_once")
+    assert len(lines) == len(lines_at_once) == 2
+    for name, tensor in at_once.items():
+        torch.testing.assert_close(one_by_one[name], tensor, rtol=1e-4, atol=1e-6)
+        trains = name.endswith("weight") and tensor.dim() == 4 or name.startswith("aspp")
+        assert torch.equal(tensor, start[name]) != trains, name
+
+
+def test_training_crops_keep_image_and_mask_together(tmp_path):
+    image = np.zeros((40, 60, 3), dtype=np.uint8)
+    mask = np.zeros((40, 60), dtype=np.uint8)
+    image[10:30, 10:25], mask[10:30, 10:25] = 200, 7
+    Image.fromarray(image).save(tmp_path / "a.png")
+    Image.fromarray(mask).save(tmp_path / "m.png")
+    crops = SegmentationCrops([tmp_path / "a.png"], [tmp_path / "m.png"], scales=(0.5, 1.5), crop_size=48, seed=(0,))
+    heights, sides = set(), set()
+    for epoch in range(40):
+        item = crops[epoch, 0]
+        top, left, height, width = item["box"].tolist()
+        label, inside = item["label"].numpy(), np.zeros((48, 48), dtype=bool)
+        inside[top : top + height, left : left + width] = True
+        assert item["label"].shape == (48, 48)
+        np.testing.assert_array_equal(label == 255, ~inside)
+        assert set(np.unique(label[inside])) <= {0, 7}
+        bright = item["image"][0].numpy() > 100
+        assert (bright[inside] == (label[inside] == 7)).mean() > 0.95
+        heights.add(height)
+        found = np.flatnonzero((label == 7).any(axis=0))
+        if height == 20 and len(found):
+            sides.add(bool(found.mean() - left < 15))
+    assert heights == {20, 48}
+    assert sides == {True, False}  # mirrored and not
+    np.testing.assert_array_equal(crops[3, 0]["image"], crops[3, 0]["image"])
