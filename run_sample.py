@@ -30,6 +30,10 @@ STEP_MODULES = {
     "make_ins_seg": "step.make_ins_seg_labels",
     "eval_ins_seg": "step.eval_ins_seg",
     "make_cocoann": "step.make_cocoann",
+    "train_deeplab": "step.train_deeplab",
+    "eval_deeplab": "step.eval_deeplab",
+    "export_deeplab": "step.export_deeplab",
+    "predict": "step.predict",
     "make_report": "step.make_report",
 }
 

@@ -86,7 +86,8 @@ class Config:
     )
     val_list: str = flag("voc12/val.txt", "images of the validation loss of train_classifier")
     infer_list: str = flag(
-        "voc12/train_aug.txt", "images of make_*_seg, make_cocoann, and of the mean displacement of train_irn"
+        "voc12/train_aug.txt",
+        "images of make_*_seg, make_cocoann, train_deeplab, and of the mean displacement of train_irn",
     )
     chainer_eval_set: str = flag("train", "evaluations use <voc12_root>/ImageSets/Segmentation/<this>.txt")
     ood_root: str = flag("WOoD_dataset/openimages/OoD_images", "folder of the out-of-distribution images")
@@ -168,6 +169,38 @@ class Config:
         "polygon", "how COCO annotations hold a mask; both decode to the same mask (not in the original)"
     )
 
+    # Segmentation network: DeepLab-v2 (the original sends its users to another repository for it)
+    deeplab_network: str = flag("net.deeplab_v2", "module with the class DeepLab")
+    deeplab_init_weights: str = flag(
+        "auto", "start of train_deeplab: auto (ImageNet), a file of the network or its backbone, or none"
+    )
+    deeplab_weights_name: str = flag(
+        "sess/deeplab_v2_ood.pth", "DeepLab: made by train_deeplab, read by eval_deeplab, export_deeplab, predict"
+    )
+    deeplab_train_list: str = flag("", "images of train_deeplab; empty: those of --infer_list")
+    deeplab_mask_dir: str = flag("", "masks of train_deeplab, ID.png; empty: those in --sem_seg_out_dir")
+    deeplab_crop_size: int = flag(321, "side of the training crop, pixels", low=33)
+    deeplab_scales: tuple[float, ...] = flag((0.5, 0.75, 1.0, 1.25, 1.5), "scales before the crop, one drawn", low=0.01)
+    deeplab_batch_size: int = flag(5, "images a batch", low=1)
+    deeplab_iter_size: int = flag(2, "batches whose gradients are averaged for one step", low=1)
+    deeplab_max_iter: int = flag(20000, "steps", low=1)
+    deeplab_learning_rate: float = flag(
+        2.5e-4, "learning rate of the backbone; 10 times this for the ASPP's weights, 20 times for its biases", low=0
+    )
+    deeplab_weight_decay: float = flag(5e-4, "weight decay (not of the ASPP's biases)", low=0)
+    deeplab_eval_set: str = flag("val", "eval_deeplab uses <voc12_root>/ImageSets/Segmentation/<this>.txt")
+    deeplab_crf: bool = flag(True, "eval_deeplab refines its masks with dense CRF, too")
+    deeplab_out_dir: str = flag("result/deeplab", "masks of eval_deeplab, ID.png")
+    deeplab_crf_out_dir: str = flag("result/deeplab_crf", "the same after dense CRF")
+    deeplab_server_dir: str = flag(
+        "result/voc_server", "eval_deeplab on the set test: folder in the layout of VOC's evaluation server"
+    )
+    deeplab_export_name: str = flag("sess/deeplab_v2_ood.pt2", "program that export_deeplab writes")
+    predict_input: str = flag("", "photograph, or folder of photographs, that predict segments")
+    predict_out_dir: str = flag("result/predict", "masks, overlays and classes.json of predict")
+    predict_long_side: int = flag(513, "larger photographs are reduced to this for the network; 0: never", low=0)
+    predict_crf: bool = flag(False, "predict refines its masks with dense CRF")
+
     # Report (not in the original)
     control_dir: str = flag("result/control", "result_dir of a control run to compare with, where there is one")
     report_images: int = flag(12, "images shown: a third each with the largest gain and loss, and at random", low=3)
@@ -188,6 +221,10 @@ class Config:
     make_ins_seg_pass: bool = flag(False, "make instance masks: displacements and random walk of the CAMs")
     eval_ins_seg_pass: bool = flag(False, "evaluate the instance masks; needs SegmentationObject in the devkit")
     make_cocoann_pass: bool = flag(False, "write the instance masks as COCO annotations")
+    train_deeplab_pass: bool = flag(False, "train DeepLab-v2 on the masks")
+    eval_deeplab_pass: bool = flag(False, "evaluate DeepLab-v2, without and with dense CRF")
+    export_deeplab_pass: bool = flag(False, "export DeepLab-v2 as a program (torch.export)")
+    predict_pass: bool = flag(False, "segment photographs with DeepLab-v2")
     make_report_pass: bool = flag(False, "write report.html from what result_dir holds (not in the original)")
 
     @property
@@ -202,7 +239,7 @@ STEP_SUFFIX = "_pass"
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are `InputError`s: one sentence, without the page of usage that 50 flags make."""
+    """A parser whose errors are `InputError`s: one sentence, without the page of usage that 80 flags make."""
 
     def error(self, message: str) -> NoReturn:
         unknown = re.search(r"unrecognized arguments: (\S+)", message)

@@ -22,6 +22,8 @@ BGR_MEAN = (104.008, 116.669, 122.675)
 IGNORE_LABEL = 255
 """In label images: pixels that no loss and no score counts (unsure, object boundaries, padding)."""
 
+JPEG_QUALITY = 90
+
 DEEP_TO_UINT8 = 257
 """65535 / 255: 16-bit grey to 8-bit."""
 
@@ -78,6 +80,12 @@ def write_palette(path: str | Path, label: np.ndarray, palette: np.ndarray) -> N
     image.putpalette(palette.tobytes())
     with atomic_path(path) as temporary:
         image.save(temporary, format="PNG")
+
+
+def write_jpeg(path: str | Path, image: np.ndarray) -> None:
+    """Write (H, W, 3) uint8 RGB as a JPEG."""
+    with atomic_path(path) as temporary:
+        Image.fromarray(image).save(temporary, format="JPEG", quality=JPEG_QUALITY)
 
 
 def scaled_size(size: tuple[int, int], scale: float) -> tuple[int, int]:

@@ -5,12 +5,14 @@ A module for `--deeplab_network` offers a class `DeepLab` (a `SegmentationBase`)
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from misc.deeplab import PYRAMID_SCALES, largest_logits
 from misc.imutils import normalize
 from net.backbone import Backbone, FrozenStatsBatchNorm2d
+from net.build import load_network
 from net.weights import load_imagenet, load_starting_weights
 
 N_VOC_LABELS = 21
@@ -123,3 +125,21 @@ class MultiScale(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) prepared images -> logits (B, C, h, w), the maximum over the scales."""
         return largest_logits(self.scale_logits(images))
+
+
+class Segmenter(nn.Module):
+    """What a user calls: photographs in, logits at their size out."""
+
+    def __init__(self, network: MultiScale) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) uint8 RGB, sides of two pixels at least -> logits (B, C, H, W) float32."""
+        logits = self.network(self.network.base.prepare(images))
+        return F.interpolate(logits, images.shape[-2:], mode="bilinear", align_corners=False)
+
+
+def load_segmenter(module_name: str, weights: str, device: torch.device, *, n_classes: int) -> Segmenter:
+    """The network of a module with the weights of a checkpoint, in evaluation mode. Raises `InputError` for either."""
+    return Segmenter(MultiScale(load_network(module_name, "DeepLab", weights, device, n_classes=n_classes))).eval()

@@ -73,7 +73,10 @@ class DeepLabV2(SegmentationBase):
             OrderedDict(
                 conv1=_conv_bn(3, STEM_CHANNELS, 7, stride=2),
                 relu=nn.ReLU(),
-                pool=nn.MaxPool2d(3, stride=2, padding=1, ceil_mode=True),
+                # MaxPool2d(ceil_mode=True) without its case distinction, so that torch.export admits any size: a zero
+                # beside values after a ReLU changes no maximum
+                border=nn.ZeroPad2d((0, 1, 0, 1)),
+                pool=nn.MaxPool2d(3, stride=2, padding=1),
             )
         )
         inputs = STEM_CHANNELS

@@ -51,7 +51,8 @@ class _SamePaddedConv2d(nn.Conv2d):
         (kernel, _), (stride, _) = self.kernel_size, self.stride
         if stride == 1:
             return F.conv2d(x, weight, bias, padding=kernel // 2, groups=self.groups)
-        rows, columns = [max((-(-side // stride) - 1) * stride + kernel - side, 0) for side in x.shape[-2:]]
+        # TensorFlow's max((ceil(side / 2) - 1) * 2 + kernel - side, 0), in a form that torch.export can reason about
+        rows, columns = [kernel - stride + side % stride for side in x.shape[-2:]]
         x = F.pad(x, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2))
         return F.conv2d(x, weight, bias, stride=stride, groups=self.groups)
 

@@ -48,6 +48,12 @@ class ToyData:
             "irn_batch_size": 2,
             "irn_num_epoches": 1,
             "irn_learning_rate": 0.01,
+            "crf_workers": 0,
+            "deeplab_network": "net.resnet18_deeplab",
+            "deeplab_init_weights": "none",
+            "deeplab_crop_size": 65,
+            "deeplab_batch_size": 2,
+            "deeplab_max_iter": 3,
             **changed,
         }
         line: list[str] = []
@@ -113,6 +119,8 @@ ALL_STEPS = {
         "make_ins_seg",
         "eval_ins_seg",
         "make_cocoann",
+        "train_deeplab",
+        "eval_deeplab",
     )
 }
 NO_STEPS = dict.fromkeys(ALL_STEPS, False)

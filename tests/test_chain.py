@@ -55,10 +55,12 @@ def test_chain_makes_every_output_and_no_debris(chain):
     ):
         expected = sorted(f"{image_id}{suffix}" for image_id in train for suffix in suffixes)
         assert sorted(path.name for path in (chain.work / folder).iterdir()) == expected
+    for folder in ("result/deeplab", "result/deeplab_crf"):
+        assert sorted(path.stem for path in (chain.work / folder).iterdir()) == chain.ids[6:]
     names = {path.name for path in (chain.work / "sess").iterdir()}
-    assert names == {"res50_cam_orig.pth", "res50_cam_ood.pth", "res50_irn_ood.pth"}
+    assert names == {"res50_cam_orig.pth", "res50_cam_ood.pth", "res50_irn_ood.pth", "deeplab_v2_ood.pth"}
     metrics = {path.name for path in (chain.work / "result/metrics").iterdir()}
-    assert metrics == {"train_classifier.jsonl", "train_cam.jsonl", "train_irn.jsonl"}
+    assert metrics == {"train_classifier.jsonl", "train_cam.jsonl", "train_irn.jsonl", "train_deeplab.jsonl"}
     assert not list(chain.work.rglob("*.part*"))
 
 
@@ -148,6 +150,25 @@ def test_instance_masks_are_scored_against_both_kinds_of_truth(toy):
         with_parts.append(sum(precision[k:].max() / 4 for k in np.flatnonzero(hits)))
     assert scored["ap"] == pytest.approx([with_parts[0], half_found, with_parts[1]])
     assert scored["map"] == pytest.approx(np.mean(scored["ap"]))
+
+
+def test_deeplab_is_scored_on_val_without_and_with_crf(chain):
+    for name in ("deeplab", "deeplab_crf"):
+        confusion = np.zeros((4, 4), dtype=int)
+        for image_id in chain.ids[6:]:
+            truth = read_label(chain.root / "SegmentationClass" / f"{image_id}.png")
+            mask = read_label(f"result/{name}/{image_id}.png")
+            for position, t in np.ndenumerate(truth):
+                if t != 255:
+                    confusion[t, mask[position]] += 1
+        content = json.loads(Path(f"result/scores/eval_{name}.json").read_text())
+        assert (content["set"], content["images"], content["folder"]) == ("val", 2, f"result/{name}")
+        assert content["miou"] == pytest.approx(scores(confusion)["miou"], abs=1e-12)
+    lines = [json.loads(line) for line in Path("result/metrics/train_deeplab.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["epoch"]) for line in lines] == [(k, k / 1.5) for k in (1, 2, 3)]
+    for line in lines:
+        parts = [line[name] for name in ("scale_1", "scale_0.5", "scale_0.75", "max")]
+        assert line["total"] == pytest.approx(sum(parts), rel=1e-5)
 
 
 def test_run_record_tells_what_ran(chain):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 from torch.utils.data import DataLoader
 
 from misc.errors import InputError, message_of
@@ -229,3 +229,16 @@ def test_optimizer_equals_the_recording(fixture_json):
         optimizer.step()
         assert weight.tolist() == pytest.approx(expected, abs=1e-6)
         assert optimizer.param_groups[0]["lr"] == pytest.approx(rate, abs=1e-6)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_photographs_are_turned_upright_on_request(tmp_path, orientation, mode):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (6, 9, 3), dtype=np.uint8)).convert(mode)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    image.save(tmp_path / "a.png", exif=exif)
+    with Image.open(tmp_path / "a.png") as stored:
+        upright = ImageOps.exif_transpose(stored).convert("RGB")
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png", upright=True), np.asarray(upright))
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), np.asarray(image.convert("RGB")))

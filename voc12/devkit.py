@@ -45,10 +45,15 @@ def open_devkit(voc12_root: str, class_list: str) -> Devkit:
         nested = _devkits_near(root)
         hint = f"did you mean --voc12_root {nested[0]}?" if nested else "Data/README.md says what to put there."
         raise InputError(f"--voc12_root {root} {problem}; expected a VOC devkit (JPEGImages, Annotations, ...); {hint}")
-    own_list = root / "classes.txt"
+    return Devkit(root, class_names(voc12_root, class_list))
+
+
+def class_names(voc12_root: str, class_list: str) -> tuple[str, ...]:
+    """The class names of `class_list`, else of the root's `classes.txt` where there is one, else VOC's 20."""
+    own_list = Path(voc12_root) / "classes.txt"
     if class_list:
-        return Devkit(root, read_classes(class_list))
-    return Devkit(root, read_classes(own_list) if own_list.is_file() else VOC_CLASSES)
+        return read_classes(class_list)
+    return read_classes(own_list) if own_list.is_file() else VOC_CLASSES
 
 
 def _devkits_near(path: Path) -> list[Path]:

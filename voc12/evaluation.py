@@ -91,12 +91,21 @@ def evaluate_cams(
     log.info("%s mIoU %.4f at background score %g (%s)", title, best_scores["miou"], best, path)
 
 
-def evaluate_masks(devkit: Devkit, split: str, folder: str, *, result_dir: str, name: str, title: str) -> None:
+def evaluate_masks(
+    devkit: Devkit,
+    split: str,
+    folder: str,
+    *,
+    result_dir: str,
+    name: str,
+    title: str,
+    set_flag: str = "chainer_eval_set",
+) -> None:
     """Score `<folder>/ID.png` on the images of a split; log the table, save it as `<result_dir>/scores/<name>.json`.
 
     Unsure pixels (255) of a mask count as background. Raises `InputError` for a mask that does not fit its truth.
     """
-    ids = read_split(devkit, split)
+    ids = read_split(devkit, split, flag=set_flag)
     names = names_with_background(devkit.classes)
     confusion = np.zeros((len(names), len(names)), dtype=np.int64)
     for image_id in tqdm(ids, desc=name, unit="image"):

@@ -67,9 +67,9 @@ def read_list(devkit: Devkit, path: str | Path, *, flag: str) -> list[str]:
     return unique
 
 
-def read_split(devkit: Devkit, split: str) -> list[str]:
+def read_split(devkit: Devkit, split: str, *, flag: str = "chainer_eval_set") -> list[str]:
     """The ids of the devkit's own `ImageSets/Segmentation/<split>.txt`, for evaluations."""
-    return read_list(devkit, devkit.split_path(split), flag="chainer_eval_set")
+    return read_list(devkit, devkit.split_path(split), flag=flag)
 
 
 def _split_ids(devkit: Devkit, split: str) -> list[str]:

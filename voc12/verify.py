@@ -1,6 +1,6 @@
 """Reading every image and mask once before long work, so that no damaged file stops a run after hours."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -86,14 +86,22 @@ def require_instances(devkit: Devkit, ids: Sequence[str], *, num_workers: int) -
     _verify(list(id_of), problem_of, kind=f"instances of {len(devkit.classes)} classes", num_workers=num_workers)
 
 
-def require_masks(devkit: Devkit, ids: Sequence[str], *, num_workers: int) -> None:
+def require_masks(devkit: Devkit, ids: Sequence[str], *, num_workers: int, set_flag: str = "chainer_eval_set") -> None:
     """Raise `InputError` if ground-truth masks of `ids` are missing, unreadable, or don't fit image or class list."""
     if missing := missing_masks(devkit, ids):
         raise InputError(
             f"{len(missing)} of {len(ids)} ground-truth masks are not in {devkit.root / 'SegmentationClass'} "
-            f"({first_three(missing)}); correct --chainer_eval_set or --voc12_root."
+            f"({first_three(missing)}); correct --{set_flag} or --voc12_root."
         )
     image_of = {devkit.mask_path(image_id): devkit.image_path(image_id) for image_id in ids}
+    require_fitting_masks(image_of, n_classes=len(devkit.classes), num_workers=num_workers)
+
+
+def require_fitting_masks(image_of: Mapping[Path, Path], *, n_classes: int, num_workers: int) -> None:
+    """Raise `InputError` if masks are unreadable, not of their image's size, or hold ids above `n_classes` (not 255).
+
+    `image_of`: {mask path: image path}.
+    """
 
     def problem_of(path: Path) -> str | None:
         try:
@@ -103,8 +111,8 @@ def require_masks(devkit: Devkit, ids: Sequence[str], *, num_workers: int) -> No
         if mask.shape != size:
             return f"the mask has {mask.shape[0]} x {mask.shape[1]} pixels, its image {size[0]} x {size[1]}"
         highest = mask[mask != IGNORE_LABEL].max(initial=0)
-        if highest > len(devkit.classes):
-            return f"the mask has class id {highest}, the class list ends at {len(devkit.classes)}"
+        if highest > n_classes:
+            return f"the mask has class id {highest}, the class list ends at {n_classes}"
         return None
 
-    _verify(list(image_of), problem_of, kind=f"mask of {len(devkit.classes)} classes", num_workers=num_workers)
+    _verify(list(image_of), problem_of, kind=f"mask of {n_classes} classes", num_workers=num_workers)

@@ -1,0 +1,62 @@
+"""Step 8c: the trained DeepLab as a program that runs without this project's code (`torch.export`)."""
+
+import inspect
+import logging
+from pathlib import Path
+
+import torch
+
+from misc.config import Config
+from misc.errors import InputError
+from misc.files import atomic_path
+from misc.plan import Planned, require_writable
+from net.build import require_network
+from net.deeplab import load_segmenter
+from voc12.classes import names_with_background
+from voc12.devkit import class_names
+
+log = logging.getLogger(__name__)
+
+SUFFIX = ".pt2"
+CLASSES_FILE = "classes.txt"
+"""Name of the program's extra file: one class name a line, in the order of the ids, from background."""
+SMALLEST_SIDE = 64
+EXAMPLE_SHAPE, TRIAL_SHAPE = (2, 3, 96, 130), (1, 3, 75, 103)
+DEFER_OPTION = "prefer_deferred_runtime_asserts_over_guards"
+LARGEST_DIFFERENCE = 1e-4
+
+
+def check(args: Config, planned: Planned) -> Planned:
+    """Raise `InputError` for bad input; return the outputs of this step (none that others read)."""
+    n_classes = len(names_with_background(class_names(args.voc12_root, args.class_list)))
+    require_network(args.deeplab_network, "DeepLab", args.deeplab_weights_name, planned=planned, n_classes=n_classes)
+    if Path(args.deeplab_export_name).suffix != SUFFIX:
+        raise InputError(f"--deeplab_export_name {args.deeplab_export_name} must end in {SUFFIX}.")
+    require_writable(Path(args.deeplab_export_name).parent, flag="deeplab_export_name")
+    return {}
+
+
+@torch.no_grad()
+def run(args: Config) -> None:
+    """Write `deeplab_export_name`: (B, 3, H, W) uint8 RGB of any size from 64 on -> logits (B, C, H, W)."""
+    names = names_with_background(class_names(args.voc12_root, args.class_list))
+    cpu = torch.device("cpu")
+    model = load_segmenter(args.deeplab_network, args.deeplab_weights_name, cpu, n_classes=len(names))
+    height, width = (torch.export.Dim(side, min=SMALLEST_SIDE) for side in ("height", "width"))
+    # Newer versions of torch need it for networks whose padding depends on the size
+    known = inspect.signature(torch.export.export).parameters
+    options = {DEFER_OPTION: True} if DEFER_OPTION in known else {}
+    program = torch.export.export(
+        model,
+        (torch.zeros(EXAMPLE_SHAPE, dtype=torch.uint8),),
+        dynamic_shapes={"images": {0: torch.export.Dim("batch"), 2: height, 3: width}},
+        strict=False,
+        **options,
+    )
+    with atomic_path(args.deeplab_export_name) as temporary:
+        torch.export.save(program, temporary, extra_files={CLASSES_FILE: "\n".join(names)})
+        images = torch.randint(0, 256, TRIAL_SHAPE, dtype=torch.uint8)
+        difference = (torch.export.load(temporary).module()(images) - model(images)).abs().max().item()
+        if not difference <= LARGEST_DIFFERENCE:
+            raise RuntimeError(f"the exported program's logits differ from the network's by {difference}")
+    log.info("wrote %s; its logits differ from the network's by at most %g", args.deeplab_export_name, difference)

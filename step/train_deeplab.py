@@ -1,0 +1,109 @@
+"""Step 8: train DeepLab-v2 on the masks that the chain made (Chen et al., TPAMI 2017, section 4.1)."""
+
+import logging
+from pathlib import Path
+
+from torch import Tensor
+
+from misc.config import Config
+from misc.deeplab import deeplab_optimizer, multiscale_losses
+from misc.plan import Planned, require_outputs, require_writable
+from misc.torchutils import resolve_device, training_loader
+from misc.training import fit
+from net.build import build_network
+from net.deeplab import MultiScale
+from net.weights import save_weights
+from voc12.classes import names_with_background
+from voc12.dataloader import SegmentationCrops
+from voc12.devkit import Devkit, open_devkit
+from voc12.images import require_batch
+from voc12.lists import read_list
+from voc12.verify import require_fitting_masks, require_readable
+
+log = logging.getLogger(__name__)
+
+
+def _mask_folder(args: Config) -> tuple[str, str]:
+    """The folder of the training masks, and the flag that names it."""
+    if args.deeplab_mask_dir:
+        return args.deeplab_mask_dir, "deeplab_mask_dir"
+    return args.sem_seg_out_dir, "sem_seg_out_dir"
+
+
+def _training_ids(args: Config, devkit: Devkit) -> tuple[list[str], str]:
+    """The ids of the training images, and the flag that names their list."""
+    flag = "deeplab_train_list" if args.deeplab_train_list else "infer_list"
+    return read_list(devkit, getattr(args, flag), flag=flag), flag
+
+
+def check(args: Config, planned: Planned) -> Planned:
+    """Raise `InputError` for bad input; return the outputs of this step."""
+    devkit = open_devkit(args.voc12_root, args.class_list)
+    ids, list_flag = _training_ids(args, devkit)
+    require_batch(ids, args.deeplab_batch_size, list_flag=list_flag, batch_flag="deeplab_batch_size")
+    folder, flag = _mask_folder(args)
+    require_outputs(folder, ids, ".png", flag=flag, list_flag=list_flag, made_by="make_sem_seg", planned=planned)
+    if folder not in planned:
+        require_fitting_masks(
+            {Path(folder) / f"{image_id}.png": devkit.image_path(image_id) for image_id in ids},
+            n_classes=len(devkit.classes),
+            num_workers=args.num_workers,
+        )
+    n_classes = len(names_with_background(devkit.classes))
+    build_network(args.deeplab_network, "DeepLab", n_classes=n_classes).load_start(args.deeplab_init_weights)
+    require_writable(Path(args.deeplab_weights_name).parent, flag="deeplab_weights_name")
+    require_readable([devkit.image_path(image_id) for image_id in ids], num_workers=args.num_workers)
+    return {args.deeplab_weights_name: frozenset()}
+
+
+def run(args: Config) -> None:
+    """Train on the masks, from `deeplab_init_weights`; write `deeplab_weights_name`."""
+    device = resolve_device(args.device)
+    devkit = open_devkit(args.voc12_root, args.class_list)
+    ids, _ = _training_ids(args, devkit)
+    folder, _ = _mask_folder(args)
+
+    n_classes = len(names_with_background(devkit.classes))
+    base = build_network(args.deeplab_network, "DeepLab", n_classes=n_classes)
+    base.load_start(args.deeplab_init_weights)
+    model = MultiScale(base).to(device).train()
+
+    crops = SegmentationCrops(
+        [devkit.image_path(image_id) for image_id in ids],
+        [Path(folder) / f"{image_id}.png" for image_id in ids],
+        scales=args.deeplab_scales,
+        crop_size=args.deeplab_crop_size,
+        seed=(args.seed,),
+    )
+    batches = training_loader(
+        crops,
+        batch_size=args.deeplab_batch_size,
+        n_batches=args.deeplab_max_iter * args.deeplab_iter_size,
+        seed=(args.seed,),
+        num_workers=args.num_workers,
+        device=device,
+    )
+
+    def loss_of(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        images = base.prepare(batch["image"].to(device, non_blocking=True), batch["box"])
+        return multiscale_losses(model.scale_logits(images), batch["label"].to(device))
+
+    fit(
+        batches,
+        loss_of,
+        deeplab_optimizer(
+            *base.trainable_parameters(),
+            lr=args.deeplab_learning_rate,
+            weight_decay=args.deeplab_weight_decay,
+            max_step=args.deeplab_max_iter,
+        ),
+        n_steps=args.deeplab_max_iter,
+        steps_per_epoch=(len(ids) // args.deeplab_batch_size) / args.deeplab_iter_size,
+        batch_size=args.deeplab_batch_size,
+        name="train_deeplab",
+        result_dir=args.result_dir,
+        rate_flag="deeplab_learning_rate",
+        batches_per_step=args.deeplab_iter_size,
+    )
+    save_weights(base, args.deeplab_weights_name)
+    log.info("wrote %s", args.deeplab_weights_name)

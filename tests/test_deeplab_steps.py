@@ -1,0 +1,307 @@
+"""Training, evaluation, export of DeepLab, and its predictions for photographs, as a user runs them."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import ExifTags, Image, ImageOps
+from support import NO_STEPS
+
+import run_sample
+from misc.crf import crf_inference_softmax
+from misc.errors import InputError
+from misc.imutils import read_image, read_label, to_chw
+from misc.segmentation import class_probabilities, plain_and_refined_masks, plain_masks
+from net.deeplab import MultiScale, Segmenter, load_segmenter
+from net.efficientnet_lite0_deeplab import DeepLab as EfficientDeepLab
+from net.resnet18_deeplab import DeepLab
+from net.weights import read_checkpoint, save_weights
+from step.eval_deeplab import SERVER_LAYOUT
+from step.export_deeplab import CLASSES_FILE
+from voc12.classes import voc_palette
+
+WEIGHTS = "sess/deeplab_v2_ood.pth"
+CPU = torch.device("cpu")
+
+
+def run(toy, **flags):
+    run_sample.run(toy.flags(**{**NO_STEPS, **flags}))
+
+
+def refusal(toy, **flags):
+    with pytest.raises(InputError) as caught:
+        run(toy, **flags)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.fixture
+def trained(toy):
+    """The toy data with a network whose ASPP is strong enough for several classes to occur."""
+    network = DeepLab(n_classes=4)
+    for branch in network.aspp.children():
+        torch.nn.init.normal_(branch.weight, std=0.05)
+    save_weights(network, WEIGHTS)
+    return toy
+
+
+def segmenter():
+    return load_segmenter("net.resnet18_deeplab", WEIGHTS, CPU, n_classes=4)
+
+
+def photograph(path, size=(40, 60), mode="RGB", **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(1).integers(0, 255, (*size, 3), dtype=np.uint8)
+    image = Image.fromarray(pixels)
+    image = (
+        Image.fromarray(np.asarray(image.convert("L"), dtype=np.uint16) * 257)
+        if mode == "I;16"
+        else image.convert(mode)
+    )
+    image.save(path, **options)
+    return path
+
+
+def test_training_on_masks_of_ones_own_learns_them(toy):
+    losses = Path("result/metrics/train_deeplab.jsonl")
+    flags = {"deeplab_mask_dir": toy.root / "SegmentationClass", "deeplab_train_list": "voc12/train.txt"}
+    run(toy, train_deeplab_pass=True, deeplab_max_iter=30, deeplab_learning_rate=0.005, **flags)
+    totals = [json.loads(line)["total"] for line in losses.read_text().splitlines()]
+    assert np.mean(totals[-5:]) < 0.8 * np.mean(totals[:3])
+    first = read_checkpoint(WEIGHTS)
+    assert first["aspp.c0.weight"].shape[0] == 4
+    run(toy, train_deeplab_pass=True, deeplab_init_weights=WEIGHTS, deeplab_max_iter=1, **flags)
+    (line,) = losses.read_text().splitlines()
+    assert json.loads(line)["total"] < 0.8 * totals[0]
+
+
+def test_evaluation_with_processes_equals_evaluation_without(trained):
+    pytest.importorskip("pydensecrf")
+    run(trained, eval_deeplab_pass=True, crf_workers=2)
+    model = segmenter()
+    for image_id in trained.ids[6:]:
+        image = read_image(trained.root / "JPEGImages" / f"{image_id}.jpg")
+        probabilities = class_probabilities(model, torch.from_numpy(to_chw(image))).numpy()
+        assert probabilities.shape == (4, *image.shape[:2])
+        np.testing.assert_allclose(probabilities.sum(axis=0), 1, rtol=1e-5)
+        np.testing.assert_array_equal(read_label(f"result/deeplab/{image_id}.png"), probabilities.argmax(axis=0))
+        refined = crf_inference_softmax(image, probabilities)
+        np.testing.assert_array_equal(read_label(f"result/deeplab_crf/{image_id}.png"), refined)
+        with Image.open(f"result/deeplab/{image_id}.png") as mask:
+            assert mask.mode == "P"
+            assert mask.getpalette()[:768] == voc_palette().ravel().tolist()
+
+
+def test_crf_keeps_sure_pixels_and_follows_the_image():
+    pytest.importorskip("pydensecrf")
+    image = np.zeros((30, 40, 3), dtype=np.uint8)
+    image[:, 20:] = 255
+    foreground = np.full((30, 40), 0.1, dtype=np.float32)
+    foreground[:, 20:] = 0.9
+    foreground[10:14, 25:29] = 0.45  # a doubtful hole in a plain surface
+    foreground[:, :2] = 0.0
+    mask = crf_inference_softmax(image, np.stack([1 - foreground, foreground]))
+    np.testing.assert_array_equal(mask, np.broadcast_to(np.arange(40) >= 20, (30, 40)))
+
+
+def test_masks_of_both_ways_are_equal_and_in_order():
+    pytest.importorskip("pydensecrf")
+    torch.manual_seed(1)
+    model = Segmenter(MultiScale(DeepLab(n_classes=3))).eval()
+    images = [torch.randint(0, 255, (3, 20 + 5 * k, 33), dtype=torch.uint8) for k in range(4)]
+    plain = list(plain_masks(model, images, device=CPU))
+    both = list(plain_and_refined_masks(model, images, device=CPU, workers=0))
+    for image, mask, (same, refined) in zip(images, plain, both, strict=True):
+        assert mask.shape == refined.shape == image.shape[1:]
+        np.testing.assert_array_equal(mask, same)
+
+
+def test_the_test_set_gets_the_servers_layout_and_no_score(trained):
+    pytest.importorskip("pydensecrf")
+    (trained.root / "ImageSets/Segmentation/test.txt").write_text(f"{trained.ids[7]}\n")
+    (trained.root / "SegmentationClass" / f"{trained.ids[7]}.png").unlink()
+    run(trained, eval_deeplab_pass=True, deeplab_eval_set="test")
+    (path,) = Path("result/voc_server").rglob("*.png")
+    assert path == Path("result/voc_server") / SERVER_LAYOUT / f"{trained.ids[7]}.png"
+    assert path.read_bytes() == Path(f"result/deeplab_crf/{trained.ids[7]}.png").read_bytes()
+    assert not list(Path("result/scores").glob("*"))
+    assert "no score: the set test has no masks" in Path("sample_train_eval.log").read_text()
+
+
+def test_evaluation_without_crf_needs_no_densecrf(trained, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "pydensecrf.densecrf", None)
+    sentence = "eval_deeplab needs pydensecrf: .* --deeplab_crf False evaluates without it"
+    with pytest.raises(InputError, match=sentence):
+        run(trained, eval_deeplab_pass=True)
+    run(trained, eval_deeplab_pass=True, deeplab_crf=False)
+    assert [path.name for path in Path("result/scores").iterdir()] == ["eval_deeplab.json"]
+    assert not list(Path("result/deeplab_crf").iterdir())
+
+
+def exported(path):
+    extra = {CLASSES_FILE: ""}
+    return torch.export.load(path, extra_files=extra).module(), extra[CLASSES_FILE]
+
+
+def test_the_exported_program_gives_equal_logits_at_any_size(trained):
+    run(trained, export_deeplab_pass=True)
+    program, classes = exported("sess/deeplab_v2_ood.pt2")
+    assert classes.split("\n") == ["background", "aeroplane", "bottle", "train"]
+    model = segmenter()
+    for size in ((1, 3, 64, 64), (3, 3, 101, 97), (2, 3, 128, 75)):
+        images = torch.randint(0, 256, size, dtype=torch.uint8)
+        with torch.no_grad():
+            expected = model(images)
+            torch.testing.assert_close(program(images), expected, rtol=1e-5, atol=1e-5)
+        assert expected.shape == (size[0], 4, *size[2:])
+        assert expected.std() > 0.01
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("module", ["net.deeplab_v2", "net.resnet101_deeplab", "net.efficientnet_lite0_deeplab"])
+def test_every_network_can_be_exported(toy, module):
+    from net.build import build_network
+
+    save_weights(build_network(module, "DeepLab", n_classes=4), WEIGHTS)
+    run(toy, export_deeplab_pass=True, deeplab_network=module)
+    program, _ = exported("sess/deeplab_v2_ood.pt2")
+    images = torch.randint(0, 256, (1, 3, 83, 66), dtype=torch.uint8)
+    with torch.no_grad():
+        expected = load_segmenter(module, WEIGHTS, CPU, n_classes=4)(images)
+        torch.testing.assert_close(program(images), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_photographs_of_every_kind_are_segmented(trained):
+    folder = trained.work / "photos"
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    photograph(folder / "turned.jpg", exif=exif)
+    photograph(folder / "grey.png", mode="L")
+    photograph(folder / "deep.png", mode="I;16")
+    photograph(folder / "clear.png", mode="RGBA")
+    photograph(folder / "print.JPG", mode="CMYK")
+    photograph(folder / "dot.png", size=(1, 1))
+    photograph(folder / "strip.bmp", size=(1, 90))
+    photograph(folder / "large.webp", size=(900, 620))
+    (folder / "notes.txt").write_text("no photograph")
+    run(trained, predict_pass=True, predict_input=folder)
+    sizes = {"turned": (60, 40), "dot": (1, 1), "strip": (1, 90), "large": (900, 620)}
+    stems = ("turned", "grey", "deep", "clear", "print", "dot", "strip", "large")
+    found = {path.name for path in Path("result/predict").iterdir()}
+    assert found == {"classes.json", *(f"{s}{end}" for s in stems for end in (".png", "_overlay.jpg"))}
+    for stem in stems:
+        mask = read_label(f"result/predict/{stem}.png")
+        assert mask.shape == sizes.get(stem, (40, 60))
+        assert read_image(f"result/predict/{stem}_overlay.jpg").shape[:2] == mask.shape
+    shares = json.loads(Path("result/predict/classes.json").read_text())
+    assert shares.keys() == {path.name for path in folder.iterdir()} - {"notes.txt"}
+    mask = read_label("result/predict/turned.png")
+    names = ["background", "aeroplane", "bottle", "train"]
+    expected = {names[k]: float((mask == k).mean()) for k in np.unique(mask)}
+    assert shares["turned.jpg"] == pytest.approx(expected)
+    assert list(shares["turned.jpg"].values()) == sorted(expected.values(), reverse=True)
+
+
+def test_a_photograph_is_segmented_as_it_is_seen(trained):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    path = photograph(trained.work / "photos/turned.png", exif=exif)
+    run(trained, predict_pass=True, predict_input=path)
+    with Image.open(path) as stored:
+        seen = np.asarray(ImageOps.exif_transpose(stored))
+    (expected,) = plain_masks(segmenter(), [torch.from_numpy(to_chw(seen))], device=CPU)
+    assert len(np.unique(expected)) > 1
+    np.testing.assert_array_equal(read_label("result/predict/turned.png"), expected)
+
+
+def test_large_photographs_are_reduced_for_the_network(trained, monkeypatch):
+    seen = []
+    forward = Segmenter.forward
+    monkeypatch.setattr(Segmenter, "forward", lambda self, x: seen.append(tuple(x.shape[2:])) or forward(self, x))
+    path = photograph(trained.work / "photos/large.png", size=(200, 300))
+    for long_side in (150, 0, 500):
+        run(trained, predict_pass=True, predict_input=path, predict_long_side=long_side)
+        assert read_label("result/predict/large.png").shape == (200, 300)
+    assert seen == [(100, 150), (200, 300), (200, 300)]
+
+
+def test_predictions_with_crf(trained):
+    pytest.importorskip("pydensecrf")
+    path = photograph(trained.work / "photos/a.png")
+    run(trained, predict_pass=True, predict_input=path, predict_crf=True)
+    image = read_image(path)
+    probabilities = class_probabilities(segmenter(), torch.from_numpy(to_chw(image))).numpy()
+    np.testing.assert_array_equal(read_label("result/predict/a.png"), crf_inference_softmax(image, probabilities))
+
+
+def test_photographs_that_differ_in_their_suffix_keep_it(trained):
+    for name in ("a.jpg", "a.png"):
+        photograph(trained.work / "photos" / name)
+    run(trained, predict_pass=True, predict_input="photos")
+    assert {path.name for path in Path("result/predict").glob("*.png")} == {"a.jpg.png", "a.png.png"}
+
+
+def test_wrong_photographs_are_refused_before_work(trained, monkeypatch):
+    monkeypatch.setattr("step.predict.run", lambda args: pytest.fail("work began"))
+    assert "predict needs --predict_input; expected a photograph or" in refusal(trained, predict_pass=True)
+    flags = {"predict_pass": True, "predict_input": "photos"}
+    assert "--predict_input photos is missing; expected a photograph or a folder" in refusal(trained, **flags)
+    (trained.work / "photos").mkdir()
+    assert "--predict_input photos has no photographs; expected files .jpg" in refusal(trained, **flags)
+    good, bad = photograph(trained.work / "photos/good.jpg"), trained.work / "photos/bad.jpg"
+    bad.write_bytes(good.read_bytes()[:500])
+    assert "1 of 2 images can't be used (photos/bad.jpg; " in refusal(trained, **flags)
+    assert "bad.jpg; " in refusal(trained, predict_pass=True, predict_input=bad)
+    bad.write_text("no image at all")
+    assert "cannot identify image file" in refusal(trained, predict_pass=True, predict_input=bad)
+    bad.unlink()
+    sentence = "--predict_out_dir photos is the photographs' own folder, where masks could replace them; name another."
+    assert refusal(trained, predict_out_dir="photos", **flags) == sentence
+    (trained.work / WEIGHTS).unlink()
+    assert f"checkpoint {WEIGHTS} is missing" in refusal(trained, **flags)
+
+
+def test_wrong_training_input_is_refused_before_work(toy, monkeypatch):
+    monkeypatch.setattr("step.train_deeplab.run", lambda args: pytest.fail("work began"))
+    on = {"train_deeplab_pass": True}
+    own = {**on, "deeplab_mask_dir": toy.root / "SegmentationClass", "deeplab_train_list": "voc12/train.txt"}
+    sentence = "--sem_seg_out_dir: folder result/sem_seg_ood is missing; run make_sem_seg first"
+    assert sentence in refusal(toy, **on)
+    assert "--deeplab_mask_dir: folder nowhere is missing" in refusal(toy, **on, deeplab_mask_dir="nowhere")
+    assert "--deeplab_train_list: list none.txt is missing" in refusal(toy, **on, deeplab_train_list="none.txt")
+    assert "--deeplab_train_list has 6 images, fewer than one batch (--deeplab_batch_size 7)" in refusal(
+        toy, **own, deeplab_batch_size=7
+    )
+    assert "network module net.nothing can't be imported" in refusal(toy, **own, deeplab_network="net.nothing")
+    assert "checkpoint none.pth is missing" in refusal(toy, **own, deeplab_init_weights="none.pth")
+    sentence = "checkpoint sess/deeplab_resnet101_imagenet.pth is missing: train it, or download it into sess/"
+    assert sentence in refusal(toy, **own, deeplab_network="net.deeplab_v2", deeplab_init_weights="auto")
+    save_weights(EfficientDeepLab(n_classes=4), "sess/other.pth")
+    assert "sess/other.pth is no checkpoint of DeepLab" in refusal(toy, **own, deeplab_init_weights="sess/other.pth")
+    mask = toy.root / "SegmentationClass" / f"{toy.ids[0]}.png"
+    Image.new("L", (64, 48), 9).save(mask)
+    assert "the mask has class id 9, the class list ends at 3" in refusal(toy, **own)
+    mask.unlink()
+    assert "lacks 1 of the 6 images of --deeplab_train_list (2099_000001)" in refusal(toy, **own)
+
+
+def test_wrong_input_of_evaluation_and_export_is_refused_before_work(trained):
+    on = {"eval_deeplab_pass": True, "deeplab_crf": False}
+    assert "--deeplab_eval_set: list" in refusal(trained, **on, deeplab_eval_set="nothing")
+    mask = trained.root / "SegmentationClass" / f"{trained.ids[6]}.png"
+    content = mask.read_bytes()
+    mask.unlink()
+    assert "(2099_000007); correct --deeplab_eval_set or" in refusal(trained, **on)
+    mask.write_bytes(content)
+    sentence = "--deeplab_export_name sess/a.pth must end in .pt2."
+    assert refusal(trained, export_deeplab_pass=True, deeplab_export_name="sess/a.pth") == sentence
+    save_weights(DeepLab(n_classes=21), WEIGHTS)
+    sentence = "aspp.c0.bias has shape (21,), expected (4,)"
+    for flags in (
+        on,
+        {"export_deeplab_pass": True},
+        {"predict_pass": True, "predict_input": trained.root / "JPEGImages"},
+    ):
+        assert sentence in refusal(trained, **flags)
