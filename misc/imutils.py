@@ -8,7 +8,7 @@ from pathlib import Path
 import imageio.v3 as iio
 import numpy as np
 import torch
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
 from misc.errors import InputError
@@ -41,11 +41,24 @@ def read_image(path: str | Path, *, upright: bool = False) -> np.ndarray:
     try:
         with iio.imopen(path, "r", plugin="pillow") as file:
             if file.metadata(index=0)["mode"].startswith("I"):
-                grey = (file.read(index=0, rotate=upright) // DEEP_TO_UINT8).astype(np.uint8)
-                return np.repeat(grey[..., None], 3, axis=2)
-            return file.read(index=0, mode="RGB", rotate=upright)
+                grey = (file.read(index=0) // DEEP_TO_UINT8).astype(np.uint8)
+                image = np.repeat(grey[..., None], 3, axis=2)
+            else:
+                image = file.read(index=0, mode="RGB")
+        return _turned_upright(image, path) if upright else image
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"image {path} can't be read ({error}); replace it or take it out of the list.") from error
+
+
+def _turned_upright(image: np.ndarray, path: str | Path) -> np.ndarray:
+    """The image of the file at `path`, turned as its EXIF orientation says (imageio turns grey images wrongly)."""
+    picture = Image.fromarray(image)
+    with Image.open(path) as stored:
+        orientation = stored.getexif().get(ExifTags.Base.Orientation)
+    if orientation is None:
+        return image
+    picture.getexif()[ExifTags.Base.Orientation] = orientation
+    return np.asarray(ImageOps.exif_transpose(picture))
 
 
 def read_label(path: str | Path) -> np.ndarray:
