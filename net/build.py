@@ -1,4 +1,4 @@
-"""Networks by the name of their module, as `--cam_network` and `--irn_network` give it (docs/own_networks.md)."""
+"""Networks by the name of their module, as `--cam_network`, `--irn_network` and `--deeplab_network` give it (docs/own_networks.md)."""
 
 import importlib
 import inspect
@@ -17,6 +17,7 @@ FLAGS = {
     "CAM": "cam_network",
     "AffinityDisplacementLoss": "irn_network",
     "EdgeDisplacement": "irn_network",
+    "DeepLab": "deeplab_network",
 }
 """The flag that names the module of each class."""
 ATTRIBUTES = {
@@ -29,6 +30,7 @@ ATTRIBUTES = {
         "mean_shift.running_mean",
     ),
     "EdgeDisplacement": (),
+    "DeepLab": ("features", "prepare", "load_start", "trainable_parameters"),
 }
 """What the steps use of each class besides calling it."""
 ADVCAM_ATTRIBUTES = ("logit_maps", "classifier.weight")
@@ -46,9 +48,7 @@ def build_network(module_name: str, class_name: str, *, needs: tuple[str, ...] =
     try:
         module = importlib.import_module(module_name)
     except (ImportError, ValueError, SyntaxError) as error:
-        raise InputError(
-            f"{flag}: network module {module_name} can't be imported ({error}); expected such as net.resnet50_cam."
-        ) from error
+        raise InputError(f"{flag}: network module {module_name} can't be imported ({error}); {GUIDE}.") from error
     network_class = getattr(module, class_name, None)
     if not (isinstance(network_class, type) and issubclass(network_class, nn.Module)):
         raise InputError(f"{flag}: network module {module_name} has no class {class_name}; {GUIDE}.")

@@ -6,11 +6,13 @@ MSRA's ResNet has the stride of a stage in the first 1x1 convolution; torchvisio
 
 from collections import OrderedDict
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from misc.imutils import subtract_bgr_mean
-from net.backbone import FrozenStatsBatchNorm2d
+from misc.torchutils import backbone_precision
+from net.backbone import FrozenStatsBatchNorm2d, run_in_order
 from net.deeplab import ASPP, N_VOC_LABELS, MultiScale, SegmentationBase, freeze_norms
 from net.weights import load_starting_weights
 
@@ -43,11 +45,13 @@ class _Bottleneck(nn.Module):
         self.reduce = _conv_bn(inputs, inner, 1, stride=stride)
         self.conv3x3 = _conv_bn(inner, inner, 3, dilation=dilation)
         self.increase = _conv_bn(inner, outputs, 1)
-        self.shortcut = _conv_bn(inputs, outputs, 1, stride=stride) if first else nn.Identity()
+        self.shortcut = _conv_bn(inputs, outputs, 1, stride=stride) if first else nn.Sequential()
 
     def forward(self, x: Tensor) -> Tensor:
-        inner = F.relu(self.conv3x3(F.relu(self.reduce(x))))
-        return F.relu(self.increase(inner) + self.shortcut(x))
+        inner = F.relu(run_in_order(self.reduce, x), inplace=True)
+        inner = F.relu(run_in_order(self.conv3x3, inner), inplace=True)
+        out = run_in_order(self.increase, inner)
+        return F.relu(out.add_(run_in_order(self.shortcut, x)), inplace=True)
 
 
 def _stage(inputs: int, n_blocks: int, inner: int, stride: int, dilation: int) -> nn.Sequential:
@@ -85,12 +89,15 @@ class DeepLabV2(SegmentationBase):
             inputs = EXPANSION * inner
         self.aspp = ASPP(inputs, n_classes)
         freeze_norms(self)
+        self.to(memory_format=torch.channels_last)
 
     def features(self, images: Tensor) -> Tensor:
-        x = self.layer1(images)
-        for name in STAGES:
-            x = getattr(self, name)(x)
-        return x
+        x = images.contiguous(memory_format=torch.channels_last)
+        with backbone_precision(images.device):
+            x = run_in_order([*self.layer1.conv1, *list(self.layer1)[1:]], x)
+            for name in STAGES:
+                x = getattr(self, name)(x)
+        return x.to(images.dtype)
 
     @staticmethod
     def prepare(images: Tensor, boxes: Tensor | None = None) -> Tensor:
