@@ -56,6 +56,22 @@ def test_defaults_are_the_originals():
     assert {name: config[name] for name in ORIGINAL_DEFAULTS} == ORIGINAL_DEFAULTS
 
 
+def test_deeplabs_defaults_are_the_recipes():
+    config = dataclasses.asdict(parse_config([]))
+    recipe = {
+        "deeplab_network": "net.deeplab_v2",
+        "deeplab_crop_size": 321,
+        "deeplab_scales": (0.5, 0.75, 1.0, 1.25, 1.5),
+        "deeplab_batch_size": 5,
+        "deeplab_iter_size": 2,
+        "deeplab_max_iter": 20000,
+        "deeplab_learning_rate": 2.5e-4,
+        "deeplab_weight_decay": 5e-4,
+        "deeplab_eval_set": "val",
+    }
+    assert {name: config[name] for name in recipe} == recipe
+
+
 def test_bare_command_trains_makes_and_evaluates_cams():
     assert enabled_steps(parse_config([])) == ["train_cam", "make_cam", "eval_cam"]
     assert enabled_steps(parse_config(["--train_cam_pass", "True"])) == ["train_cam", "make_cam", "eval_cam"]
