@@ -224,7 +224,7 @@ class Config:
     train_deeplab_pass: bool = flag(False, "train DeepLab-v2 on the masks")
     eval_deeplab_pass: bool = flag(False, "evaluate DeepLab-v2, without and with dense CRF")
     export_deeplab_pass: bool = flag(False, "export DeepLab-v2 as a program (torch.export)")
-    predict_pass: bool = flag(False, "segment photographs with DeepLab-v2")
+    predict_pass: bool = flag(False, "segment photographs with DeepLab-v2; other steps run only if switched on, too")
     make_report_pass: bool = flag(False, "write report.html from what result_dir holds (not in the original)")
 
     @property
@@ -291,6 +291,9 @@ def parse_config(arguments: Sequence[str] | None = None) -> Config:
         default = item.default if item.default is not MISSING else item.default_factory()
         parser.add_argument(f"--{item.name}", default=default, help=item.metadata["help"].replace("%", "%%"), **options)
     values = vars(parser.parse_args(arguments))
+    if values["predict_pass"]:  # a use of the result, not a step towards it: a bare call's steps must be asked for
+        parser.set_defaults(**switches())
+        values = vars(parser.parse_args(arguments))
     for item in fields(Config):
         if isinstance(values[item.name], list):
             values[item.name] = tuple(values[item.name])

@@ -1,4 +1,7 @@
-"""Networks by the name of their module, as `--cam_network`, `--irn_network` and `--deeplab_network` give it (docs/own_networks.md)."""
+"""Networks by the name of their module, as `--cam_network`, `--irn_network` and `--deeplab_network` give it.
+
+docs/own_networks.md tells what such a module must offer.
+"""
 
 import importlib
 import inspect
@@ -30,7 +33,7 @@ ATTRIBUTES = {
         "mean_shift.running_mean",
     ),
     "EdgeDisplacement": (),
-    "DeepLab": ("features", "prepare", "load_start", "trainable_parameters"),
+    "DeepLab": ("prepare", "load_start", "trainable_parameters"),
 }
 """What the steps use of each class besides calling it."""
 ADVCAM_ATTRIBUTES = ("logit_maps", "classifier.weight")

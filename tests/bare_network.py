@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from misc.imutils import normalize
 from misc.pair_losses import pair_losses
 
 
@@ -64,3 +65,24 @@ class EdgeDisplacement(_Heads):
     def forward(self, pair: Tensor) -> tuple[Tensor, Tensor]:
         edge, displacement = self.edge_and_displacement(pair)
         return (edge[0] / 2 + edge[1].flip(-1) / 2).sigmoid(), displacement[0]
+
+
+class DeepLab(nn.Module):
+    def __init__(self, n_classes: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 9, stride=8, padding=4), nn.ReLU())
+        self.head = nn.Conv2d(8, n_classes, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.body(images))
+
+    @staticmethod
+    def prepare(images: Tensor, boxes: Tensor | None = None) -> Tensor:
+        return normalize(images, boxes)
+
+    def load_start(self, source: str) -> None:
+        if source != "none":
+            self.load_state_dict(torch.load(source, weights_only=True))
+
+    def trainable_parameters(self) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:
+        return list(self.body.parameters()), [self.head.weight], [self.head.bias]

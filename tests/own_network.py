@@ -1,4 +1,4 @@
-"""A network of one's own, for `--cam_network` and `--irn_network`: five convolutions."""
+"""A network of one's own, for `--cam_network`, `--irn_network` and `--deeplab_network`: five convolutions."""
 
 from collections.abc import Sequence
 
@@ -7,6 +7,7 @@ from torch import nn
 from net import irn
 from net.backbone import Backbone
 from net.classifier import ClassActivation, Classifier
+from net.deeplab import BackboneDeepLab
 
 
 class FiveConvolutions(Backbone):
@@ -45,3 +46,8 @@ class AffinityDisplacementLoss(irn.AffinityDisplacementLoss):
 class EdgeDisplacement(irn.EdgeDisplacement):
     def __init__(self) -> None:
         super().__init__(FiveConvolutions())
+
+
+class DeepLab(BackboneDeepLab):
+    def __init__(self, n_classes: int) -> None:
+        super().__init__(FiveConvolutions(), n_classes)

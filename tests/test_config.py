@@ -135,3 +135,10 @@ def test_every_flag_has_help_and_appears_in_it(capsys):
     for item in dataclasses.fields(Config):
         assert f"--{item.name}" in shown
         assert item.metadata["help"]
+
+
+def test_prediction_runs_alone_unless_more_is_asked_for():
+    assert enabled_steps(parse_config(["--predict_pass", "True"])) == ["predict"]
+    asked = parse_config(["--predict_pass", "True", "--make_cam_pass", "True", "--predict_input", "x.jpg"])
+    assert (enabled_steps(asked), asked.predict_input) == (["make_cam", "predict"], "x.jpg")
+    assert enabled_steps(parse_config(["--predict_pass", "False"])) == ["train_cam", "make_cam", "eval_cam"]

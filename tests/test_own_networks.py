@@ -10,7 +10,7 @@ from support import ALL_STEPS, NO_STEPS
 import run_sample
 from misc import camfile
 from misc.errors import InputError
-from net.build import ADVCAM_ATTRIBUTES, ATTRIBUTES, build_network
+from net.build import ADVCAM_ATTRIBUTES, ATTRIBUTES, FLAGS, build_network
 from net.weights import read_checkpoint
 from tests import bare_network
 
@@ -27,7 +27,7 @@ WITH_ADVCAM = {
 
 
 def networks(module):
-    return {"cam_network": module, "irn_network": module}
+    return {"cam_network": module, "irn_network": module, "deeplab_network": module}
 
 
 def test_the_guides_example_is_the_tested_one():
@@ -45,6 +45,7 @@ def test_the_whole_chain_runs(toy, module):
     run_sample.run(toy.flags(**WITH_ADVCAM, **networks(module)))
     for name in ("eval_cam", "eval_advcam", "eval_ir_label", "eval_sem_seg"):
         assert 0 < json.loads(Path(f"result/scores/{name}.json").read_text()).get("images") == 6
+    assert Path("result/scores/eval_deeplab_crf.json").is_file()
     orig, wood, irn = (read_checkpoint(f"sess/res50_{name}.pth") for name in ("cam_orig", "cam_ood", "irn_ood"))
     assert orig.keys() == wood.keys() == build_network(module, "CAM", n_classes=3).state_dict().keys()
     assert not torch.equal(orig["classifier.weight"], wood["classifier.weight"])
@@ -86,7 +87,7 @@ NEEDED = [(class_name, name) for class_name, names in ATTRIBUTES.items() for nam
 @pytest.mark.parametrize(("class_name", "name"), NEEDED)
 def test_a_missing_attribute_is_named(toy, monkeypatch, class_name, name):
     take_away(monkeypatch, getattr(bare_network, class_name), name.split(".")[0])
-    flag = "cam_network" if class_name in ("Net", "CAM") else "irn_network"
+    flag = FLAGS[class_name]
     sentence = refusal(toy, monkeypatch)
     assert sentence.startswith(f"--{flag}: tests.bare_network.{class_name} lacks {name}; docs/own_networks.md says")
 
@@ -102,7 +103,7 @@ def test_what_advcam_needs_besides_is_named(toy, monkeypatch, name):
 @pytest.mark.parametrize("class_name", ATTRIBUTES)
 def test_a_missing_class_is_named(toy, monkeypatch, class_name):
     monkeypatch.delattr(bare_network, class_name)
-    flag = "cam_network" if class_name in ("Net", "CAM") else "irn_network"
+    flag = FLAGS[class_name]
     sentence = refusal(toy, monkeypatch)
     assert sentence.startswith(f"--{flag}: network module tests.bare_network has no class {class_name}; docs/")
 
