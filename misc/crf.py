@@ -96,7 +96,7 @@ def _refined(image: np.ndarray, unaries: Sequence[np.ndarray], kernels: Kernels,
     crf.addPairwiseBilateral(
         sxy=kernels.bilateral_sxy,
         srgb=kernels.bilateral_srgb,
-        rgbim=np.ascontiguousarray(image),
+        rgbim=np.require(image, requirements=("C", "W")),
         compat=kernels.bilateral_compat,
     )
 
