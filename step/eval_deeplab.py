@@ -42,7 +42,12 @@ def check(args: Config, planned: Planned) -> Planned:
     require_network(args.deeplab_network, "DeepLab", args.deeplab_weights_name, planned=planned, n_classes=n_classes)
     if _is_scored(devkit, args.deeplab_eval_set, ids):
         require_masks(devkit, ids, num_workers=args.num_workers, set_flag="deeplab_eval_set")
-    for flag in ("deeplab_out_dir", "deeplab_crf_out_dir", "deeplab_server_dir"):
+    written = {
+        "deeplab_out_dir": True,
+        "deeplab_crf_out_dir": args.deeplab_crf,
+        "deeplab_server_dir": args.deeplab_eval_set == TEST_SET,
+    }
+    for flag in (flag for flag, used in written.items() if used):
         require_writable(getattr(args, flag), flag=flag)
     require_readable([devkit.image_path(image_id) for image_id in ids], num_workers=args.num_workers)
     return {}
