@@ -5,7 +5,8 @@ network, pair labels made on the CPU, one image at a time, an evaluation pass fo
 its own; after a warm-up both run in turn, so that a change of the machine's speed hits both, and medians are printed.
 
 The plain random walk of a 500 x 375 image takes minutes on a CPU. There it is extrapolated from smaller maps, and said
-so, unless `--full` asks for it. The table goes to the screen and to benchmarks/results/.
+so, unless `--full` asks for it. The table goes to the screen and to benchmarks/results/, its
+numbers to a JSON file beside it, from which `--add` takes those of the steps that are not measured again.
 """
 
 import argparse
@@ -13,9 +14,9 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import date
 from functools import partial
 from pathlib import Path
@@ -38,6 +39,7 @@ from benchmarks.measure import (
     matrix_rate,
     median_seconds,
 )
+from benchmarks.table import DEVICE_TITLES, Conditions, LargeWalk, Row, Step, load, page, save
 from benchmarks.workloads import CPU_SIZES, GPU_SIZES, Inputs, Sizes, walk_cells
 from misc.config import Config
 from misc.errors import InputError
@@ -46,41 +48,7 @@ from misc.plan import require_writable
 from misc.torchutils import resolve_device, set_precision
 
 RESULTS = Path(__file__).resolve().parent / "results"
-DEVICE_TITLES = {"cpu": "CPU", "cuda": "GPU"}
-LARGE_WALK_MIB = {"cpu": 4096, "cuda": 2048}
-LINEAR_SLACK = 1.5
-"""Linear in pixels: time per pixel grows at most by this from the smallest to the largest image."""
-NOT_MEASURED = "not measured"
 PRECISIONS = get_args(get_type_hints(Config)["precision"])
-
-
-@dataclass(frozen=True)
-class Row:
-    """A workload, measured; times are seconds per unit, memory is in MiB, None is what was not measured.
-
-    Attributes:
-        on: the inputs.
-        pixels: of an image, where rows of several sizes are compared.
-        floor: the time of the arithmetic and the bytes alone, at the speed of this machine.
-        difference: between the results of the two ways (`measure.difference`).
-        extrapolated: whether `plain` was concluded from smaller maps.
-    """
-
-    on: str
-    ours: float
-    plain: float | None
-    ours_mib: float
-    plain_mib: float | None
-    images_per_second: float
-    floor: float
-    difference: float | None
-    pixels: int = 0
-    extrapolated: bool = False
-
-    @property
-    def ratio(self) -> float | None:
-        """How many times as fast as the plain way ours is."""
-        return None if self.plain is None else self.plain / self.ours
 
 
 class Bench:
@@ -91,8 +59,16 @@ class Bench:
     ) -> None:
         self.device, self.sizes, self.folder, self.repeats = device, sizes, folder, repeats
         self.dense = full or device.type == "cuda"
-        self.precision = set_precision(precision, device)
-        self.matrix_rate, self.copy_bandwidth = matrix_rate(device, self.precision), copy_bandwidth(device)
+        precision = set_precision(precision, device)
+        self.conditions = Conditions(
+            device=device.type,
+            machine=machine_name(device),
+            precision=precision,
+            repeats=repeats,
+            date=date.today().isoformat(),
+            matrix_rate=matrix_rate(device, precision),
+            copy_bandwidth=copy_bandwidth(device),
+        )
         self._n_inputs = 0
 
     def inputs(self) -> Inputs:
@@ -101,7 +77,7 @@ class Bench:
         return Inputs(self.folder / f"data{self._n_inputs}", self.folder / "weights", self.device.type)
 
     def _worker(self, prepare: Callable) -> Worker:
-        prepare = partial(prepare, device=self.device.type, precision=self.precision)
+        prepare = partial(prepare, device=self.device.type, precision=self.conditions.precision)
         return Worker(prepare, device=self.device, log=self.folder / "output.txt")
 
     def compare(self, make: Callable, *arguments: object, plain: bool = True, plain_once: bool = False) -> Row:
@@ -129,7 +105,9 @@ class Bench:
             ours_mib=first["ours"].memory_mib,
             plain_mib=first["plain"].memory_mib if plain else None,
             images_per_second=workload.images / ours,
-            floor=max(first["ours"].flops / self.matrix_rate, workload.bytes / self.copy_bandwidth),
+            floor=max(
+                first["ours"].flops / self.conditions.matrix_rate, workload.bytes / self.conditions.copy_bandwidth
+            ),
             difference=difference(*results) if plain else None,
         )
 
@@ -183,55 +161,9 @@ def extrapolate_cubic(cells: Sequence[int], seconds: Sequence[float], at: int) -
     return seconds[1] + growth * (at**3 - large)
 
 
-# Targets
-
-
-@dataclass(frozen=True)
-class Step:
-    """A step of the benchmark.
-
-    Attributes:
-        title: with the unit of the times.
-        rows: measures; the last row is the one that the target is about.
-        targets: how many times as fast as the plain way, for each type of device that has a target.
-    """
-
-    title: str
-    unit: str
-    rows: Callable[[Bench], list[Row]]
-    targets: Mapping[str, float]
-
-    def target_text(self, device: str) -> str:
-        """The target, in words."""
-        return f">= {self.targets[device]:,g} x" if device in self.targets else "-"
-
-    def outcome(self, rows: Sequence[Row], device: str) -> tuple[str, str]:
-        """What was measured, and whether that meets the target."""
-        row, target = rows[-1], self.targets.get(device)
-        measured = f"{_digits(row.ratio)} x" + (" (extrapolated)" if row.extrapolated else "")
-        if target is None:
-            return measured, "-"
-        verdict = "met" if row.ratio >= target else "not met"
-        return measured, f"{verdict} (extrapolated)" if row.extrapolated else verdict
-
-
-class LargeWalk(Step):
-    """Judged by memory, and by the growth of time with the image, since the plain way does not fit."""
-
-    def target_text(self, device: str) -> str:
-        return f"fits in {self.targets[device] / 1024:g} GiB" + (", linear in pixels" if device == "cpu" else "")
-
-    def outcome(self, rows: Sequence[Row], device: str) -> tuple[str, str]:
-        small, large = rows[0], rows[-1]
-        pixels, seconds = large.pixels / small.pixels, large.ours / small.ours
-        fits, linear = large.ours_mib <= self.targets[device], seconds <= LINEAR_SLACK * pixels
-        measured = f"{large.ours_mib:,.0f} MiB; {pixels:.1f} x the pixels, {seconds:.1f} x the time"
-        return measured, "met" if fits and (linear or device != "cpu") else "not met"
-
-
 STEPS = {
     "random_walk": Step("random walk 500 x 375", "image", _walk_rows, {"cpu": 1500, "cuda": 50}),
-    "random_walk_large": LargeWalk("random walk 2000 x 1500", "image", _large_walk_rows, LARGE_WALK_MIB),
+    "random_walk_large": LargeWalk("random walk 2000 x 1500", "image", _large_walk_rows, {"cpu": 4096, "cuda": 2048}),
     "make_sem_seg_labels": Step("make_sem_seg_labels, whole step", "image", _mask_rows, {"cpu": 100, "cuda": 20}),
     "train_cam": Step(
         "W-OoD training step", "update", partial(_one_row, workloads.wood_step), {"cpu": 1.3, "cuda": 2.5}
@@ -250,99 +182,6 @@ STEPS = {
 }
 
 
-# The table
-
-
-def _digits(value: float | None) -> str:
-    """Three significant digits, no exponent."""
-    if value is None:
-        return "-"
-    return f"{value:,.0f}" if value >= 100 else f"{value:#.3g}"
-
-
-def _cells(*cells: str) -> str:
-    return "| " + " | ".join(cells) + " |"
-
-
-def summary_table(measured: Mapping[str, list[Row] | str], device: str) -> str:
-    """Target and outcome of every step; those of the other type of device were not measured in this run.
-
-    Args:
-        measured: the rows of each step, or why there are none.
-        device: `cpu` or `cuda`.
-    """
-    titles = [f"{DEVICE_TITLES[each]}: target | measured | " for each in DEVICE_TITLES]
-    lines = [f"| ours against the plain way | {' | '.join(titles)} |", "| --- |" + " --- | --- | --- |" * 2]
-    for name, step in STEPS.items():
-        cells = [step.title]
-        for each in DEVICE_TITLES:
-            rows = measured.get(name, NOT_MEASURED) if each == device else NOT_MEASURED
-            outcome = (rows, "") if isinstance(rows, str) else step.outcome(rows, each)
-            cells += [step.target_text(each), *outcome]
-        lines.append(_cells(*cells))
-    return "\n".join(lines)
-
-
-def detail_table(measured: Mapping[str, list[Row] | str]) -> str:
-    """All that was measured."""
-    head = (
-        "step",
-        "on",
-        "ours, s",
-        "plain, s",
-        "ratio",
-        "images/s",
-        "ours, MiB",
-        "plain, MiB",
-        "floor, s",
-        "differ by",
-    )
-    lines = [_cells(*head), "| --- " * len(head) + "|"]
-    for name, rows in measured.items():
-        if isinstance(rows, str):
-            continue
-        for row in rows:
-            mark = " (extrapolated)" if row.extrapolated else ""
-            lines.append(
-                _cells(
-                    f"{name}, per {STEPS[name].unit}",
-                    row.on,
-                    _digits(row.ours),
-                    _digits(row.plain) + mark,
-                    _digits(row.ratio) + mark,
-                    _digits(row.images_per_second),
-                    f"{row.ours_mib:,.0f}",
-                    "-" if row.plain_mib is None else f"{row.plain_mib:,.0f}",
-                    f"{row.floor:.2g}",
-                    "-" if row.difference is None else f"{row.difference:.0e}",
-                )
-            )
-    return "\n".join(lines)
-
-
-def report(measured: Mapping[str, list[Row] | str], bench: Bench) -> str:
-    """The whole page, in Markdown."""
-    device = bench.device.type
-    peak = "GPU's tensors" if device == "cuda" else "process and its workers, PyTorch itself included"
-    rate, bandwidth = f"{bench.matrix_rate / 1e9:,.0f} GFLOP/s", f"{bench.copy_bandwidth / 1e9:,.0f} GB/s"
-    return f"""# Steps against the plain way, {DEVICE_TITLES[device]}
-
-{machine_name(bench.device)}; {date.today().isoformat()}. Medians of {bench.repeats} runs, {bench.precision}; ResNet-50
-with random weights, drawn images. `python benchmarks/bench_steps.py` prints this page.
-
-{summary_table(measured, device)}
-
-{detail_table(measured)}
-
-* Plain: `benchmarks/plain.py`, the original's arithmetic on the same files. "Extrapolated": the dense walk was measured
-  on the smaller maps above, and grows with the cube of their cells; `--full` measures it.
-* Memory: the peak of the {peak}.
-* Floor: the FLOPs of our way (convolutions, matrix products) at the {rate} of a large matrix product here, or the bytes
-  that any way has to move at the {bandwidth} of a large copy, whichever takes longer.
-* Differ by: largest difference of the two ways' results, relative to the largest value; of labels the share of pixels.
-"""
-
-
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line; exits with code 2 if it is wrong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -353,6 +192,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "--full", action="store_true", help="measure the dense walk of 500 x 375 on the CPU too: minutes"
     )
     parser.add_argument("--repeats", type=int, default=3, help="runs, of which the median is taken")
+    parser.add_argument("--add", action="store_true", help="keep what --output holds of other steps, same machine")
     parser.add_argument("--output", type=Path, help="default: benchmarks/results/bench_steps_{cpu,gpu}.md")
     options = parser.parse_args(arguments)
     if options.repeats < 1:
@@ -366,11 +206,12 @@ def run(options: argparse.Namespace) -> bool:
     output = options.output or RESULTS / f"bench_steps_{DEVICE_TITLES[device.type].lower()}.md"
     require_writable(output.parent, flag="output")
     sizes = GPU_SIZES if device.type == "cuda" else CPU_SIZES
-    measured: dict[str, list[Row] | str] = {}
+    data = output.with_suffix(".json")
     with tempfile.TemporaryDirectory(prefix="bench_steps_") as folder:
         bench = Bench(
             device, sizes, Path(folder), precision=options.precision, repeats=options.repeats, full=options.full
         )
+        measured = load(data, bench.conditions) if options.add else {}
         bar = tqdm([name for name in STEPS if name in options.steps], unit="step")
         for name in bar:
             bar.set_description(name)
@@ -379,12 +220,13 @@ def run(options: argparse.Namespace) -> bool:
                 measured[name] = STEPS[name].rows(bench)
                 result = STEPS[name].outcome(measured[name], device.type)[0]
             except BenchmarkError as error:
-                measured[name] = result = f"failed: {error}"
+                measured[name] = result = "failed: " + " ".join(str(error).replace("|", "/").split())
             tqdm.write(f"{name}: {result} ({time.perf_counter() - started:.0f} s)")
+            save(data, measured, bench.conditions)
             with atomic_path(output) as temporary:
-                temporary.write_text(report(measured, bench))
+                temporary.write_text(page(STEPS, measured, bench.conditions))
     print(f"\n{output.read_text()}\nwritten to {output}")
-    return not any(isinstance(rows, str) for rows in measured.values())
+    return not any(isinstance(measured[name], str) for name in options.steps)
 
 
 def main() -> int:

@@ -40,7 +40,7 @@ class Sizes:
         walk_large: images of which only our way can walk; the memory of the last is judged.
         masks: images of make_sem_seg_labels, each of the sizes of the walk.
         cam, advcam, evaluated, refined: the images of make_cam, make_advcam, eval_cam, cam_to_ir_label.
-        adv_iter: iterations of AdvCAM.
+        adv_iter, advcam_batch: iterations of AdvCAM; (image, class) pairs in one batch of ours.
         crop, batch: of train_cam; the OoD batch is as large.
         irn_crop, irn_batch: of train_irn.
         updates, skip_updates: of one training run, and those of them that warm up.
@@ -53,6 +53,7 @@ class Sizes:
     cam: tuple[Size, ...]
     advcam: tuple[Size, ...]
     adv_iter: int
+    advcam_batch: int
     evaluated: tuple[Size, ...]
     refined: tuple[Size, ...]
     crop: int
@@ -72,6 +73,7 @@ CPU_SIZES = Sizes(
     cam=((375, 500), (333, 500)),
     advcam=((94, 125),),
     adv_iter=7,
+    advcam_batch=1,
     evaluated=_VOC_SIZES * 10,
     refined=_VOC_SIZES,
     crop=256,
@@ -86,8 +88,9 @@ GPU_SIZES = dataclasses.replace(
     walk=((188, 250),),
     masks=8,
     cam=_VOC_SIZES * 8,
-    advcam=((375, 500),),
+    advcam=((375, 500),) * 4,
     adv_iter=27,
+    advcam_batch=8,
     crop=512,
     batch=16,
     irn_batch=32,
@@ -308,11 +311,12 @@ def advcams(data: Inputs, sizes: Sizes) -> Workload:
     ways = _steps(
         make_advcam.run,
         plain.make_advcam,
-        data.flags(adv_iter=sizes.adv_iter),
+        data.flags(adv_iter=sizes.adv_iter, advcam_batch_size=sizes.advcam_batch),
         ["advcam_out_dir"],
         units=len(sizes.advcam) * inputs.N_OBJECTS * iterations,
     )
-    on = f"{_images_text(sizes.advcam)}, {inputs.N_OBJECTS} classes, {sizes.adv_iter} iterations at each scale but 0.5"
+    settings = f"{inputs.N_OBJECTS} classes, T = {sizes.adv_iter}, batches of {sizes.advcam_batch}"
+    on = f"{_images_text(sizes.advcam)}, {settings}"
     return Workload(on=on, **ways, images=1 / (inputs.N_OBJECTS * iterations))
 
 

@@ -8,9 +8,11 @@ import torch
 from torch import nn
 
 from benchmarks import bench_steps, plain, workloads
-from benchmarks.bench_steps import STEPS, Row
+from benchmarks.bench_steps import STEPS
 from benchmarks.measure import BenchmarkError, Way, Worker, difference, flop_counter, run_once
+from benchmarks.table import Conditions, Row, detail_table, load, save, summary_table
 from benchmarks.workloads import CPU_SIZES, Inputs
+from misc.errors import InputError
 from net.resnet50_irn import AffinityDisplacementLoss
 from net.weights import load_weights
 
@@ -238,7 +240,7 @@ def test_targets():
 def test_tables_render():
     measured = {"make_cam": [row()], "train_irn": "failed: out of memory"}
     measured["random_walk_large"] = [row(plain=None, plain_mib=None, difference=None, pixels=100)] * 2
-    summary, details = bench_steps.summary_table(measured, "cpu"), bench_steps.detail_table(measured)
+    summary, details = summary_table(STEPS, measured, "cpu"), detail_table(STEPS, measured)
     for table in (summary, details):
         assert len({line.count("|") for line in table.splitlines()}) == 1
     lines = {line.split(" | ")[0].strip("| "): line for line in summary.splitlines()}
@@ -254,12 +256,22 @@ def test_the_page_names_the_machine_and_what_was_measured(tmp_path, monkeypatch)
     """A whole run, of the step that needs no network, on small images."""
     monkeypatch.setattr(bench_steps, "CPU_SIZES", TINY)
     output = tmp_path / "page.md"
-    flags = ["--device", "cpu", "--steps", "eval_cam", "--repeats", "1", "--output", str(output)]
+    flags = ["--device", "cpu", "--steps", "eval_cam", "--repeats", "1", "--output", str(output), "--add"]
     assert bench_steps.run(bench_steps.parse(flags))
     page = output.read_text()
     assert f"torch {torch.__version__}" in page
     assert "2 images of 50 x 36, 32 x 48" in page
     assert "eval_cam, per image" in page
+
+
+def test_rows_of_an_earlier_run_are_kept(tmp_path):
+    on = Conditions("cpu", "one machine", "fp32", 3, "2020-01-01", 1e11, 1e10)
+    measured = {"make_cam": [row(), row(plain=None)], "train_irn": "failed: out of memory"}
+    assert load(tmp_path / "page.json", on) == {}
+    save(tmp_path / "page.json", measured, on)
+    assert load(tmp_path / "page.json", dataclasses.replace(on, date="2020-01-02", matrix_rate=2e11)) == measured
+    with pytest.raises(InputError, match="machine"):
+        load(tmp_path / "page.json", dataclasses.replace(on, machine="another"))
 
 
 @pytest.mark.parametrize(
