@@ -75,7 +75,8 @@ CPU_SIZES = Sizes(
     adv_iter=7,
     advcam_batch=1,
     evaluated=_VOC_SIZES * 10,
-    refined=_VOC_SIZES,
+    # Enough for the start of the worker processes, seconds, to weigh little
+    refined=_VOC_SIZES * 8,
     crop=256,
     batch=2,
     irn_crop=512,
