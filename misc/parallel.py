@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -22,9 +23,15 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+START_METHOD = "fork" if sys.platform == "linux" else "spawn"
+"""As for the workers of PyTorch's loaders. A fork needs no seconds to load the libraries again."""
+
+
 def _prepare_worker() -> None:
     """One thread a process: the cores are shared out already. Ctrl-C is the parent's, which then ends its workers."""
     os.environ["OMP_NUM_THREADS"] = "1"  # read by the libraries that the first item loads
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)  # a fork has none of the threads that its copy of torch counts on
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
@@ -37,7 +44,7 @@ def ordered_map(
     `items` is read only as far ahead as the processes need, so that it may be a generator of large arrays.
 
     Args:
-        function: a module's own function, or `functools.partial` of one (it is sent to fresh processes).
+        function: a module's own function, or `functools.partial` of one (it is sent to the processes).
         workers: processes; 0: this process does the work.
         flag: the flag that sets `workers`, named if a process is killed.
 
@@ -46,8 +53,7 @@ def ordered_map(
     if workers == 0:
         yield from map(function, items)
         return
-    # Fresh processes: a copy of this one would inherit locks of its threads, and the GPU
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_prepare_worker)
+    pool = ProcessPoolExecutor(workers, mp_context=get_context(START_METHOD), initializer=_prepare_worker)
     under_way: deque[Future[Result]] = deque()
     try:
         for item in items:

@@ -5,6 +5,7 @@ import os
 import time
 
 import pytest
+import torch
 
 from misc.errors import InputError
 from misc.parallel import ITEMS_PER_WORKER, ordered_map, usable_cores
@@ -66,3 +67,12 @@ def test_a_killed_process_is_one_sentence():
 
 def test_usable_cores():
     assert 1 <= usable_cores() <= os.cpu_count()
+
+
+def threaded_sum(item):
+    return int((torch.ones(2000, 1000) * item).sum())
+
+
+def test_torch_works_in_a_process_whose_parent_has_used_threads():
+    assert threaded_sum(1) == 2_000_000
+    assert list(ordered_map(threaded_sum, range(1, 4), workers=2, flag="w")) == [2_000_000, 4_000_000, 6_000_000]
