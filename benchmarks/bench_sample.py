@@ -18,7 +18,11 @@ SCORES = {
     "W-OoD CAM": ("result/scores/eval_cam.json", "best"),
     "W-OoD CAM + CRF": ("result/scores/eval_ir_label.json", None),
     "masks": ("result/scores/eval_sem_seg.json", None),
+    "DeepLab": ("result/scores/eval_deeplab.json", None),
+    "DeepLab + CRF": ("result/scores/eval_deeplab_crf.json", None),
 }
+VAL_COLUMNS = ("DeepLab", "DeepLab + CRF")
+"""On the validation images, all others on the training images."""
 
 
 def run_seed(seed: int, folder: Path, extra: list[str]) -> dict[str, float]:
@@ -44,8 +48,9 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("result/bench_sample"))
     arguments, extra = parser.parse_known_args()
     print(f"{os.cpu_count()} CPU cores\n")
-    print("| seed | control CAM | W-OoD CAM | gain | W-OoD CAM + CRF | masks after IRN | minutes | GiB |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- |", flush=True)
+    titles = ("seed", "control CAM", "W-OoD CAM", "gain", "W-OoD CAM + CRF", "masks after IRN", *VAL_COLUMNS)
+    print(f"| {' | '.join((*titles, 'minutes', 'GiB'))} |")
+    print("| --- " * (len(titles) + 2) + "|", flush=True)
     rows = []
     for seed in arguments.seeds:
         row = run_seed(seed, arguments.folder.resolve() / f"seed{seed}", extra)
@@ -57,7 +62,7 @@ def main() -> None:
 
 def _line(title: str, row: dict[str, float]) -> str:
     cells = [f"{row[name]:.1f}" for name in ("control CAM", "W-OoD CAM")]
-    cells += [f"{row['gain']:+.1f}", f"{row['W-OoD CAM + CRF']:.1f}", f"{row['masks']:.1f}"]
+    cells += [f"{row['gain']:+.1f}", *(f"{row[name]:.1f}" for name in ("W-OoD CAM + CRF", "masks", *VAL_COLUMNS))]
     return f"| {title} | " + " | ".join([*cells, f"{row['minutes']:.1f}", f"{row['GiB']:.1f}"]) + " |"
 
 

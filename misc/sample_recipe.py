@@ -10,7 +10,10 @@ from pathlib import Path
 from misc.config import parse_config, switches, to_arguments
 from misc.errors import InputError
 
-DATA_FLAGS = ("voc12_root", "train_list", "val_list", "infer_list", "ood_root", "ood_list", "chainer_eval_set")
+DATA_FLAGS = (
+    *("voc12_root", "train_list", "val_list", "infer_list", "ood_root", "ood_list", "chainer_eval_set"),
+    *("deeplab_train_list", "deeplab_mask_dir", "deeplab_eval_set"),
+)
 
 # Both arms alike
 RECIPE = {
@@ -52,6 +55,16 @@ MASKS = {
     "sem_seg_bg_thres": 0.35,
 }
 
+DEEPLAB = {
+    "deeplab_network": "net.efficientnet_lite0_deeplab",
+    "deeplab_weights_name": "sess/sample_deeplab.pth",
+    "deeplab_crop_size": 161,
+    "deeplab_batch_size": 8,
+    "deeplab_iter_size": 1,
+    "deeplab_max_iter": 200,
+    "deeplab_learning_rate": 5e-4,
+}
+
 
 def sample_runs(root: str, user_flags: Sequence[str], *, with_crf: bool = True) -> list[tuple[str, list[str]]]:
     """Title and command line of each run on the sample at `root`, in order.
@@ -78,11 +91,13 @@ def sample_runs(root: str, user_flags: Sequence[str], *, with_crf: bool = True) 
     # AdvCAM takes longer than all the rest together: it is left out unless asked for
     advcams = ("make_advcam", "eval_advcam") if parse_config(user_flags).masks_from == "advcam" else ()
     masks = ("cam_to_ir_label", "eval_ir_label", "train_irn", "make_sem_seg", "eval_sem_seg") if with_crf else ()
+    deeplab = ("train_deeplab", "eval_deeplab") if with_crf else ()
+    last = (*masks, *deeplab, "make_report")
     runs = (
         ("in-distribution classifier", CLASSIFIER, {}, ("train_classifier",)),
         ("W-OoD training and its CAMs", TRAINING | WOOD, {}, (*cams, *advcams)),
         ("control: the same without OoD images", TRAINING, CONTROL, cams),
-        ("masks from the W-OoD CAMs, and the report", TRAINING | WOOD | MASKS, {}, (*masks, "make_report")),
+        ("masks from the W-OoD CAMs, DeepLab, and the report", TRAINING | WOOD | MASKS | DEEPLAB, {}, last),
     )
     return [
         (title, [*to_arguments(data | RECIPE | recipe), *user_flags, *to_arguments(apart | switches(*steps))])

@@ -2,6 +2,7 @@
 
 import logging
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from misc.files import atomic_path
 from misc.imutils import mirror_pair, normalize, read_image, read_label, resize_image, scaled_size, to_chw
 from misc.metrics import confusion_matrix, scores
 from misc.plan import Planned, require_writable
-from misc.report.collect import Arm, collect_arm
+from misc.report.collect import SEGMENTATION_EVALUATIONS, Arm, collect_arm
 from misc.report.page import ImageRow, chart_files, render_page
 from misc.report.pictures import (
     UNSURE_COLOUR,
@@ -61,14 +62,16 @@ def run(args: Config) -> None:
 
     sheet = _Sheet(args, devkit, wood, control)
     groups = sheet.groups(args.report_images, args.report_scan, seed=args.seed)
+    segmented = sheet.segmented(max(1, args.report_images // 3), seed=args.seed)
     charts = chart_files(arms)
     page = render_page(
         arms,
         groups,
+        segmented,
         charts,
         data_name=f"{args.voc12_root}, {len(devkit.classes)} classes",
         examples=_examples(args, devkit),
-        legend=_legend(devkit, groups),
+        legend=_legend(devkit, [row for rows in [*groups.values(), segmented] for row in rows]),
         gain_note=sheet.gain_note(),
         skipped=sheet.skipped,
         command_of=lambda step: _command(args, step),
@@ -115,9 +118,9 @@ def _examples(args: Config, devkit: Devkit) -> list[Captioned]:
     return examples
 
 
-def _legend(devkit: Devkit, groups: dict[str, list[ImageRow]]) -> dict[str, tuple[int, ...]]:
+def _legend(devkit: Devkit, rows: Sequence[ImageRow]) -> dict[str, tuple[int, ...]]:
     """Colours of the classes that are shown."""
-    shown = {name for rows in groups.values() for row in rows for name in row.classes}
+    shown = {name for row in rows for name in row.classes}
     colours = {name: tuple(voc_palette()[k + 1]) for k, name in enumerate(devkit.classes) if name in shown}
     return {**colours, "unsure, not counted": UNSURE_COLOUR} if colours else {}
 
@@ -188,6 +191,33 @@ class _Sheet:
                         self.skipped.append(f"Pictures of {image_id}: {error}")
                     bar.update()
         return rows
+
+    def segmented(self, n_shown: int, *, seed: int) -> list[ImageRow]:
+        """Images at random (seeded) of the segmentation network's evaluation; none if it was not done."""
+        folders = {
+            title: Path(self._wood.scores[name]["folder"])
+            for name, title in SEGMENTATION_EVALUATIONS.items()
+            if name in self._wood.scores
+        }
+        if not folders:
+            return []
+        ids = sorted(path.stem for path in next(iter(folders.values())).glob("*.png"))
+        rows = []
+        for index in np.random.default_rng(seed).permutation(len(ids))[:n_shown]:
+            try:
+                rows.append(self._segmented_row(ids[index], folders))
+            except InputError as error:
+                self.skipped.append(f"Pictures of {ids[index]}: {error}")
+        return rows
+
+    def _segmented_row(self, image_id: str, folders: dict[str, Path]) -> ImageRow:
+        image, palette = read_image(self._devkit.image_path(image_id)), voc_palette()
+        labels = {"ground truth": self._devkit.mask_path(image_id)}
+        labels |= {title: folder / f"{image_id}.png" for title, folder in folders.items()}
+        masks = {title: read_label(path) for title, path in labels.items() if path.is_file()}
+        found = {int(k) for mask in masks.values() for k in np.unique(mask) if 0 < k <= len(self._devkit.classes)}
+        pictures = [("image", image), *((title, mask_overlay(image, mask, palette)) for title, mask in masks.items())]
+        return ImageRow(image_id, [self._devkit.classes[k - 1] for k in sorted(found)], pictures)
 
     def _ids(self) -> list[str]:
         """The evaluated images that have a CAM; without such a list, all images with a CAM."""

@@ -74,6 +74,7 @@ def test_report_shows_everything_and_needs_nothing_else(finished, page):
         "CAM + CRF",
         "Masks after IRN",
         "Control",
+        "A segmentation network, trained on these masks",
     )
     for word in words:
         assert word in page.text
@@ -81,7 +82,12 @@ def test_report_shows_everything_and_needs_nothing_else(finished, page):
     assert all(source.startswith("data:image/") for source in page.sources)
     assert "script" not in page.tags
     row = ["image", "ground truth", "CAM before W-OoD", "CAM, control", "CAM, W-OoD", "confident label"]
-    assert page.captions[-9 * 6 :] == [*row, "boundaries (IRN)", "final mask", "instances"] * 6
+    n_pictures = 9 * 6
+    segmented = ["image", "ground truth", "DeepLab", "DeepLab + CRF"] * 2
+    assert page.captions[-n_pictures - len(segmented) :] == [
+        *([*row, "boundaries (IRN)", "final mask", "instances"] * 6),
+        *segmented,
+    ]
     names = {path.name for path in (finished.work / "result/report").iterdir()}
     assert names == {"losses.png", "thresholds.png", "classes.png", "contact_sheet.png"}
     for name in names:
@@ -94,6 +100,11 @@ def test_report_prints_the_scores_of_the_run(finished, page):
     for folder, name in (("result", "eval_cam"), ("result/control", "eval_cam"), ("result", "eval_sem_seg")):
         content = json.loads((finished.work / folder / f"scores/{name}.json").read_text())
         assert f"{100 * content.get('best', content)['miou']:.1f} %" in shown
+    for name, title in (("eval_deeplab", "DeepLab"), ("eval_deeplab_crf", "DeepLab + CRF")):
+        miou = json.loads((finished.work / f"result/scores/{name}.json").read_text())["miou"]
+        assert f"{title} {100 * miou:.1f} %" in shown
+        assert f"{100 * miou:.1f} % {title} mIoU, W-OoD" in shown
+    assert "reaches, on 2 images of val:" in shown
     ap = json.loads((finished.work / "result/scores/eval_ins_seg.json").read_text())["map"]
     assert f"{100 * ap:.1f} % Instance AP at IoU 0.5, W-OoD" in shown
     wood, control = (

@@ -31,6 +31,8 @@ TINY_FLAGS = (
     ),
     *("--ood_batch_size", "2", "--cluster_K", "3", "--ood_long_side", "96", "--irn_crop_size", "80"),
     *("--irn_batch_size", "4", "--irn_num_epoches", "1", "--irn_learning_rate", "0.01", "--report_images", "3"),
+    *("--deeplab_network", "net.resnet18_deeplab", "--deeplab_init_weights", "none", "--deeplab_max_iter", "2"),
+    *("--deeplab_batch_size", "2", "--deeplab_crop_size", "65", "--crf_workers", "0"),
 )
 
 
@@ -45,11 +47,12 @@ def test_the_whole_story_in_one_command(tiny_sample):
     pytest.importorskip("pydensecrf")
     run_sample.run(list(TINY_FLAGS))
     assert sample.is_intact("Data/sample", **TINY)
-    for path in ("report.html", "scores/eval_cam.json", "control/scores/eval_cam.json", "scores/eval_sem_seg.json"):
+    for path in ("report.html", "scores/eval_cam.json", "control/scores/eval_cam.json", "scores/eval_deeplab.json"):
         assert (Path("result") / path).is_file()
     page = Path("result/report.html").read_text()
     assert "Not in this report" not in page
     assert "The control is trained exactly like W-OoD" in page
+    assert "A segmentation network, trained on these masks" in page
     made = Path("Data/sample/manifest.json").stat().st_mtime_ns
 
     Path("Data/sample/JPEGImages/2099_000001.jpg").write_bytes(b"damaged")
@@ -70,7 +73,7 @@ def test_both_arms_differ_in_the_ood_data_alone():
     assert differ <= only_ood | outputs
     assert (control.ood_coeff, control.distance_lambda) == (0, 0)
     assert wood.cam_select == "last"  # no ground truth in the choice of weights
-    assert enabled_steps(parse_config(masks))[-1] == "make_report"
+    assert enabled_steps(parse_config(masks))[-3:] == ["train_deeplab", "eval_deeplab", "make_report"]
 
 
 def test_flags_of_the_user_replace_the_recipes():

@@ -9,14 +9,16 @@ from typing import Any
 from misc.jsonfile import read_dict
 from misc.record import METRICS_FOLDER, RUNS_FOLDER, SCORES_FOLDER
 
-TRAININGS = ("train_classifier", "train_cam", "train_irn")
+TRAININGS = ("train_classifier", "train_cam", "train_irn", "train_deeplab")
+SEGMENTATION_EVALUATIONS = {"eval_deeplab": "DeepLab", "eval_deeplab_crf": "DeepLab + CRF"}
 EVALUATIONS = {
     "eval_cam": "CAM",
     "eval_advcam": "AdvCAM",
     "eval_ir_label": "CAM + CRF",
     "eval_sem_seg": "Masks after IRN",
+    **SEGMENTATION_EVALUATIONS,
 }
-OPTIONAL_EVALUATIONS = ("eval_advcam",)
+OPTIONAL = ("eval_advcam", "train_deeplab", *SEGMENTATION_EVALUATIONS)
 """The report does not miss these."""
 REPORT_STEP = "make_report"
 # What makes two trainings comparable: all but the OoD data

@@ -12,7 +12,15 @@ import numpy as np
 
 from misc.config import changed_flags, to_arguments
 from misc.report.charts import class_bars, loss_curves, threshold_curves
-from misc.report.collect import EVALUATIONS, OPTIONAL_EVALUATIONS, REPORT_STEP, TRAININGS, Arm, differ_in_ood_data_alone
+from misc.report.collect import (
+    EVALUATIONS,
+    OPTIONAL,
+    REPORT_STEP,
+    SEGMENTATION_EVALUATIONS,
+    TRAININGS,
+    Arm,
+    differ_in_ood_data_alone,
+)
 from misc.report.pictures import Captioned, data_uri, thumbnail_uri
 
 TEMPLATE = Path(__file__).with_name("page.html.jinja")
@@ -45,6 +53,7 @@ def chart_files(arms: Sequence[Arm]) -> dict[str, bytes]:
 def render_page(
     arms: Sequence[Arm],
     groups: dict[str, list[ImageRow]],
+    segmented: list[ImageRow],
     charts: dict[str, bytes],
     *,
     data_name: str,
@@ -59,6 +68,7 @@ def render_page(
     Args:
         arms: W-OoD, and the control where there is one.
         groups: title -> images.
+        segmented: images of the segmentation network's evaluation.
         charts: PNG files of `chart_files`.
         data_name: of the data set.
         examples: pictures that explain the idea.
@@ -81,6 +91,8 @@ def render_page(
         table=_table(arms),
         charts={name: data_uri(charts[name], "png") if name in charts else "" for name in CHARTS},
         groups=[{"title": title, "rows": [_row(row) for row in rows]} for title, rows in groups.items() if rows],
+        segmentation=_segmentation(wood),
+        segmented=[_row(row) for row in segmented],
         legend=[{"name": name, "colour": f"rgb{tuple(map(int, colour))}"} for name, colour in legend.items()],
         gain_note=gain_note,
         facts=_facts(arms),
@@ -116,7 +128,21 @@ def _headline(arms: Sequence[Arm]) -> str:
         sentences.append(f"The class activation maps reach {_percent(wood)} % mIoU.")
     if masks is not None:
         sentences.append(f"The masks after IRN reach {_percent(masks)} %.")
+    if segmented := _segmentation(arms[0]):
+        sentences.append(segmented)
     return " ".join(sentences)
+
+
+def _segmentation(wood: Arm) -> str:
+    """What the segmentation network reaches, in a sentence; empty if it was not evaluated."""
+    known = [(title, wood.miou(name)) for name, title in SEGMENTATION_EVALUATIONS.items() if name in wood.scores]
+    if not known:
+        return ""
+    done = next(wood.scores[name] for name in SEGMENTATION_EVALUATIONS if name in wood.scores)
+    reached = ", ".join(f"{title} {_percent(miou)} %" for title, miou in known)
+    return (
+        f"A segmentation network trained on the masks reaches, on {done['images']} images of {done['set']}: {reached}."
+    )
 
 
 def _tiles(arms: Sequence[Arm]) -> list[dict[str, str]]:
@@ -125,7 +151,7 @@ def _tiles(arms: Sequence[Arm]) -> list[dict[str, str]]:
         if arm.miou("eval_cam") is not None:
             kind = "wood" if arm is arms[0] else "control"
             tiles.append({"kind": kind, "value": _percent(arm.miou("eval_cam")), "label": f"CAM mIoU, {arm.name}"})
-    for evaluation in ("eval_advcam", "eval_ir_label", "eval_sem_seg"):
+    for evaluation in ("eval_advcam", "eval_ir_label", "eval_sem_seg", *SEGMENTATION_EVALUATIONS):
         if (miou := arms[0].miou(evaluation)) is not None:
             label = f"{EVALUATIONS[evaluation]} mIoU, {arms[0].name}"
             tiles.append({"kind": "mask", "value": _percent(miou), "label": label})
@@ -138,12 +164,14 @@ def _tiles(arms: Sequence[Arm]) -> list[dict[str, str]]:
 
 def _missing(wood: Arm, groups: dict[str, list[ImageRow]], command_of: Callable[[str], str]) -> list[dict[str, str]]:
     missing = [
-        {"what": f"Loss curves of {name}", "how": command_of(name)} for name in TRAININGS if name not in wood.losses
+        {"what": f"Loss curves of {name}", "how": command_of(name)}
+        for name in TRAININGS
+        if name not in wood.losses and name not in OPTIONAL
     ]
     missing += [
         {"what": f"Evaluation: {title}", "how": command_of(name)}
         for name, title in EVALUATIONS.items()
-        if name not in wood.scores and name not in OPTIONAL_EVALUATIONS
+        if name not in wood.scores and name not in OPTIONAL
     ]
     if not any(groups.values()):
         missing.append({"what": "Pictures (there are no CAM files)", "how": command_of("make_cam")})
