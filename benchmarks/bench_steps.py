@@ -179,6 +179,8 @@ STEPS = {
     "cam_to_ir_label": Step(
         "cam_to_ir_label, all cores", "image", partial(_one_row, workloads.refinement), {"cpu": 1.7}
     ),
+    "train_deeplab": Step("DeepLab training step", "update", partial(_one_row, workloads.deeplab_step), {}),
+    "eval_deeplab": Step("eval_deeplab with CRF, all cores", "image", partial(_one_row, workloads.segmentation), {}),
 }
 
 

@@ -15,6 +15,7 @@ from misc.imutils import IGNORE_LABEL
 from misc.objectfile import save_object
 from net.resnet50_cam import CAM
 from net.resnet50_irn import EdgeDisplacement
+from net.resnet101_deeplab import DeepLab
 from net.weights import save_weights
 from voc12.classes import VOC_CLASSES
 
@@ -108,7 +109,10 @@ def walk_inputs(size: Size, n_maps: int = N_OBJECTS) -> tuple[Tensor, Tensor]:
 
 
 def make_weights(folder: Path) -> None:
-    """Write `cam.pth`, `irn.pth` and `backbone.pth` (both networks' start), ResNet-50 with random weights."""
+    """Write `cam.pth`, `irn.pth` and `backbone.pth` (both networks' start), ResNet-50 with random weights.
+
+    And `deeplab.pth`, DeepLab-v2 on torchvision's ResNet-101.
+    """
     torch.manual_seed(0)
     cam, irn = CAM(len(VOC_CLASSES)), EdgeDisplacement()
     _calm(cam.backbone)
@@ -116,6 +120,9 @@ def make_weights(folder: Path) -> None:
     save_weights(cam, folder / "cam.pth")
     save_weights(irn, folder / "irn.pth")
     save_weights(cam.backbone, folder / "backbone.pth")
+    deeplab = DeepLab(len(VOC_CLASSES) + 1)
+    _calm(deeplab.backbone)
+    save_weights(deeplab, folder / "deeplab.pth")
 
 
 @torch.no_grad()

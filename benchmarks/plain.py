@@ -28,12 +28,22 @@ from torchvision import models
 
 from misc import camfile
 from misc.config import Config
+from misc.deeplab import deeplab_optimizer
 from misc.files import write_json
-from misc.imutils import normalize, read_image, read_label, resize_image, scaled_size, write_label, write_palette
+from misc.imutils import (
+    normalize,
+    read_image,
+    read_label,
+    resize_image,
+    resize_label,
+    scaled_size,
+    write_label,
+    write_palette,
+)
 from misc.ood import class_prototypes, kmeans
 from misc.torchutils import backbone_precision, resolve_device, training_loader, two_rate_optimizer
 from voc12.classes import voc_palette
-from voc12.dataloader import AffinityCrops, ClassificationCrops, WholeImages
+from voc12.dataloader import AffinityCrops, ClassificationCrops, SegmentationCrops, WholeImages
 from voc12.devkit import Devkit, open_devkit
 from voc12.images import read_labelled_images
 from voc12.lists import read_list, read_ood_paths, read_split
@@ -42,6 +52,7 @@ TINY = 1e-12
 EPSILON = 1e-5
 WALK_RADIUS, TRAIN_RADIUS = 5, 10
 ADVCAM_SCALES = (0.5, 1.0, 1.5, 2.0)
+DEEPLAB_SCALES = (0.5, 0.75)
 UNSURE = 255
 
 
@@ -132,6 +143,42 @@ class AffinityNetwork(nn.Module):
         dp4, dp5 = like(self.fc_dp4(x4), dp3), like(self.fc_dp5(x5), dp3)
         dp6 = like(self.fc_dp6(torch.cat([dp3, dp4, dp5], dim=1)), dp2)
         return edge, self.fc_dp7(torch.cat([dp1, dp2, dp6], dim=1))
+
+
+class DeepLab(nn.Module):
+    """DeepLab-v2 on torchvision's ResNet-101: logits at the scales 1, 0.5 and 0.75."""
+
+    def __init__(self, n_classes: int) -> None:
+        super().__init__()
+        self.backbone = models.resnet101(replace_stride_with_dilation=[False, True, True]).eval()
+        del self.backbone.fc
+        for module in self.backbone.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.requires_grad_(False)
+        self.aspp = nn.Module()
+        for i, rate in enumerate((6, 12, 18, 24)):
+            self.aspp.add_module(f"c{i}", nn.Conv2d(2048, n_classes, 3, padding=rate, dilation=rate))
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """(B, C, h_s, w_s) of each scale."""
+        return [self._logits(images), *(self._logits(_scaled_by(images, scale)) for scale in DEEPLAB_SCALES)]
+
+    def _logits(self, images: Tensor) -> Tensor:
+        net = self.backbone
+        with backbone_precision(images.device):
+            x = net.maxpool(net.relu(net.bn1(net.conv1(images))))
+            x = net.layer4(net.layer3(net.layer2(net.layer1(x)))).to(images.dtype)
+        return sum(branch(x) for branch in self.aspp.children())
+
+
+def _scaled_by(images: Tensor, scale: float) -> Tensor:
+    return F.interpolate(images, scale_factor=scale, mode="bilinear", align_corners=False)
+
+
+def _largest(logits: list[Tensor]) -> Tensor:
+    size = logits[0].shape[2:]
+    resized = [F.interpolate(x, size, mode="bilinear", align_corners=False) for x in logits]
+    return torch.stack(resized).max(dim=0).values
 
 
 # Data
@@ -588,15 +635,24 @@ def _label_map(maps: np.ndarray, keys: np.ndarray, background: float) -> np.ndar
 # Labels and masks
 
 
-def _crf(image: np.ndarray, ranks: np.ndarray, n_labels: int) -> np.ndarray:
-    from pydensecrf import densecrf
+def _crf_of_labels(image: np.ndarray, ranks: np.ndarray, n_labels: int) -> np.ndarray:
     from pydensecrf.utils import unary_from_labels
 
-    crf = densecrf.DenseCRF2D(ranks.shape[1], ranks.shape[0], n_labels)
-    crf.setUnaryEnergy(unary_from_labels(ranks, n_labels, gt_prob=0.7, zero_unsure=False))
-    crf.addPairwiseGaussian(sxy=3, compat=3)
-    crf.addPairwiseBilateral(sxy=50, srgb=5, rgbim=np.ascontiguousarray(image), compat=10)
-    return np.argmax(crf.inference(10), axis=0).reshape(ranks.shape)
+    unary = unary_from_labels(ranks, n_labels, gt_prob=0.7, zero_unsure=False)
+    return _crf(image, unary, gaussian=(3, 3), bilateral=(50, 5, 10))
+
+
+def _crf(
+    image: np.ndarray, unary: np.ndarray, *, gaussian: tuple[int, int], bilateral: tuple[int, int, int]
+) -> np.ndarray:
+    """`gaussian`: sxy and weight; `bilateral`: sxy, srgb and weight."""
+    from pydensecrf import densecrf
+
+    crf = densecrf.DenseCRF2D(image.shape[1], image.shape[0], len(unary))
+    crf.setUnaryEnergy(unary)
+    crf.addPairwiseGaussian(sxy=gaussian[0], compat=gaussian[1])
+    crf.addPairwiseBilateral(sxy=bilateral[0], srgb=bilateral[1], rgbim=np.array(image, order="C"), compat=bilateral[2])
+    return np.argmax(crf.inference(10), axis=0).reshape(image.shape[:2])
 
 
 def cam_to_ir_label(args: Config) -> None:
@@ -606,7 +662,7 @@ def cam_to_ir_label(args: Config) -> None:
         image = read_image(devkit.image_path(image_id))
         keys, _, high_res = camfile.load(camfile.cam_path(args.cam_out_dir, image_id))
         foreground, background = (
-            _crf(image, _label_map(high_res, np.arange(len(keys)), score), len(keys) + 1)
+            _crf_of_labels(image, _label_map(high_res, np.arange(len(keys)), score), len(keys) + 1)
             for score in (args.conf_fg_thres, args.conf_bg_thres)
         )
         label = np.pad(keys + 1, (1, 0))[foreground]
@@ -635,3 +691,79 @@ def make_sem_seg_labels(args: Config) -> None:
         mask = _label_map((scores / scores.max()).cpu().numpy(), keys, args.sem_seg_bg_thres).astype(np.uint8)
         write_label(Path(args.sem_seg_out_dir) / f"{image_id}.png", mask)
         write_palette(Path(args.sem_seg_out_dir) / f"{image_id}_palette.png", mask, voc_palette())
+
+
+# DeepLab
+
+
+def deeplab_loss(logits: list[Tensor], labels: Tensor) -> Tensor:
+    """Cross entropies of the maps of all scales and of their maximum; (B, H, W) uint8 labels resized one by one."""
+    total = 0
+    for each in [*logits, _largest(logits)]:
+        size = tuple(each.shape[2:])
+        reduced = np.stack([resize_label(label, size) for label in labels.cpu().numpy()]).astype(np.int64)
+        total = total + F.cross_entropy(each, torch.from_numpy(reduced).to(each.device), ignore_index=UNSURE)
+    return total
+
+
+def train_deeplab(args: Config) -> None:
+    """DeepLab on the masks; writes the last weights."""
+    device = resolve_device(args.device)
+    devkit, ids = _devkit_and_ids(args)
+    model = DeepLab(len(devkit.classes) + 1)
+    load_state(model, args.deeplab_init_weights)
+    model.to(device)
+    crops = SegmentationCrops(
+        [devkit.image_path(image_id) for image_id in ids],
+        [Path(args.deeplab_mask_dir) / f"{image_id}.png" for image_id in ids],
+        scales=args.deeplab_scales,
+        crop_size=args.deeplab_crop_size,
+        seed=(args.seed,),
+    )
+    branches = model.aspp.children
+    optimizer = deeplab_optimizer(
+        [parameter for parameter in model.backbone.parameters() if parameter.requires_grad],
+        [branch.weight for branch in branches()],
+        [branch.bias for branch in branches()],
+        lr=args.deeplab_learning_rate,
+        weight_decay=args.deeplab_weight_decay,
+        max_step=args.deeplab_max_iter,
+    )
+    n_batches = args.deeplab_max_iter * args.deeplab_iter_size
+    batches = iter(
+        _training_batches(
+            _OnCpu(crops), args, batch_size=args.deeplab_batch_size, n_batches=n_batches, seed=(args.seed,)
+        )
+    )
+    for _ in range(args.deeplab_max_iter):
+        model.zero_grad()
+        for batch in [next(batches) for _ in range(args.deeplab_iter_size)]:
+            loss = deeplab_loss(model(batch["image"].to(device, non_blocking=True)), batch["label"])
+            (loss / args.deeplab_iter_size).backward()
+            loss.item()  # logged
+        optimizer.step()
+    torch.save(_without_counters(model), args.deeplab_weights_name)
+
+
+@torch.no_grad()
+def eval_deeplab(args: Config) -> None:
+    """DeepLab's masks without and with dense CRF, one image after the other in this one process; no score."""
+    from pydensecrf.utils import unary_from_softmax
+
+    device = resolve_device(args.device)
+    devkit = open_devkit(args.voc12_root, args.class_list)
+    ids = read_split(devkit, args.deeplab_eval_set)
+    model = DeepLab(len(devkit.classes) + 1)
+    load_state(model, args.deeplab_weights_name)
+    model.to(device)
+    loader = _one_by_one(WholeImages([devkit.image_path(image_id) for image_id in ids]), args)
+    for image_id, image in zip(ids, loader, strict=True):
+        logits = _largest(model(normalize(image[None]).to(device)))
+        logits = F.interpolate(logits, image.shape[1:], mode="bilinear", align_corners=False)
+        probabilities = logits[0].softmax(dim=0).cpu().numpy()
+        write_palette(
+            Path(args.deeplab_out_dir) / f"{image_id}.png", probabilities.argmax(0).astype(np.uint8), voc_palette()
+        )
+        unary = np.ascontiguousarray(unary_from_softmax(probabilities))
+        refined = _crf(image.numpy().transpose(1, 2, 0), unary, gaussian=(1, 3), bilateral=(67, 3, 4))
+        write_palette(Path(args.deeplab_crf_out_dir) / f"{image_id}.png", refined.astype(np.uint8), voc_palette())

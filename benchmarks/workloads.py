@@ -21,7 +21,17 @@ from misc.config import Config, parse_config, to_arguments
 from misc.indexing import propagate_to_edge
 from misc.torchutils import resolve_device, set_precision, set_seed
 from net.weights import read_checkpoint
-from step import cam_to_ir_label, eval_cam, make_advcam, make_cam, make_sem_seg_labels, train_cam, train_irn
+from step import (
+    cam_to_ir_label,
+    eval_cam,
+    eval_deeplab,
+    make_advcam,
+    make_cam,
+    make_sem_seg_labels,
+    train_cam,
+    train_deeplab,
+    train_irn,
+)
 
 WALK_STEPS, WALK_NEIGHBOURS = 2**8, 69
 CRF_RUNS, CRF_ITERATIONS = 2, 10
@@ -43,6 +53,8 @@ class Sizes:
         adv_iter, advcam_batch: iterations of AdvCAM; (image, class) pairs in one batch of ours.
         crop, batch: of train_cam; the OoD batch is as large.
         irn_crop, irn_batch: of train_irn.
+        segmented: the images of eval_deeplab.
+        deeplab_crop, deeplab_batch: of train_deeplab.
         updates, skip_updates: of one training run, and those of them that warm up.
     """
 
@@ -60,6 +72,9 @@ class Sizes:
     batch: int
     irn_crop: int
     irn_batch: int
+    segmented: tuple[Size, ...]
+    deeplab_crop: int
+    deeplab_batch: int
     updates: int
     skip_updates: int
 
@@ -81,6 +96,9 @@ CPU_SIZES = Sizes(
     batch=2,
     irn_crop=512,
     irn_batch=2,
+    segmented=_VOC_SIZES[:2],
+    deeplab_crop=161,
+    deeplab_batch=2,
     updates=3,
     skip_updates=1,
 )
@@ -95,6 +113,9 @@ GPU_SIZES = dataclasses.replace(
     crop=512,
     batch=16,
     irn_batch=32,
+    segmented=_VOC_SIZES * 4,
+    deeplab_crop=321,
+    deeplab_batch=5,
     updates=40,
     # The loader's workers have two batches each in store when the training begins
     skip_updates=20,
@@ -149,7 +170,7 @@ def read_outputs(folder: Path) -> dict[str, np.ndarray]:
         elif path.name == "eval_cam.json":
             mious = json.loads(path.read_text())["miou_by_threshold"]
             arrays.update({f"mIoU at {threshold}": np.array(value) for threshold, value in mious.items()})
-        elif path.name in ("cam_weights_name", "irn_weights_name"):
+        elif path.name in ("cam_weights_name", "irn_weights_name", "deeplab_weights_name"):
             arrays.update({f"{name} {key}": tensor.numpy() for key, tensor in read_checkpoint(path).items()})
     return arrays
 
@@ -199,6 +220,11 @@ class Inputs:
             "cam_weights_name": self.weights / "cam.pth",
             "irn_weights_name": self.weights / "irn.pth",
             "imagenet_weights": self.weights / "backbone.pth",
+            "deeplab_network": "net.resnet101_deeplab",
+            "deeplab_init_weights": self.weights / "deeplab.pth",
+            "deeplab_weights_name": self.weights / "deeplab.pth",
+            "deeplab_mask_dir": self.folder / "ir_label",
+            "deeplab_eval_set": "train",
             "result_dir": self.folder / "result",
             **more,
         }
@@ -344,6 +370,33 @@ def refinement(data: Inputs, sizes: Sizes) -> Workload:
     )
     marginals = sum(map(math.prod, sizes.refined)) * (inputs.N_OBJECTS + 1) * FLOAT_BYTES / len(sizes.refined)
     return Workload(on=_images_text(sizes.refined), **ways, bytes=CRF_RUNS * CRF_ITERATIONS * 2 * marginals)
+
+
+def deeplab_step(data: Inputs, sizes: Sizes) -> Workload:
+    """train_deeplab on ResNet-101, from one update to the next."""
+    images = [_VOC_SIZES[i % len(_VOC_SIZES)] for i in range(sizes.deeplab_batch)]
+    data.make(images)
+    flags = data.flags(
+        deeplab_crop_size=sizes.deeplab_crop,
+        deeplab_batch_size=sizes.deeplab_batch,
+        deeplab_iter_size=1,
+        deeplab_max_iter=sizes.updates,
+    )
+    return Workload(
+        on=f"{sizes.deeplab_batch} crops of {sizes.deeplab_crop}, ResNet-101",
+        **_steps(
+            train_deeplab.run, plain.train_deeplab, flags, ["deeplab_weights_name"], skip_updates=sizes.skip_updates
+        ),
+        images=sizes.deeplab_batch,
+    )
+
+
+def segmentation(data: Inputs, sizes: Sizes) -> Workload:
+    """eval_deeplab with dense CRF, which uses all cores, against one process."""
+    data.make(sizes.segmented)
+    outputs = ["deeplab_out_dir", "deeplab_crf_out_dir"]
+    ways = _steps(eval_deeplab.run, plain.eval_deeplab, data.flags(), outputs, units=len(sizes.segmented))
+    return Workload(on=f"{_images_text(sizes.segmented)}, ResNet-101, 21 classes", **ways)
 
 
 def prepare(make: Callable[..., Workload], arguments: tuple, name: str, *, device: str, precision: str) -> Way:

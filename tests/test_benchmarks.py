@@ -25,8 +25,10 @@ TINY = dataclasses.replace(
     adv_iter=2,
     evaluated=SMALL,
     refined=SMALL,
+    segmented=SMALL[:1],
     crop=64,
     irn_crop=96,
+    deeplab_crop=65,
 )
 
 
@@ -92,6 +94,26 @@ def test_wood_training_agrees(data):
         assert np.abs(change(other, name)).max() > 0
         assert difference({name: change(ours, name)}, {name: change(other, name)}) < 1e-2
     assert not change(other, "backbone.layer2.0.conv1.weight").any()
+
+
+def test_deeplab_training_agrees(data):
+    ours, other = results(workloads.deeplab_step(data, TINY))
+    start = torch.load(data.weights / "deeplab.pth", weights_only=True)
+
+    def change(trained, name):
+        return trained[f"deeplab_weights_name {name}"] - start[name].numpy()
+
+    for name in ("aspp.c0.weight", "aspp.c3.bias", "backbone.conv1.weight"):
+        assert np.abs(change(other, name)).max() > 0
+        assert difference({name: change(ours, name)}, {name: change(other, name)}) < 1e-2
+    assert not change(other, "backbone.bn1.bias").any()
+
+
+def test_segmentations_agree(data):
+    pytest.importorskip("pydensecrf")
+    ours, other = results(workloads.segmentation(data, TINY))
+    assert len(other) == 2
+    assert difference(ours, other) < 1e-2
 
 
 def test_irn_training_runs_both_ways(data):
