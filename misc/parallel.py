@@ -3,6 +3,8 @@
 import os
 import signal
 import sys
+import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -23,16 +25,28 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+SECONDS_BETWEEN_LOOKS = 1
+"""Of a worker for its parent."""
 START_METHOD = "fork" if sys.platform == "linux" else "spawn"
 """As for the workers of PyTorch's loaders. A fork needs no seconds to load the libraries again."""
 
 
 def _prepare_worker() -> None:
-    """One thread a process: the cores are shared out already. Ctrl-C is the parent's, which then ends its workers."""
+    """One thread a process: the cores are shared out already. Ctrl-C is the parent's, which then ends its workers.
+
+    A parent that is killed can't: a worker ends by itself when its parent is gone.
+    """
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     os.environ["OMP_NUM_THREADS"] = "1"  # read by the libraries that the first item loads
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)  # a fork has none of the threads that its copy of torch counts on
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(SECONDS_BETWEEN_LOOKS)
+    os._exit(1)
 
 
 def ordered_map(

@@ -1,8 +1,11 @@
 """Work spread over processes: order, bounded look-ahead, errors."""
 
 import functools
+import multiprocessing as mp
 import os
+import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -63,6 +66,41 @@ def test_an_error_comes_at_its_items_turn_and_ends_the_work(workers):
 def test_a_killed_process_is_one_sentence():
     with pytest.raises(InputError, match="a worker process was killed, .* lower --crf_workers"):
         list(ordered_map(end_the_process, range(3), workers=1, flag="crf_workers"))
+
+
+def run_until_killed(path):
+    """Work that never ends."""
+    list(ordered_map(functools.partial(tell_and_sleep, path), [0], workers=1, flag="w"))
+
+
+def tell_and_sleep(path, _item):
+    path.write_text(str(os.getpid()))
+    time.sleep(600)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
+def test_workers_of_a_killed_process_end(tmp_path):
+    path = tmp_path / "pid"
+    parent = mp.get_context("fork").Process(target=run_until_killed, args=(path,))
+    parent.start()
+    wait_until(lambda: path.is_file() and path.read_text())
+    parent.kill()
+    parent.join()
+    wait_until(lambda: not is_running(path.read_text()))
+
+
+def wait_until(condition):
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def is_running(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def test_usable_cores():
