@@ -33,6 +33,14 @@ def require_outputs(
     )
 
 
+def require_writable_file(path: str, *, flag: str, kind: str = "checkpoint") -> None:
+    """Raise `InputError` unless a `kind` can be written at `path`; its folder is made where it is missing."""
+    if not path or path.endswith("/") or Path(path).is_dir():
+        given = f"{path} is a folder" if path else "is empty"
+        raise InputError(f"--{flag} {given}; expected the name of a {kind}.")
+    require_writable(Path(path).parent, flag=flag)
+
+
 def require_writable(folder: str | Path, *, flag: str) -> None:
     """Make `folder` where it is missing; raise `InputError` if files can't be written into it."""
     probe = Path(folder) / ".writable"

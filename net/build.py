@@ -50,7 +50,7 @@ def build_network(module_name: str, class_name: str, *, needs: tuple[str, ...] =
     flag = f"--{FLAGS[class_name]}"
     try:
         module = importlib.import_module(module_name)
-    except (ImportError, ValueError, SyntaxError) as error:
+    except (ImportError, TypeError, ValueError, SyntaxError) as error:
         raise InputError(f"{flag}: network module {module_name} can't be imported ({error}); {GUIDE}.") from error
     network_class = getattr(module, class_name, None)
     if not (isinstance(network_class, type) and issubclass(network_class, nn.Module)):

@@ -1,7 +1,6 @@
 """Step 7, instances: the instance masks as COCO annotations, for the tools that train on those."""
 
 import logging
-from pathlib import Path
 
 from tqdm import tqdm
 
@@ -11,7 +10,7 @@ from misc.config import Config
 from misc.errors import InputError
 from misc.files import write_json
 from misc.imutils import image_size
-from misc.plan import Planned, require_outputs, require_writable
+from misc.plan import Planned, require_outputs, require_writable_file
 from voc12.devkit import open_devkit
 from voc12.lists import read_list
 from voc12.verify import require_readable
@@ -32,10 +31,7 @@ def check(args: Config, planned: Planned) -> Planned:
         made_by="make_ins_seg",
         planned=planned,
     )
-    path = Path(args.cocoann_path)
-    if path.is_dir():
-        raise InputError(f"--cocoann_path {path} is a folder; expected the name of a JSON file.")
-    require_writable(path.parent, flag="cocoann_path")
+    require_writable_file(args.cocoann_path, flag="cocoann_path", kind="JSON file")
     require_readable([devkit.image_path(image_id) for image_id in ids], num_workers=args.num_workers)
     return {}
 

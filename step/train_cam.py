@@ -19,7 +19,7 @@ from misc.errors import InputError
 from misc.imutils import normalize
 from misc.metrics import ThresholdSweep
 from misc.ood import class_prototypes, kmeans, wood_losses
-from misc.plan import Planned, require_writable
+from misc.plan import Planned, require_writable_file
 from misc.torchutils import resolve_device, sequential_loader, training_loader, two_rate_optimizer
 from misc.training import fit
 from net.build import build_network, require_same_weights
@@ -59,7 +59,7 @@ def check(args: Config, planned: Planned) -> Planned:
     require_same_weights(args.cam_network, network, "CAM", n_classes=len(devkit.classes))
     if args.cam_init_weights_name not in planned:
         load_weights(network, args.cam_init_weights_name)
-    require_writable(Path(args.cam_weights_name).parent, flag="cam_weights_name")
+    require_writable_file(args.cam_weights_name, flag="cam_weights_name")
     require_readable([*train.paths, *ood_paths], num_workers=args.num_workers)
     selection = _selection_images(args, devkit)
     if selection is not None:

@@ -1,14 +1,13 @@
 """Step 0: train the in-distribution classifier from ImageNet weights (the authors offer it as a download)."""
 
 import logging
-from pathlib import Path
 
 import torch
 from torch.nn import functional as F
 
 from misc.config import Config
 from misc.imutils import normalize
-from misc.plan import Planned, require_writable
+from misc.plan import Planned, require_writable_file
 from misc.torchutils import resolve_device, sequential_loader, training_loader, two_rate_optimizer
 from misc.training import fit
 from net.build import build_network
@@ -31,7 +30,7 @@ def check(args: Config, planned: Planned) -> Planned:
     require_batch(train, args.cam_batch_size, list_flag="train_list", batch_flag="cam_batch_size")
     network = build_network(args.cam_network, "Net", n_classes=len(devkit.classes))
     load_imagenet(network.backbone, args.imagenet_weights)
-    require_writable(Path(args.cam_init_weights_name).parent, flag="cam_init_weights_name")
+    require_writable_file(args.cam_init_weights_name, flag="cam_init_weights_name")
     require_readable([*train.paths, *val.paths], num_workers=args.num_workers)
     return {args.cam_init_weights_name: frozenset()}
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from misc.config import Config
 from misc.deeplab import deeplab_optimizer, multiscale_losses
-from misc.plan import Planned, require_outputs, require_writable
+from misc.plan import Planned, require_outputs, require_writable_file
 from misc.torchutils import resolve_device, training_loader
 from misc.training import fit
 from net.build import build_network
@@ -51,7 +51,7 @@ def check(args: Config, planned: Planned) -> Planned:
         )
     n_classes = len(names_with_background(devkit.classes))
     build_network(args.deeplab_network, "DeepLab", n_classes=n_classes).load_start(args.deeplab_init_weights)
-    require_writable(Path(args.deeplab_weights_name).parent, flag="deeplab_weights_name")
+    require_writable_file(args.deeplab_weights_name, flag="deeplab_weights_name")
     require_readable([devkit.image_path(image_id) for image_id in ids], num_workers=args.num_workers)
     return {args.deeplab_weights_name: frozenset()}
 

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from misc.config import Config
 from misc.imutils import normalize
-from misc.plan import Planned, require_outputs, require_writable
+from misc.plan import Planned, require_outputs, require_writable_file
 from misc.torchutils import resolve_device, sequential_loader, training_loader, two_rate_optimizer
 from misc.training import fit
 from net.build import build_network, require_same_weights
@@ -42,7 +42,7 @@ def check(args: Config, planned: Planned) -> Planned:
     network = build_network(args.irn_network, "AffinityDisplacementLoss")
     require_same_weights(args.irn_network, network, "EdgeDisplacement")
     load_imagenet(network.backbone, args.imagenet_weights)
-    require_writable(Path(args.irn_weights_name).parent, flag="irn_weights_name")
+    require_writable_file(args.irn_weights_name, flag="irn_weights_name")
     require_readable([devkit.image_path(image_id) for image_id in [*ids, *infer_ids]], num_workers=args.num_workers)
     return {args.irn_weights_name: frozenset()}
 

@@ -153,6 +153,14 @@ WRONG = {
         lambda toy: {"cam_weights_name": write(toy.work / "file", "") / "x.pth"},
         r"--cam_weights_name: can't write into .*file",
     ),
+    "checkpoint named as a folder": (
+        lambda toy: {"irn_weights_name": toy.work},
+        r"--irn_weights_name .*work is a folder; expected the name of a checkpoint",
+    ),
+    "checkpoint without a name": (
+        lambda toy: {"cam_weights_name": ""},
+        r"--cam_weights_name is empty; expected the name of a checkpoint",
+    ),
     "folder that can't be written": (
         lambda toy: {"cam_out_dir": write(toy.work / "file", "")},
         r"--cam_out_dir: can't write into .*file",
@@ -162,6 +170,7 @@ WRONG = {
         r"--result_dir: can't write into .*file",
     ),
     "empty network name": (lambda toy: {"irn_network": "''"}, r"network module '' can't be imported"),
+    "relative network name": (lambda toy: {"cam_network": ".nothing"}, r"network module .nothing can't be imported"),
     "unknown network": (lambda toy: {"cam_network": "net.nothing"}, r"network module net.nothing can't be imported"),
     "no ImageNet file": (lambda toy: {"imagenet_weights": "none.pth"}, r"checkpoint none.pth is missing"),
     "no augmented masks": (
