@@ -16,7 +16,7 @@ from voc12.classes import VOC_CLASSES
 from voc12.devkit import open_devkit
 from voc12.labels import read_labels
 from voc12.lists import read_list, read_ood_paths
-from voc12.verify import VERIFIED_RECORD, require_readable
+from voc12.verify import VERIFIED_RECORD, require_masks, require_readable
 
 
 @pytest.fixture
@@ -139,6 +139,14 @@ def test_images_are_checked_once_until_they_change(toy, monkeypatch):
     paths[2].write_bytes(content[: len(content) * 2 // 3])
     with pytest.raises(InputError, match=rf"1 of 8 images can't be used \({paths[2]}; .*truncated"):
         require_readable(paths, num_workers=1)
+
+
+def test_masks_are_checked_again_when_their_images_change(devkit, toy):
+    require_masks(devkit, toy.ids, num_workers=1)
+    image = devkit.image_path(toy.ids[1])
+    Image.new("RGB", (20, 30)).save(image)
+    with pytest.raises(InputError, match="the mask has 61 x 47 pixels, its image 30 x 20"):
+        require_masks(devkit, toy.ids, num_workers=1)
 
 
 @pytest.mark.parametrize("content", [b"[]", b'{"train_aug.txt": 3}', b"\xff\xfe", b"{"])

@@ -29,13 +29,22 @@ def _problem_of_image(path: Path) -> str | None:
     return None
 
 
-def _verify(paths: Sequence[Path], problem_of: Callable[[Path], str | None], *, kind: str, num_workers: int) -> None:
-    """Check files, except those that passed before and have not changed since. Raises `InputError` for the rest."""
+def _verify(
+    partners: Mapping[Path, Sequence[Path]],
+    problem_of: Callable[[Path], str | None],
+    *,
+    kind: str,
+    num_workers: int,
+) -> None:
+    """Check files, except those that passed before and have not changed since. Raises `InputError` for the rest.
+
+    `partners`: for each file those that it has to fit, whose change counts as well.
+    """
     record = read_dict(VERIFIED_RECORD)
     states = {}
-    for path in dict.fromkeys(paths):
-        stat = path.stat()
-        states[path] = [kind, stat.st_size, stat.st_mtime_ns]
+    for path, others in partners.items():
+        stats = [path.stat(), *(other.stat() for other in others if other.exists())]
+        states[path] = [kind, *(value for stat in stats for value in (stat.st_size, stat.st_mtime_ns))]
     new = [path for path, state in states.items() if record.get(str(path.resolve())) != state]
     if not new:
         return
@@ -54,7 +63,7 @@ def _verify(paths: Sequence[Path], problem_of: Callable[[Path], str | None], *, 
 
 def require_readable(paths: Sequence[Path], *, num_workers: int) -> None:
     """Raise `InputError`, naming the first three, if image files can't be decoded."""
-    _verify(paths, _problem_of_image, kind="image", num_workers=num_workers)
+    _verify(dict.fromkeys(paths, ()), _problem_of_image, kind="image", num_workers=num_workers)
 
 
 def missing_masks(devkit: Devkit, ids: Sequence[str]) -> list[str]:
@@ -83,7 +92,8 @@ def require_instances(devkit: Devkit, ids: Sequence[str], *, num_workers: int) -
             return str(error)
         return None
 
-    _verify(list(id_of), problem_of, kind=f"instances of {len(devkit.classes)} classes", num_workers=num_workers)
+    partners = {path: (devkit.mask_path(image_id),) for path, image_id in id_of.items()}
+    _verify(partners, problem_of, kind=f"instances of {len(devkit.classes)} classes", num_workers=num_workers)
 
 
 def require_masks(devkit: Devkit, ids: Sequence[str], *, num_workers: int, set_flag: str = "chainer_eval_set") -> None:
@@ -115,4 +125,5 @@ def require_fitting_masks(image_of: Mapping[Path, Path], *, n_classes: int, num_
             return f"the mask has class id {highest}, the class list ends at {n_classes}"
         return None
 
-    _verify(list(image_of), problem_of, kind=f"mask of {n_classes} classes", num_workers=num_workers)
+    partners = {mask: (image,) for mask, image in image_of.items()}
+    _verify(partners, problem_of, kind=f"mask of {n_classes} classes", num_workers=num_workers)
