@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import islice
 from typing import Any
 
@@ -34,21 +34,37 @@ def set_seed(seed: int) -> None:
 _backbone_dtype: torch.dtype | None = None
 
 
+def resolve_precision(name: str, device: torch.device) -> str:
+    """What `auto` stands for: tf32 on CUDA, else fp32; other names as they are."""
+    if name != "auto":
+        return name
+    return "tf32" if device.type == "cuda" else "fp32"
+
+
 def set_precision(name: str, device: torch.device) -> str:
-    """Choose the precision of this process, as torch's own switches are; returns the name that `auto` stands for.
+    """Choose the precision of this process, as torch's own switches are; returns its resolved name.
 
     `fp32`: float32 everywhere. `tf32`: matrix products and convolutions on tensor cores with 10 bits of mantissa (CUDA
     only; elsewhere it is fp32). `bf16`: backbones in bfloat16, all else (heads, losses, weights) as in tf32.
-    `auto`: tf32 on CUDA, else fp32.
     """
     global _backbone_dtype
-    if name == "auto":
-        name = "tf32" if device.type == "cuda" else "fp32"
+    name = resolve_precision(name, device)
     tensor_cores = device.type == "cuda" and name != "fp32"
     torch.set_float32_matmul_precision("high" if tensor_cores else "highest")
     torch.backends.cudnn.allow_tf32 = tensor_cores
     _backbone_dtype = torch.bfloat16 if name == "bf16" else None
     return name
+
+
+@contextmanager
+def backbones_in_float32() -> Iterator[None]:
+    """Whatever `set_precision` said: for what outlives this process."""
+    global _backbone_dtype
+    kept, _backbone_dtype = _backbone_dtype, None
+    try:
+        yield
+    finally:
+        _backbone_dtype = kept
 
 
 def backbone_precision(device: torch.device) -> AbstractContextManager:

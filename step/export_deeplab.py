@@ -9,7 +9,8 @@ import torch
 from misc.config import Config
 from misc.errors import InputError
 from misc.files import atomic_path
-from misc.plan import Planned, require_writable
+from misc.plan import Planned, require_writable_file
+from misc.torchutils import backbones_in_float32
 from net.build import require_network
 from net.deeplab import load_segmenter
 from voc12.classes import names_with_background
@@ -24,6 +25,7 @@ SMALLEST_SIDE = 64
 EXAMPLE_SHAPE, TRIAL_SHAPE = (2, 3, 96, 130), (1, 3, 75, 103)
 DEFER_OPTION = "prefer_deferred_runtime_asserts_over_guards"
 LARGEST_DIFFERENCE = 1e-4
+"""Of the program's logits from the network's, relative to the largest."""
 
 
 def check(args: Config, planned: Planned) -> Planned:
@@ -32,11 +34,12 @@ def check(args: Config, planned: Planned) -> Planned:
     require_network(args.deeplab_network, "DeepLab", args.deeplab_weights_name, planned=planned, n_classes=n_classes)
     if Path(args.deeplab_export_name).suffix != SUFFIX:
         raise InputError(f"--deeplab_export_name {args.deeplab_export_name} must end in {SUFFIX}.")
-    require_writable(Path(args.deeplab_export_name).parent, flag="deeplab_export_name")
+    require_writable_file(args.deeplab_export_name, flag="deeplab_export_name", kind="program")
     return {}
 
 
 @torch.no_grad()
+@backbones_in_float32()
 def run(args: Config) -> None:
     """Write `deeplab_export_name`: (B, 3, H, W) uint8 RGB of any size from 64 on -> logits (B, C, H, W)."""
     names = names_with_background(class_names(args.voc12_root, args.class_list))
@@ -56,7 +59,8 @@ def run(args: Config) -> None:
     with atomic_path(args.deeplab_export_name) as temporary:
         torch.export.save(program, temporary, extra_files={CLASSES_FILE: "\n".join(names)})
         images = torch.randint(0, 256, TRIAL_SHAPE, dtype=torch.uint8)
-        difference = (torch.export.load(temporary).module()(images) - model(images)).abs().max().item()
+        expected = model(images)
+        difference = (torch.export.load(temporary).module()(images) - expected).abs().max() / expected.abs().max()
         if not difference <= LARGEST_DIFFERENCE:
-            raise RuntimeError(f"the exported program's logits differ from the network's by {difference}")
-    log.info("wrote %s; its logits differ from the network's by at most %g", args.deeplab_export_name, difference)
+            raise RuntimeError(f"the exported program's logits differ from the network's, by {difference:.0e}")
+    log.info("wrote %s; its logits differ from the network's by at most %.0e", args.deeplab_export_name, difference)

@@ -17,7 +17,7 @@ from misc.files import background_writer
 from misc.imutils import image_size, mirror_pair, normalize
 from misc.plan import Planned, require_writable
 from misc.provenance import Provenance
-from misc.torchutils import GroupedLoader, resolve_device, size_groups
+from misc.torchutils import GroupedLoader, resolve_device, resolve_precision, size_groups
 from net.build import ADVCAM_ATTRIBUTES, load_network, require_network
 from net.weights import weights_digest
 from voc12.dataloader import ScaledImages
@@ -85,6 +85,7 @@ def run(args: Config) -> None:
             "network": args.cam_network,
             "weights": weights_digest(model),
             "classes": devkit.classes,
+            "precision": resolve_precision(args.precision, device),
             **{name: getattr(args, name) for name in SETTINGS},
         },
     )

@@ -14,6 +14,7 @@ from misc.crf import crf_inference_softmax
 from misc.errors import InputError
 from misc.imutils import read_image, read_label, to_chw
 from misc.segmentation import class_probabilities, plain_and_refined_masks, plain_masks
+from misc.torchutils import set_precision
 from net.deeplab import MultiScale, Segmenter, load_segmenter
 from net.efficientnet_lite0_deeplab import DeepLab as EfficientDeepLab
 from net.resnet18_deeplab import DeepLab
@@ -165,6 +166,15 @@ def test_the_exported_program_gives_equal_logits_at_any_size(trained):
             torch.testing.assert_close(program(images), expected, rtol=1e-5, atol=1e-5)
         assert expected.shape == (size[0], 4, *size[2:])
         assert expected.std() > 0.01
+
+
+def test_the_exported_program_does_not_depend_on_the_precision_of_the_run(trained):
+    run(trained, export_deeplab_pass=True, precision="bf16")
+    program, _ = exported("sess/deeplab_v2_ood.pt2")
+    images = torch.randint(0, 256, (1, 3, 66, 80), dtype=torch.uint8)
+    set_precision("fp32", CPU)
+    with torch.no_grad():
+        torch.testing.assert_close(program(images), segmenter()(images), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.slow
