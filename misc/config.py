@@ -59,7 +59,9 @@ class Config:
     """The run's configuration, read-only. Paths are relative to the working directory."""
 
     # What to run on (not in the original)
-    sample: bool = flag(False, "make the built-in sample data set, run the whole chain on it, write the report")
+    sample: bool = flag(
+        False, "make the built-in sample data set, run the chain on it (without AdvCAM and instances), write the report"
+    )
     sample_root: str = flag("Data/sample", "folder of the built-in sample")
 
     # Environment
@@ -111,10 +113,15 @@ class Config:
     )
     cam_select_interval: int = flag(10, "steps between two looks of best_miou, in the last quarter epoch", low=1)
     cam_scales: tuple[float, ...] = flag((1.0, 0.5, 1.5, 2.0), "image scales of the CAMs", low=0.01)
-    make_cam_batch_size: int = flag(4, "images of equal size in one batch (not in the original)", low=1)
-    cam_eval_thres: float = flag(0.15, "a background score that eval_cam reports beside its sweep", low=0, high=1)
+    make_cam_batch_size: int = flag(
+        4, "images of equal size in one batch, fewer if they exceed 512 x 512 (not in the original)", low=1
+    )
+    cam_eval_thres: float = flag(0.15, "a background score that eval_cam and eval_advcam report, too", low=0, high=1)
     cam_eval_sweep: tuple[float, ...] = flag(
-        (0.08, 0.09, 0.10, 0.11, 0.12, 0.13, 0.14), "background scores of eval_cam; the best is kept", low=0, high=1
+        (0.08, 0.09, 0.10, 0.11, 0.12, 0.13, 0.14),
+        "background scores of eval_(adv)cam; the best is kept",
+        low=0,
+        high=1,
     )
     cam_out_dir: str = flag("result/cam_ood", "CAM files, ID.npy")
 
@@ -129,7 +136,7 @@ class Config:
     advcam_out_dir: str = flag("result/cam_ood_advcam", "AdvCAM files, ID.npy")
     masks_from: Literal["cam", "advcam"] = flag(
         "cam",
-        "maps that cam_to_ir_label and make_sem_seg read: those of make_cam or of make_advcam (not in the original)",
+        "maps that cam_to_ir_label, make_*_seg read: those of make_cam or of make_advcam (not in the original)",
     )
 
     # Out-of-distribution data

@@ -1,5 +1,7 @@
 """Step 2: multi-scale class activation maps of the images of `train_list`."""
 
+import math
+
 import torch
 from tqdm import tqdm
 
@@ -15,6 +17,9 @@ from voc12.dataloader import ScaledImages
 from voc12.devkit import open_devkit
 from voc12.images import read_labelled_images
 from voc12.verify import require_readable
+
+PIXELS_A_PLACE = 512 * 512
+"""An image with more pixels takes more than one place of a batch, so that memory stays bounded."""
 
 
 def check(args: Config, planned: Planned) -> Planned:
@@ -35,7 +40,9 @@ def run(args: Config) -> None:
     model = load_network(args.cam_network, "CAM", args.cam_weights_name, device, n_classes=len(devkit.classes))
 
     scaled = ScaledImages(images.paths, images.labels, args.cam_scales)
-    groups = size_groups([image_size(path) for path in images.paths], args.make_cam_batch_size)
+    sizes = [image_size(path) for path in images.paths]
+    places = [math.ceil(height * width / PIXELS_A_PLACE) for height, width in sizes]
+    groups = size_groups(sizes, args.make_cam_batch_size, n_parts=places)
     loader = GroupedLoader(scaled, groups, num_workers=args.num_workers, device=device)
     with tqdm(total=len(images), desc="make_cam", unit="image") as bar, background_writer() as submit:
         for group in loader:

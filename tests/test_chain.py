@@ -14,10 +14,12 @@ from support import ALL_STEPS, NO_STEPS, make_toy_data
 
 import run_sample
 from misc import camfile, instancefile
+from misc.cam import batch_scale_maps
 from misc.imutils import read_label
 from misc.instances import Detections
 from misc.metrics import confusion_matrix, scores
-from net.weights import read_checkpoint
+from net.resnet18_cam import Net
+from net.weights import read_checkpoint, save_weights
 from step.train_cam import selection_steps
 
 RUN_SAMPLE = Path(run_sample.__file__)
@@ -192,6 +194,29 @@ def test_same_seed_same_result_other_seed_other_result(toy):
     first = weights()
     assert torch.equal(first, weights(num_workers=2))
     assert not torch.equal(first, weights(seed=1))
+
+
+def test_cams_of_a_batch_equal_one_by_one_and_large_images_run_alone(toy, monkeypatch):
+    for image_id in toy.ids[:6]:
+        pixels = np.random.default_rng(int(image_id[-1])).integers(0, 255, (48, 64, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(toy.root / "JPEGImages" / f"{image_id}.jpg")
+    save_weights(Net(n_classes=3), "sess/x.pth")
+    sizes = []
+
+    def counted(model, scales):
+        sizes.append(len(scales[0]))
+        return batch_scale_maps(model, scales)
+
+    monkeypatch.setattr("step.make_cam.batch_scale_maps", counted)
+    made = []
+    for pixels_a_place, expected in ((48 * 64, [4, 2]), (48 * 64 - 1, [2, 2, 2]), (48 * 64 // 4, [1] * 6)):
+        monkeypatch.setattr("step.make_cam.PIXELS_A_PLACE", pixels_a_place)
+        run(toy, make_cam_pass=True, cam_weights_name="sess/x.pth")
+        assert sizes == expected
+        sizes.clear()
+        made.append([camfile.load(f"result/cam_ood/{image_id}.npy")[2] for image_id in toy.ids[:6]])
+    for in_batches, alone in zip(made[0], made[-1], strict=True):
+        np.testing.assert_allclose(in_batches, alone, rtol=1e-4, atol=1e-6)
 
 
 def test_control_reads_no_ood_data(toy):
