@@ -81,18 +81,19 @@ class ThresholdSweep:
         truth = torch.as_tensor(truth, device=high_res.device).long()
         if truth.shape != high_res.shape[1:]:
             raise ValueError(f"CAM of {tuple(high_res.shape[1:])} and truth of {tuple(truth.shape)} differ in size")
-        counted = truth != IGNORE_LABEL
-        truth = truth[counted]
-        highest = max([int(key) + 1 for key in keys] + ([int(truth.max())] if truth.numel() else [0]))
+        occurs = truth.flatten().bincount(minlength=IGNORE_LABEL)[:IGNORE_LABEL].nonzero()
+        highest = max([int(key) + 1 for key in keys] + ([int(occurs.max())] if len(occurs) else [0]))
         if highest >= self.n_classes:
             raise ValueError(f"class id {highest} outside 0 .. {self.n_classes - 1}")
-        strongest, level = torch.zeros_like(truth), torch.zeros_like(truth)
+        rows = self.n_classes + 1  # the last row of a level takes the ignored pixels
+        cell = truth.clamp(max=self.n_classes) * self.n_classes
         if len(keys) > 0:
-            value, index = high_res[:, counted].max(dim=0)
-            strongest = torch.as_tensor(np.asarray(keys), device=high_res.device)[index] + 1
-            level = torch.bucketize(value, torch.tensor(self._ascending, dtype=value.dtype, device=value.device))
-        cell = (level * self.n_classes + truth) * self.n_classes + strongest
-        self._counts += cell.bincount(minlength=self._counts.size).view(self._counts.shape).cpu().numpy()
+            value, index = high_res.max(dim=0)
+            ids = torch.as_tensor(np.asarray(keys), device=high_res.device).long() + 1
+            thresholds = torch.tensor(self._ascending, dtype=value.dtype, device=value.device)
+            cell += torch.bucketize(value, thresholds) * (rows * self.n_classes) + ids.take(index)
+        counts = cell.flatten().bincount(minlength=len(self._counts) * rows * self.n_classes)
+        self._counts += counts.view(-1, rows, self.n_classes)[:, : self.n_classes].cpu().numpy()
 
     def confusions(self) -> dict[float, np.ndarray]:
         """{threshold: (C, C) confusion, rows truth}, in the order in which the thresholds were given."""
