@@ -7,6 +7,7 @@ from pathlib import Path
 
 from misc.errors import InputError
 from misc.files import write_json
+from misc.metrics import jsonable
 
 DEVICE_TITLES = {"cpu": "CPU", "cuda": "GPU"}
 LINEAR_SLACK = 1.5
@@ -199,7 +200,7 @@ Medians of {on.repeats} runs, {on.precision}; ResNet-50 with random weights, dra
 def save(path: Path, measured: Measured, on: Conditions) -> None:
     """Write the rows as JSON, for `load`."""
     rows = {name: r if isinstance(r, str) else [asdict(row) for row in r] for name, r in measured.items()}
-    write_json(path, {"conditions": asdict(on), "measured": rows})
+    write_json(path, jsonable({"conditions": asdict(on), "measured": rows}))
 
 
 def load(path: Path, on: Conditions) -> dict[str, list[Row] | str]:

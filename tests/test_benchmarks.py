@@ -292,6 +292,8 @@ def test_rows_of_an_earlier_run_are_kept(tmp_path):
     assert load(tmp_path / "page.json", on) == {}
     save(tmp_path / "page.json", measured, on)
     assert load(tmp_path / "page.json", dataclasses.replace(on, date="2020-01-02", matrix_rate=2e11)) == measured
+    save(tmp_path / "page.json", {"make_cam": [row(difference=float("nan"))]}, on)  # JSON has no such number
+    assert load(tmp_path / "page.json", on) == {"make_cam": [row(difference=None)]}
     with pytest.raises(InputError, match="machine"):
         load(tmp_path / "page.json", dataclasses.replace(on, machine="another"))
 
