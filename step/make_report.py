@@ -36,7 +36,7 @@ from net.weights import load_weights
 from voc12.classes import names_with_background, voc_palette
 from voc12.devkit import Devkit, open_devkit
 from voc12.images import read_labelled_images
-from voc12.lists import read_list, read_ood_paths
+from voc12.lists import read_list, read_ood_paths, read_split
 
 PAGE, PICTURE_FOLDER = "report.html", "report"
 N_EXAMPLES = 4
@@ -201,7 +201,12 @@ class _Sheet:
         }
         if not folders:
             return []
-        ids = sorted(path.stem for path in next(iter(folders.values())).glob("*.png"))
+        split = next(self._wood.scores[name]["set"] for name in SEGMENTATION_EVALUATIONS if name in self._wood.scores)
+        try:
+            ids = read_split(self._devkit, split, flag="deeplab_eval_set")
+        except InputError as error:
+            self.skipped.append(f"Pictures of the segmentation network: {error}")
+            return []
         rows = []
         for index in np.random.default_rng(seed).permutation(len(ids))[:n_shown]:
             try:
@@ -215,6 +220,9 @@ class _Sheet:
         labels = {"ground truth": self._devkit.mask_path(image_id)}
         labels |= {title: folder / f"{image_id}.png" for title, folder in folders.items()}
         masks = {title: read_label(path) for title, path in labels.items() if path.is_file()}
+        for title, mask in masks.items():
+            if mask.shape != image.shape[:2]:
+                raise InputError(f"mask {labels[title]} is not of the size of its image; make it again.")
         found = {int(k) for mask in masks.values() for k in np.unique(mask) if 0 < k <= len(self._devkit.classes)}
         pictures = [("image", image), *((title, mask_overlay(image, mask, palette)) for title, mask in masks.items())]
         return ImageRow(image_id, [self._devkit.classes[k - 1] for k in sorted(found)], pictures)
@@ -286,5 +294,8 @@ class _Sheet:
             pictures.append(("final mask", mask_colours(read_label(mask_path), palette)))
         instances_path = instancefile.instance_path(args.ins_seg_out_dir, image_id)
         if instances_path.is_file():
-            pictures.append(("instances", instance_colours(instancefile.load(instances_path), palette)))
+            detections = instancefile.load(instances_path)
+            if detections.masks.shape[1:] != size:
+                raise InputError(f"instance file {instances_path} is not of the size of its image; make it again.")
+            pictures.append(("instances", instance_colours(detections, palette)))
         return ImageRow(image_id, [self._devkit.classes[key] for key in keys], pictures, before, after)

@@ -13,6 +13,7 @@ from PIL import Image
 from support import ALL_STEPS, NO_STEPS, make_toy_data
 
 import run_sample
+from misc import instancefile
 from misc.instances import Detections
 from misc.report.pictures import UNSURE_COLOUR, instance_colours
 from voc12.classes import voc_palette
@@ -74,7 +75,7 @@ def test_report_shows_everything_and_needs_nothing_else(finished, page):
         "CAM + CRF",
         "Masks after IRN",
         "Control",
-        "A segmentation network, trained on these masks",
+        "From masks to a segmentation network",
     )
     for word in words:
         assert word in page.text
@@ -102,9 +103,9 @@ def test_report_prints_the_scores_of_the_run(finished, page):
         assert f"{100 * content.get('best', content)['miou']:.1f} %" in shown
     for name, title in (("eval_deeplab", "DeepLab"), ("eval_deeplab_crf", "DeepLab + CRF")):
         miou = json.loads((finished.work / f"result/scores/{name}.json").read_text())["miou"]
-        assert f"{title} {100 * miou:.1f} %" in shown
+        assert f"{title} {100 * miou:.1f} % (2 images of val)" in shown
         assert f"{100 * miou:.1f} % {title} mIoU, W-OoD" in shown
-    assert "reaches, on 2 images of val:" in shown
+    assert "A segmentation network trained on the masks: DeepLab " in shown
     ap = json.loads((finished.work / "result/scores/eval_ins_seg.json").read_text())["map"]
     assert f"{100 * ap:.1f} % Instance AP at IoU 0.5, W-OoD" in shown
     wood, control = (
@@ -232,6 +233,20 @@ def test_a_damaged_cam_costs_its_own_pictures_only(finished, tmp_path, monkeypat
     page = Page("result/report.html")
     assert f"Pictures of {finished.ids[0]}: CAM file" in missing_parts(page)
     assert page.captions.count("CAM, W-OoD") == 5
+
+
+def test_masks_and_instances_of_another_size_cost_their_own_pictures_only(finished, tmp_path, monkeypatch):
+    shutil.copytree(finished.work, tmp_path / "work", symlinks=True)
+    monkeypatch.chdir(tmp_path / "work")
+    Image.new("L", (9, 9)).save(f"result/deeplab/{finished.ids[7]}.png")
+    nothing = Detections(np.zeros(0, np.float32), np.zeros((0, 9, 9), dtype=bool), np.zeros(0, int))
+    instancefile.save(f"result/ins_seg_ood/{finished.ids[2]}.npy", nothing)
+    run_sample.run(finished.flags(**REPORT, report_images=6))
+    page = Page("result/report.html")
+    for image_id, kind in ((finished.ids[2], "instance file"), (finished.ids[7], "mask")):
+        assert f"Pictures of {image_id}: {kind}" in missing_parts(page)
+    assert page.captions.count("instances") == 5
+    assert page.captions.count("DeepLab") == 1
 
 
 def test_instances_have_a_colour_each_and_fragments_are_grey():

@@ -52,7 +52,7 @@ def test_the_whole_story_in_one_command(tiny_sample):
     page = Path("result/report.html").read_text()
     assert "Not in this report" not in page
     assert "The control is trained exactly like W-OoD" in page
-    assert "A segmentation network, trained on these masks" in page
+    assert "From masks to a segmentation network" in page
     made = Path("Data/sample/manifest.json").stat().st_mtime_ns
 
     Path("Data/sample/JPEGImages/2099_000001.jpg").write_bytes(b"damaged")

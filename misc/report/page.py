@@ -135,14 +135,16 @@ def _headline(arms: Sequence[Arm]) -> str:
 
 def _segmentation(wood: Arm) -> str:
     """What the segmentation network reaches, in a sentence; empty if it was not evaluated."""
-    known = [(title, wood.miou(name)) for name, title in SEGMENTATION_EVALUATIONS.items() if name in wood.scores]
-    if not known:
+    reached = [
+        f"{title} {_percent(wood.miou(name))} % ({wood.scores[name]['images']} images of {wood.scores[name]['set']})"
+        for name, title in SEGMENTATION_EVALUATIONS.items()
+        if name in wood.scores
+    ]
+    if not reached:
         return ""
-    done = next(wood.scores[name] for name in SEGMENTATION_EVALUATIONS if name in wood.scores)
-    reached = ", ".join(f"{title} {_percent(miou)} %" for title, miou in known)
-    return (
-        f"A segmentation network trained on the masks reaches, on {done['images']} images of {done['set']}: {reached}."
-    )
+    training = wood.last_run_of("train_deeplab")
+    folder = training["config"].get("deeplab_mask_dir") if training else None
+    return f"A segmentation network trained on {f'masks of {folder}' if folder else 'the masks'}: {', '.join(reached)}."
 
 
 def _tiles(arms: Sequence[Arm]) -> list[dict[str, str]]:
