@@ -74,6 +74,14 @@ class Config:
     crf_workers: int = flag(
         usable_cores, "processes of dense CRF, by default one a core; 0: none (not in the original)", low=0
     )
+    resume: bool = flag(
+        True,
+        "a training that was interrupted goes on, if data, settings and starting weights are the same (not in "
+        "the original)",
+    )
+    state_minutes: float = flag(
+        5, "minutes between two saves of a training's state; 0: after each step (not in the original)", low=0
+    )
     log_name: str = flag("sample_train_eval", "the log goes to the screen and to <log_name>.log")
     result_dir: str = flag("result", "folder of the run records, losses and scores (not in the original)")
 
@@ -233,6 +241,10 @@ class Config:
     export_deeplab_pass: bool = flag(False, "export DeepLab-v2 as a program (torch.export)")
     predict_pass: bool = flag(False, "segment photographs with DeepLab-v2; other steps run only if switched on, too")
     make_report_pass: bool = flag(False, "write report.html from what result_dir holds (not in the original)")
+
+    def only(self, names: Sequence[str]) -> dict[str, Any]:
+        """{name: value} of some flags."""
+        return {name: getattr(self, name) for name in names}
 
     @property
     def mask_cams(self) -> CamSource:

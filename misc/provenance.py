@@ -1,10 +1,12 @@
-"""What each file of a folder was made with, so that a rerun takes over no file of other weights or settings."""
+"""What outputs were made with, so that a rerun takes over nothing of other weights, settings or data."""
 
 import json
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 RECORD = "made_with.jsonl"
 
@@ -50,6 +52,13 @@ class Provenance:
             # Half a line that a killed run has left must not spoil this one
             start = b"" if _ends_with_newline(file) else b"\n"
             file.write(start + json.dumps(entry).encode() + b"\n")
+
+
+def data_digest(paths: Iterable[Path], labels: np.ndarray | None = None) -> str:
+    """A checksum that changes with the names, sizes, times or order of files, and with their labels."""
+    stats = [(path.name, path.stat()) for path in paths]
+    files = "".join(f"{name} {stat.st_size} {stat.st_mtime_ns}\n" for name, stat in stats).encode()
+    return f"{zlib.crc32(files + (b'' if labels is None else labels.tobytes())):08x}"
 
 
 def _checksum(path: Path) -> str:

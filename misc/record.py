@@ -118,15 +118,18 @@ def save_scores(result_dir: str, name: str, content: dict[str, Any]) -> Path:
 
 
 @contextmanager
-def metrics_log(result_dir: str, name: str) -> Iterator[Any]:
+def metrics_log(result_dir: str, name: str, *, n_kept: int = 0) -> Iterator[Any]:
     """Yield a function that appends a dict to `<result_dir>/metrics/<name>.jsonl`, one JSON object a line.
 
     As every output the file gets its name when it is complete. Until then, and if the training stops early, it is
-    `<name>.jsonl.part`.
+    `<name>.jsonl.part`. Of an earlier run the first `n_kept` lines are kept, for a training that goes on.
     """
     path = Path(result_dir) / METRICS_FOLDER / f"{name}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     growing = path.with_name(f"{path.name}.part")
+    earlier = growing if growing.is_file() else path
+    kept = earlier.read_text(encoding="utf-8").splitlines(keepends=True)[:n_kept] if n_kept else []
     with growing.open("w", buffering=1, encoding="utf-8") as file:
+        file.writelines(kept)
         yield lambda values: file.write(json.dumps(values, allow_nan=False) + "\n")
     os.replace(growing, path)

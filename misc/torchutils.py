@@ -105,6 +105,13 @@ class PolySGD(torch.optim.SGD):
         self.global_step += 1
         return super().step(closure)
 
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "global_step": self.global_step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self.global_step = state_dict["global_step"]
+
 
 class PolyOptimizer(PolySGD):
     """The optimiser of the classifier and of IRN.
@@ -137,18 +144,20 @@ class ShuffledBatches(Sampler[list[tuple[int, int]]]):
     that the number of worker processes changes no sample.
     """
 
-    def __init__(self, n_items: int, *, batch_size: int, n_batches: int, seed: tuple[int, ...]) -> None:
+    def __init__(self, n_items: int, *, batch_size: int, n_batches: int, seed: tuple[int, ...], first: int = 0) -> None:
+        """Batches `first` to `n_batches`, counted from 0, the end excluded."""
         if n_items < batch_size:
             raise ValueError(f"{n_items} items make no batch of {batch_size}")
-        self.n_items, self.batch_size, self.n_batches, self.seed = n_items, batch_size, n_batches, seed
+        self.n_items, self.batch_size, self.seed = n_items, batch_size, seed
+        self.batches = range(first, n_batches)
 
     def __len__(self) -> int:
-        return self.n_batches
+        return len(self.batches)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         per_epoch = self.n_items // self.batch_size
         order_of_epoch = None
-        for batch in range(self.n_batches):
+        for batch in self.batches:
             epoch, position = divmod(batch, per_epoch)
             if epoch != order_of_epoch:
                 order = np.random.default_rng([*self.seed, epoch]).permutation(self.n_items)
@@ -158,10 +167,17 @@ class ShuffledBatches(Sampler[list[tuple[int, int]]]):
 
 
 def training_loader(
-    dataset: Dataset, *, batch_size: int, n_batches: int, seed: tuple[int, ...], num_workers: int, device: torch.device
+    dataset: Dataset,
+    first: int = 0,
+    *,
+    batch_size: int,
+    n_batches: int,
+    seed: tuple[int, ...],
+    num_workers: int,
+    device: torch.device,
 ) -> DataLoader:
-    """`n_batches` shuffled batches of a dataset that is indexed with (epoch, index)."""
-    batches = ShuffledBatches(len(dataset), batch_size=batch_size, n_batches=n_batches, seed=seed)
+    """`n_batches` shuffled batches, without those before `first`, of a dataset that is indexed with (epoch, index)."""
+    batches = ShuffledBatches(len(dataset), batch_size=batch_size, n_batches=n_batches, seed=seed, first=first)
     return DataLoader(dataset, batch_sampler=batches, num_workers=num_workers, pin_memory=device.type == "cuda")
 
 

@@ -12,10 +12,11 @@ from tqdm import tqdm
 from misc.errors import InputError
 from misc.metrics import jsonable
 from misc.record import metrics_log
+from misc.training_state import TrainingState
 
 
 def fit(
-    batches: Iterable[Any],
+    batches_from: Callable[[int], Iterable[Any]],
     loss_of: Callable[[Any], dict[str, Tensor]],
     optimizer: torch.optim.Optimizer,
     *,
@@ -25,12 +26,16 @@ def fit(
     name: str,
     result_dir: str,
     rate_flag: str,
+    state: TrainingState,
     after_step: Callable[[int], dict[str, float]] | None = None,
     batches_per_step: int = 1,
 ) -> None:
     """Run `n_steps` of an optimiser on `loss_of(batch)["total"]`, with a bar and JSON lines.
 
+    It goes on from `state`, if that is of this training, and saves it now and then and at the end.
+
     Args:
+        batches_from: the batches from a number on, counted from 0.
         loss_of: batch -> named scalars, among them `total`.
         batch_size: images a batch, for the speed shown.
         name: of the bar and of `<result_dir>/metrics/<name>.jsonl`.
@@ -38,9 +43,17 @@ def fit(
         after_step: called with the number of steps done; what it returns joins the JSON line.
         batches_per_step: batches whose losses and gradients are averaged for a step, one after the other.
     """
-    with metrics_log(result_dir, name) as write_line, tqdm(total=n_steps, desc=name, unit="step") as bar:
+    done = state.restore()
+    if done == n_steps:
+        return
+    batches = iter(batches_from(done * batches_per_step))
+    state.restore_generators()
+    with (
+        metrics_log(result_dir, name, n_kept=done) as write_line,
+        tqdm(total=n_steps, initial=done, desc=name, unit="step") as bar,
+    ):
         started = time.perf_counter()
-        for step, group in enumerate(zip(*[iter(batches)] * batches_per_step, strict=False), start=1):
+        for step, group in enumerate(zip(*[batches] * batches_per_step, strict=False), start=done + 1):
             optimizer.zero_grad(set_to_none=True)
             of_batches = [_backward(loss_of(batch), share=1 / batches_per_step) for batch in group]
             optimizer.step()
@@ -58,6 +71,8 @@ def fit(
             shown = {key: f"{value:.4f}" for key, value in values.items()}
             bar.set_postfix(**shown, lr=f"{rate:.2e}", img_s=f"{line['images_per_second']:.1f}")
             bar.update()
+            state.save_if_due(step)
+    state.save(n_steps)
 
 
 def _backward(losses: dict[str, Tensor], *, share: float) -> dict[str, Tensor]:

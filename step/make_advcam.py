@@ -86,7 +86,7 @@ def run(args: Config) -> None:
             "weights": weights_digest(model),
             "classes": devkit.classes,
             "precision": resolve_precision(args.precision, device),
-            **{name: getattr(args, name) for name in SETTINGS},
+            **args.only(SETTINGS),
         },
     )
     pending = [

@@ -4,8 +4,10 @@ import copy
 import itertools
 import logging
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,10 +22,18 @@ from misc.imutils import normalize
 from misc.metrics import ThresholdSweep
 from misc.ood import class_prototypes, kmeans, wood_losses
 from misc.plan import Planned, require_writable_file
-from misc.torchutils import resolve_device, sequential_loader, training_loader, two_rate_optimizer
+from misc.provenance import data_digest
+from misc.torchutils import (
+    resolve_device,
+    resolve_precision,
+    sequential_loader,
+    training_loader,
+    two_rate_optimizer,
+)
 from misc.training import fit
+from misc.training_state import TrainingState
 from net.build import build_network, require_same_weights
-from net.weights import load_weights, save_weights
+from net.weights import load_weights, save_weights, weights_digest
 from voc12.dataloader import ClassificationCrops, ScaledImages, WholeImages
 from voc12.devkit import Devkit, open_devkit
 from voc12.images import LabelledImages, read_labelled_images, require_batch
@@ -37,6 +47,14 @@ SELECTION_STARTS = 0.75
 """Part of the last epoch after which checkpoints are compared."""
 OOD_STREAM = 1
 """Sets the random stream of the OoD batches apart from that of the images."""
+
+SETTINGS = (
+    *("seed", "cam_network", "cam_crop_size", "cam_resize_long", "cam_batch_size", "cam_num_epoches"),
+    *("cam_learning_rate", "cam_weight_decay", "cam_select", "cam_select_interval", "cam_scales"),
+    *("ood_coeff", "ood_batch_size", "cluster_K", "distance_lambda", "ood_dist_topk", "ood_adv_step"),
+    *("ood_long_side", "ood_ignore_class"),
+)
+"""The flags that determine the training."""
 
 log = logging.getLogger(__name__)
 
@@ -95,19 +113,30 @@ def run(args: Config) -> None:
     steps_per_epoch = len(train) // args.cam_batch_size
     n_steps = steps_per_epoch * args.cam_num_epoches
 
-    def batches_of(paths: Sequence[Path], labels: np.ndarray, batch_size: int, seed: tuple[int, ...]) -> DataLoader:
+    def loader_of(
+        paths: Sequence[Path], labels: np.ndarray, batch_size: int, seed: tuple[int, ...]
+    ) -> Callable[[int], Iterable]:
         crops = ClassificationCrops(
             paths, labels, resize_long=args.cam_resize_long, crop_size=args.cam_crop_size, seed=seed
         )
-        return training_loader(
-            crops, batch_size=batch_size, n_batches=n_steps, seed=seed, num_workers=args.num_workers, device=device
+        return partial(
+            training_loader,
+            crops,
+            batch_size=batch_size,
+            n_batches=n_steps,
+            seed=seed,
+            num_workers=args.num_workers,
+            device=device,
         )
 
-    train_batches = batches_of(train.paths, train.labels, args.cam_batch_size, (args.seed,))
-    ood_batches: Iterable = itertools.repeat(None)
+    train_from = loader_of(train.paths, train.labels, args.cam_batch_size, (args.seed,))
+
+    def ood_from(first: int) -> Iterable:
+        return itertools.repeat(None)
+
     if args.ood_coeff > 0:
         no_labels = np.zeros((len(ood_paths), n_classes), dtype=np.float32)
-        ood_batches = batches_of(ood_paths, no_labels, args.ood_batch_size, (args.seed, OOD_STREAM))
+        ood_from = loader_of(ood_paths, no_labels, args.ood_batch_size, (args.seed, OOD_STREAM))
 
     def images_of(batch: dict[str, Tensor]) -> Tensor:
         return normalize(batch["image"].to(device, non_blocking=True), batch["box"])
@@ -153,8 +182,22 @@ def run(args: Config) -> None:
             due=selection_steps(steps_per_epoch, n_steps, interval=args.cam_select_interval),
         )
 
+    parts = {"model": model, "optimizer": optimizer} | ({} if selection is None else {"selection": selection})
+    state = TrainingState(
+        args.result_dir,
+        "train_cam",
+        parts=parts,
+        made_with={
+            "start": weights_digest(model),
+            "data": data_digest([*train.paths, *ood_paths], train.labels),
+            "precision": resolve_precision(args.precision, device),
+            **args.only(SETTINGS),
+        },
+        minutes=args.state_minutes,
+        resume=args.resume,
+    )
     fit(
-        zip(train_batches, ood_batches, strict=False),
+        lambda first: zip(train_from(first), ood_from(first), strict=False),
         loss_of,
         optimizer,
         n_steps=n_steps,
@@ -163,12 +206,14 @@ def run(args: Config) -> None:
         name="train_cam",
         result_dir=args.result_dir,
         rate_flag="cam_learning_rate",
+        state=state,
         after_step=selection,
     )
     if selection is not None:
         model.load_state_dict(selection.best_state)
         log.info("kept the weights of step %d of %d: CAM mIoU %.4f", selection.best_step, n_steps, selection.best_miou)
     save_weights(model, args.cam_weights_name)
+    state.remove()
     log.info("wrote %s", args.cam_weights_name)
 
 
@@ -259,6 +304,15 @@ class CheckpointSelection:
         self._model, self._cam_network, self._loader, self._due = model, cam_network, loader, due
         self.best_miou, self.best_step = -math.inf, 0
         self.best_state: dict[str, Tensor] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best so far."""
+        return {name: getattr(self, name) for name in ("best_miou", "best_step", "best_state")}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up what an interrupted run has found."""
+        for name, value in state.items():
+            setattr(self, name, value)
 
     def __call__(self, step: int) -> dict[str, float]:
         """Compare the weights after `step` with the best so far, where that is due."""

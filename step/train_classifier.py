@@ -1,6 +1,7 @@
 """Step 0: train the in-distribution classifier from ImageNet weights (the authors offer it as a download)."""
 
 import logging
+from functools import partial
 
 import torch
 from torch.nn import functional as F
@@ -8,15 +9,29 @@ from torch.nn import functional as F
 from misc.config import Config
 from misc.imutils import normalize
 from misc.plan import Planned, require_writable_file
-from misc.torchutils import resolve_device, sequential_loader, training_loader, two_rate_optimizer
+from misc.provenance import data_digest
+from misc.torchutils import (
+    resolve_device,
+    resolve_precision,
+    sequential_loader,
+    training_loader,
+    two_rate_optimizer,
+)
 from misc.training import fit
+from misc.training_state import TrainingState
 from net.build import build_network
-from net.weights import load_imagenet, save_weights
+from net.weights import load_imagenet, save_weights, weights_digest
 from voc12.dataloader import ClassificationCrops, TopLeftCrops
 from voc12.devkit import open_devkit
 from voc12.images import read_labelled_images, require_batch
 from voc12.labels import require_labelled
 from voc12.verify import require_readable
+
+SETTINGS = (
+    *("seed", "cam_network", "cam_crop_size", "cam_resize_long", "cam_batch_size", "cam_num_epoches"),
+    *("cam_learning_rate", "cam_weight_decay"),
+)
+"""The flags that determine the training."""
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +70,8 @@ def run(args: Config) -> None:
         crop_size=args.cam_crop_size,
         seed=(args.seed,),
     )
-    batches = training_loader(
+    batches_from = partial(
+        training_loader,
         crops,
         batch_size=args.cam_batch_size,
         n_batches=n_steps,
@@ -82,22 +98,38 @@ def run(args: Config) -> None:
         log.info("epoch %d: validation loss %.4f", step // steps_per_epoch, summed / len(val))
         return {"validation_loss": summed / len(val)}
 
+    optimizer = two_rate_optimizer(
+        *model.trainable_parameters(),
+        lr=args.cam_learning_rate,
+        weight_decay=args.cam_weight_decay,
+        max_step=n_steps,
+    )
+    state = TrainingState(
+        args.result_dir,
+        "train_classifier",
+        parts={"model": model, "optimizer": optimizer},
+        made_with={
+            "start": weights_digest(model),
+            "data": data_digest(train.paths, train.labels),
+            "precision": resolve_precision(args.precision, device),
+            **args.only(SETTINGS),
+        },
+        minutes=args.state_minutes,
+        resume=args.resume,
+    )
     fit(
-        batches,
+        batches_from,
         loss_of,
-        two_rate_optimizer(
-            *model.trainable_parameters(),
-            lr=args.cam_learning_rate,
-            weight_decay=args.cam_weight_decay,
-            max_step=n_steps,
-        ),
+        optimizer,
         n_steps=n_steps,
         steps_per_epoch=steps_per_epoch,
         batch_size=args.cam_batch_size,
         name="train_classifier",
         result_dir=args.result_dir,
         rate_flag="cam_learning_rate",
+        state=state,
         after_step=validate,
     )
     save_weights(model, args.cam_init_weights_name)
+    state.remove()
     log.info("wrote %s", args.cam_init_weights_name)

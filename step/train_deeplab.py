@@ -1,6 +1,7 @@
 """Step 8: train DeepLab-v2 on the masks that the chain made (Chen et al., TPAMI 2017, section 4.1)."""
 
 import logging
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor
@@ -8,17 +9,25 @@ from torch import Tensor
 from misc.config import Config
 from misc.deeplab import deeplab_optimizer, multiscale_losses
 from misc.plan import Planned, require_outputs, require_writable_file
-from misc.torchutils import resolve_device, training_loader
+from misc.provenance import data_digest
+from misc.torchutils import resolve_device, resolve_precision, training_loader
 from misc.training import fit
+from misc.training_state import TrainingState
 from net.build import build_network
 from net.deeplab import MultiScale
-from net.weights import save_weights
+from net.weights import save_weights, weights_digest
 from voc12.classes import names_with_background
 from voc12.dataloader import SegmentationCrops
 from voc12.devkit import Devkit, open_devkit
 from voc12.images import require_batch
 from voc12.lists import read_list
 from voc12.verify import require_fitting_masks, require_readable
+
+SETTINGS = (
+    *("seed", "deeplab_network", "deeplab_crop_size", "deeplab_scales", "deeplab_batch_size", "deeplab_iter_size"),
+    *("deeplab_max_iter", "deeplab_learning_rate", "deeplab_weight_decay"),
+)
+"""The flags that determine the training."""
 
 log = logging.getLogger(__name__)
 
@@ -68,14 +77,17 @@ def run(args: Config) -> None:
     base.load_start(args.deeplab_init_weights)
     model = MultiScale(base).to(device).train()
 
+    image_paths = [devkit.image_path(image_id) for image_id in ids]
+    mask_paths = [Path(folder) / f"{image_id}.png" for image_id in ids]
     crops = SegmentationCrops(
-        [devkit.image_path(image_id) for image_id in ids],
-        [Path(folder) / f"{image_id}.png" for image_id in ids],
+        image_paths,
+        mask_paths,
         scales=args.deeplab_scales,
         crop_size=args.deeplab_crop_size,
         seed=(args.seed,),
     )
-    batches = training_loader(
+    batches_from = partial(
+        training_loader,
         crops,
         batch_size=args.deeplab_batch_size,
         n_batches=args.deeplab_max_iter * args.deeplab_iter_size,
@@ -88,22 +100,38 @@ def run(args: Config) -> None:
         images = base.prepare(batch["image"].to(device, non_blocking=True), batch["box"])
         return multiscale_losses(model.scale_logits(images), batch["label"].to(device))
 
+    optimizer = deeplab_optimizer(
+        *base.trainable_parameters(),
+        lr=args.deeplab_learning_rate,
+        weight_decay=args.deeplab_weight_decay,
+        max_step=args.deeplab_max_iter,
+    )
+    state = TrainingState(
+        args.result_dir,
+        "train_deeplab",
+        parts={"model": base, "optimizer": optimizer},
+        made_with={
+            "start": weights_digest(base),
+            "data": data_digest([*image_paths, *mask_paths]),
+            "precision": resolve_precision(args.precision, device),
+            **args.only(SETTINGS),
+        },
+        minutes=args.state_minutes,
+        resume=args.resume,
+    )
     fit(
-        batches,
+        batches_from,
         loss_of,
-        deeplab_optimizer(
-            *base.trainable_parameters(),
-            lr=args.deeplab_learning_rate,
-            weight_decay=args.deeplab_weight_decay,
-            max_step=args.deeplab_max_iter,
-        ),
+        optimizer,
         n_steps=args.deeplab_max_iter,
         steps_per_epoch=(len(ids) // args.deeplab_batch_size) / args.deeplab_iter_size,
         batch_size=args.deeplab_batch_size,
         name="train_deeplab",
         result_dir=args.result_dir,
         rate_flag="deeplab_learning_rate",
+        state=state,
         batches_per_step=args.deeplab_iter_size,
     )
     save_weights(base, args.deeplab_weights_name)
+    state.remove()
     log.info("wrote %s", args.deeplab_weights_name)

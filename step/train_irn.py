@@ -1,6 +1,7 @@
 """Step 5: train the boundary and displacement network on the confident labels (IRN section 4)."""
 
 import logging
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,15 +12,29 @@ from tqdm import tqdm
 from misc.config import Config
 from misc.imutils import normalize
 from misc.plan import Planned, require_outputs, require_writable_file
-from misc.torchutils import resolve_device, sequential_loader, training_loader, two_rate_optimizer
+from misc.provenance import data_digest
+from misc.torchutils import (
+    resolve_device,
+    resolve_precision,
+    sequential_loader,
+    training_loader,
+    two_rate_optimizer,
+)
 from misc.training import fit
+from misc.training_state import TrainingState
 from net.build import build_network, require_same_weights
-from net.weights import load_imagenet, save_weights
+from net.weights import load_imagenet, save_weights, weights_digest
 from voc12.dataloader import AffinityCrops, TopLeftCrops
 from voc12.devkit import open_devkit
 from voc12.images import require_batch
 from voc12.lists import read_list
 from voc12.verify import require_readable
+
+SETTINGS = (
+    *("seed", "irn_network", "irn_crop_size", "irn_batch_size", "irn_num_epoches"),
+    *("irn_learning_rate", "irn_weight_decay"),
+)
+"""The flags that determine the training."""
 
 log = logging.getLogger(__name__)
 
@@ -60,13 +75,11 @@ def run(args: Config) -> None:
 
     steps_per_epoch = len(ids) // args.irn_batch_size
     n_steps = steps_per_epoch * args.irn_num_epoches
-    crops = AffinityCrops(
-        [devkit.image_path(image_id) for image_id in ids],
-        [Path(args.ir_label_out_dir) / f"{image_id}.png" for image_id in ids],
-        crop_size=args.irn_crop_size,
-        seed=(args.seed,),
-    )
-    batches = training_loader(
+    image_paths = [devkit.image_path(image_id) for image_id in ids]
+    label_paths = [Path(args.ir_label_out_dir) / f"{image_id}.png" for image_id in ids]
+    crops = AffinityCrops(image_paths, label_paths, crop_size=args.irn_crop_size, seed=(args.seed,))
+    batches_from = partial(
+        training_loader,
         crops,
         batch_size=args.irn_batch_size,
         n_batches=n_steps,
@@ -85,8 +98,21 @@ def run(args: Config) -> None:
         weight_decay=args.irn_weight_decay,
         max_step=n_steps,
     )
+    state = TrainingState(
+        args.result_dir,
+        "train_irn",
+        parts={"model": model, "optimizer": optimizer},
+        made_with={
+            "start": weights_digest(model),
+            "data": data_digest([*image_paths, *label_paths]),
+            "precision": resolve_precision(args.precision, device),
+            **args.only(SETTINGS),
+        },
+        minutes=args.state_minutes,
+        resume=args.resume,
+    )
     fit(
-        batches,
+        batches_from,
         loss_of,
         optimizer,
         n_steps=n_steps,
@@ -95,6 +121,7 @@ def run(args: Config) -> None:
         name="train_irn",
         result_dir=args.result_dir,
         rate_flag="irn_learning_rate",
+        state=state,
     )
     infer_crops = TopLeftCrops([devkit.image_path(image_id) for image_id in infer_ids], crop_size=args.irn_crop_size)
     infer_batches = sequential_loader(
@@ -102,6 +129,7 @@ def run(args: Config) -> None:
     )
     _store_mean_displacement(model, infer_batches, device=device)
     save_weights(model, args.irn_weights_name)
+    state.remove()
     log.info("wrote %s", args.irn_weights_name)
 
 

@@ -12,6 +12,7 @@ from misc.errors import InputError
 from misc.imutils import BGR_MEAN, IGNORE_LABEL, nearest_labels, resize_label, subtract_bgr_mean
 from misc.torchutils import PolySGD
 from misc.training import fit
+from misc.training_state import TrainingState
 from net import deeplab_v2, efficientnet_lite0_deeplab, resnet18_deeplab, resnet101_deeplab
 from net.backbone import dilated_resnet101, resnet18
 from net.deeplab import ASPP, MultiScale
@@ -240,8 +241,9 @@ def test_accumulated_batches_are_one_large_batch(tmp_path):
         model = MultiScale(resnet18_deeplab.DeepLab(n_classes=3))
         load_weights(model, start)
         rates = {"lr": 0.01, "weight_decay": 5e-4, "max_step": 2}
+        state = TrainingState(str(tmp_path), name, parts={}, made_with={}, minutes=5)
         fit(
-            batches,
+            lambda first: batches[first:],
             lambda batch: multiscale_losses(model.scale_logits(batch[0]), batch[1]),
             deeplab_optimizer(*model.base.trainable_parameters(), **rates),
             n_steps=2,
@@ -250,6 +252,7 @@ def test_accumulated_batches_are_one_large_batch(tmp_path):
             name=name,
             result_dir=str(tmp_path),
             rate_flag="lr",
+            state=state,
             batches_per_step=batches_per_step,
         )
         return by_name(model.base), (tmp_path / "metrics" / f"{name}.jsonl").read_text().splitlines()

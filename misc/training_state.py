@@ -1,0 +1,116 @@
+"""The state of a training on disk, so that a run that was killed goes on where it was saved last.
+
+A resumed training computes what an uninterrupted one does: batches depend on seed, epoch and index alone
+(`misc.torchutils.ShuffledBatches`); weights, momentum, learning rates and random numbers are in the state.
+"""
+
+import json
+import logging
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from misc.files import atomic_path
+
+log = logging.getLogger(__name__)
+
+FOLDER, SUFFIX = "state", ".pth"
+
+
+class Part(Protocol):
+    """Something that changes in a training: a network, an optimiser, a choice of checkpoints."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> Any: ...
+
+
+class TrainingState:
+    """`<result_dir>/state/<name>.pth`: the last saved step of a training that has not finished."""
+
+    def __init__(
+        self,
+        result_dir: str,
+        name: str,
+        *,
+        parts: Mapping[str, Part],
+        made_with: Mapping[str, Any],
+        minutes: float,
+        resume: bool = True,
+    ) -> None:
+        """Nothing is read or written yet.
+
+        Args:
+            parts: all that changes from step to step, in the state in which the training starts.
+            made_with: whatever determines the training (starting weights, data, settings), as JSON can hold it. A
+                state that was made with something else is not taken up.
+            minutes: between two saves; 0: after every step.
+            resume: whether to take up a state of an earlier run.
+        """
+        self.path = Path(result_dir) / FOLDER / f"{name}{SUFFIX}"
+        self._name, self._parts, self._seconds, self._resume = name, parts, 60 * minutes, resume
+        self._made_with = json.dumps(made_with, sort_keys=True)
+        self._generators: dict[str, Any] | None = None
+        self._saved_at = time.monotonic()
+
+    def restore(self) -> int:
+        """Fill the parts from the file, if it is of this very training; returns the steps done so far, 0 if none."""
+        content = self._read() if self._resume else None
+        if content is None:
+            return 0
+        for name, part in self._parts.items():
+            part.load_state_dict(content["parts"][name])
+        self._generators = content["generators"]
+        log.info("%s goes on after step %d of an interrupted run (%s)", self._name, content["step"], self.path)
+        return content["step"]
+
+    def restore_generators(self) -> None:
+        """Set the random generators as they were: for after the loaders have started, who draw from them, too."""
+        if self._generators is None:
+            return
+        torch.set_rng_state(self._generators["cpu"])
+        if torch.cuda.is_available() and len(self._generators["cuda"]) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all(self._generators["cuda"])
+
+    def _read(self) -> dict[str, Any] | None:
+        if not self.path.is_file():
+            return None
+        try:
+            content = torch.load(self.path, map_location="cpu", weights_only=True)
+            made_with = content["made_with"]
+        except Exception as error:  # foreign bytes make the parser fail in any way
+            log.info("notice: %s can't be read (%s): %s starts anew", self.path, error, self._name)
+            return None
+        if made_with != self._made_with:
+            log.info(
+                "%s starts anew: %s is of an interrupted run with other settings, data or starting weights",
+                self._name,
+                self.path,
+            )
+            return None
+        return content
+
+    def save_if_due(self, step: int) -> None:
+        """Save the state after `step` steps if the last save was long enough ago."""
+        if time.monotonic() - self._saved_at >= self._seconds:
+            self.save(step)
+
+    def save(self, step: int) -> None:
+        """Write the state after `step` steps."""
+        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+        content = {
+            "step": step,
+            "made_with": self._made_with,
+            "parts": {name: part.state_dict() for name, part in self._parts.items()},
+            "generators": {"cpu": torch.get_rng_state(), "cuda": cuda},
+        }
+        with atomic_path(self.path) as temporary:
+            torch.save(content, temporary)
+        self._saved_at = time.monotonic()
+
+    def remove(self) -> None:
+        """The training's result is on disk: the state is needed no longer."""
+        self.path.unlink(missing_ok=True)

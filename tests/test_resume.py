@@ -1,0 +1,183 @@
+"""A training that was interrupted goes on where it was saved, and ends as if nothing had happened."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from support import NO_STEPS
+
+import run_sample
+from misc.imutils import read_label, write_label
+from misc.torchutils import PolySGD
+from misc.training_state import TrainingState
+from net.resnet18_cam import Net
+from net.weights import read_checkpoint, save_weights
+
+WEIGHTS = {
+    "train_classifier": ("cam_init_weights_name", "sess/res50_cam_orig.pth"),
+    "train_cam": ("cam_weights_name", "sess/res50_cam_ood.pth"),
+    "train_irn": ("irn_weights_name", "sess/res50_irn_ood.pth"),
+    "train_deeplab": ("deeplab_weights_name", "sess/deeplab_v2_ood.pth"),
+}
+
+
+@pytest.fixture
+def ready(toy):
+    """The toy data with all that any training reads."""
+    torch.manual_seed(1)
+    save_weights(Net(n_classes=3), "sess/res50_cam_orig.pth")
+    for image_id in toy.ids:
+        mask = read_label(toy.root / "SegmentationClass" / f"{image_id}.png")
+        for folder in ("ir_label", "sem_seg_ood"):
+            write_label(f"result/{folder}/{image_id}.png", mask)
+    return toy
+
+
+def train(toy, step, **flags):
+    """Train; returns the weights and the lines of losses, speeds left out."""
+    flags = {"cam_num_epoches": 2, "irn_num_epoches": 2, "deeplab_max_iter": 6, "state_minutes": 0, **flags}
+    run_sample.run(toy.flags(**NO_STEPS | {f"{step}_pass": True} | flags))
+    name = flags.get(WEIGHTS[step][0], WEIGHTS[step][1])
+    lines = [json.loads(line) for line in Path(f"result/metrics/{step}.jsonl").read_text().splitlines()]
+    return read_checkpoint(name), [{k: v for k, v in line.items() if k != "images_per_second"} for line in lines]
+
+
+def train_until(monkeypatch, last, toy, step, **flags):
+    """Train with an interruption after the step `last`, the state before it being the last one saved."""
+
+    def save_or_stop(state, done):
+        if done == last:
+            raise KeyboardInterrupt
+        state.save(done)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingState, "save_if_due", save_or_stop)
+        with pytest.raises(KeyboardInterrupt):
+            train(toy, step, **flags)
+
+
+def messages():
+    return Path("sample_train_eval.log").read_text()
+
+
+@pytest.mark.parametrize("step", WEIGHTS)
+def test_an_interrupted_training_ends_as_an_uninterrupted_one(ready, monkeypatch, step):
+    flag, _ = WEIGHTS[step]
+    other = {flag: "sess/other.pth"}
+    expected, losses = train(ready, step, **other)
+    assert len(losses) == 6
+    train_until(monkeypatch, 4, ready, step, **other)
+    weights, lines = train(ready, step, **other)
+    assert f"{step} goes on after step 3 of an interrupted run" in messages()
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert lines == losses
+    assert weights.keys() == expected.keys()
+    for name, tensor in weights.items():
+        assert torch.equal(tensor, expected[name]), name
+    assert not list(Path("result/state").iterdir())
+
+
+def test_what_was_chosen_before_the_interruption_counts(ready, monkeypatch):
+    flags = {"cam_select_interval": 1, "cam_batch_size": 1, "cam_num_epoches": 1}
+    expected, losses = train(ready, "train_cam", **flags)
+    assert [line["step"] for line in losses if "cam_miou" in line] == [5, 6]
+    train_until(monkeypatch, 6, ready, "train_cam", **flags)
+    path = Path("result/state/train_cam.pth")
+    state = torch.load(path, weights_only=True)
+    assert state["parts"]["selection"]["best_step"] == 5
+    state["parts"]["selection"]["best_miou"] = 2.0  # higher than any
+    torch.save(state, path)
+    kept, _ = train(ready, "train_cam", **flags)
+    assert "kept the weights of step 5 of 6: CAM mIoU 2.0000" in messages()
+    assert torch.equal(kept["classifier.weight"], state["parts"]["selection"]["best_state"]["classifier.weight"])
+    assert expected.keys() == kept.keys()
+
+
+def test_a_killed_process_loses_what_came_after_the_last_save(ready):
+    arguments = {"deeplab_max_iter": 40, "state_minutes": 0}
+    expected, _ = train(ready, "train_deeplab", **arguments)
+    line = ready.flags(**NO_STEPS | {"train_deeplab_pass": True} | arguments)
+    state = Path("result/state/train_deeplab.pth")
+    process = subprocess.Popen([sys.executable, run_sample.__file__, *line], stdout=subprocess.DEVNULL, stderr=-3)
+    deadline = time.monotonic() + 120
+    while not state.is_file():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = torch.load(state, weights_only=True)["step"]
+    weights, lines = train(ready, "train_deeplab", **arguments)
+    assert f"train_deeplab goes on after step {done} " in messages()
+    assert [line["step"] for line in lines] == [*range(1, 41)]
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in weights.items())
+
+
+def test_a_state_at_the_end_is_taken_for_the_result(ready, monkeypatch):
+    expected, losses = train(ready, "train_irn")
+
+    def stop(*_arguments, **_keywords):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("step.train_irn._store_mean_displacement", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train(ready, "train_irn")
+    monkeypatch.setattr(PolySGD, "step", lambda self: pytest.fail("a step was done again"))
+    weights, lines = train(ready, "train_irn")
+    assert lines == losses
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in weights.items())
+
+
+OTHER_TRAININGS = {
+    "other settings": {"deeplab_learning_rate": 1e-3},
+    "another seed": {"seed": 1},
+    "another precision": {"precision": "bf16"},
+    "other data": {"deeplab_train_list": "voc12/val.txt"},
+    "other starting weights": {"deeplab_init_weights": "sess/start.pth"},
+}
+
+
+@pytest.mark.parametrize("name", OTHER_TRAININGS)
+def test_another_training_starts_anew_and_says_so(ready, monkeypatch, name):
+    train(ready, "train_deeplab", deeplab_weights_name="sess/start.pth", deeplab_max_iter=1)
+    train_until(monkeypatch, 3, ready, "train_deeplab")
+    _, lines = train(ready, "train_deeplab", **OTHER_TRAININGS[name])
+    assert "train_deeplab starts anew: result/state/train_deeplab.pth is of an interrupted run with other" in messages()
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+
+
+def test_masks_that_were_made_again_start_it_anew(ready, monkeypatch):
+    train_until(monkeypatch, 3, ready, "train_deeplab")
+    path = f"result/sem_seg_ood/{ready.ids[0]}.png"
+    write_label(path, read_label(path))
+    train(ready, "train_deeplab")
+    assert "train_deeplab starts anew" in messages()
+
+
+def test_resuming_can_be_declined_and_a_damaged_state_does_no_harm(ready, monkeypatch):
+    expected, _ = train(ready, "train_deeplab")
+    for flags, said in (({"resume": False}, None), ({}, "notice: result/state/train_deeplab.pth can't be read")):
+        train_until(monkeypatch, 3, ready, "train_deeplab", **flags)
+        if said:
+            Path("result/state/train_deeplab.pth").write_bytes(b"damaged")
+        weights, lines = train(ready, "train_deeplab", **flags)
+        assert "goes on after step" not in messages()
+        assert said is None or said in messages()
+        assert len(lines) == 6
+        assert all(torch.equal(tensor, expected[name]) for name, tensor in weights.items())
+
+
+def test_states_are_saved_at_the_given_interval(ready, monkeypatch):
+    saved = []
+    monkeypatch.setattr(TrainingState, "save", lambda state, step: saved.append(step))
+    train(ready, "train_classifier", state_minutes=60)
+    assert saved == [6]  # the end alone
+    saved.clear()
+    train(ready, "train_classifier", state_minutes=0)
+    assert saved == [1, 2, 3, 4, 5, 6, 6]
