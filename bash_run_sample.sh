@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
-# From image labels to evaluated masks and a report: the authors' chain on VOC 2012, or, where that is not there, on
-# the built-in sample. Sets up what it needs, then runs.
+# From image labels to evaluated masks, a segmentation network and a report: the authors' chain on VOC 2012, or, where
+# that is not there, on the built-in sample. Sets up what it needs, then runs.
 # Flags are handed to run_sample.py, for example: bash bash_run_sample.sh --voc12_root /data/VOCdevkit/VOC2012
 # On VOC the masks come from AdvCAM's maps, as the authors' do. AdvCAM is by far the longest step: `--masks_from cam`
-# leaves it out. After an interruption `--train_cam_pass False` keeps the weights, and with them its finished images.
+# leaves it out. An interrupted training goes on; after a finished one `--train_cam_pass False` keeps its weights, and
+# with them AdvCAM's finished images.
+# DeepLab-v2 on the masks comes last, where its start is in sess/ or a flag names one.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 source misc/environment.sh
@@ -12,6 +14,8 @@ voc12_root=Data/VOCdevkit/VOC2012 # the flag's default
 classifier=sess/res50_cam_orig.pth
 sample=auto
 masks_from=advcam
+deeplab_start=sess/deeplab_resnet101_imagenet.pth
+deeplab=False
 previous=
 for argument in "$@"; do
     case $previous in
@@ -22,6 +26,7 @@ for argument in "$@"; do
     case $argument in
     --cam_init_weights_name=*) classifier=${argument#*=} ;;
     --masks_from=*) masks_from=${argument#*=} ;;
+    --deeplab_network | --deeplab_network=* | --deeplab_init_weights | --deeplab_init_weights=*) deeplab=True ;;
     --voc12_root | --voc12_root=*) sample=no ;; # a folder that is named must be there
     --sample=*) [[ ${argument#*=} =~ ^([Tt]rue|1|[Yy]es)$ ]] && sample=asked || sample=no ;;
     esac
@@ -51,6 +56,13 @@ for file in "$classifier" "$classifier.pth" "${classifier%.pth}"; do
     if [ -f "$file" ]; then train_classifier=False; fi
 done
 
+if [ -f "$deeplab_start" ]; then
+    deeplab=True
+elif [ "$deeplab" = False ]; then
+    echo "DeepLab-v2 is left out: its start $deeplab_start is not there (sess/README.md). Torchvision's weights" \
+        "will do with --deeplab_network net.resnet101_deeplab." >&2
+fi
+
 if [ "$masks_from" = advcam ]; then
     set -- --make_advcam_pass True --eval_advcam_pass True --masks_from advcam \
         --np_power 1.5 --sem_seg_bg_thres 0.22 "$@"
@@ -63,5 +75,6 @@ exec "$PYTHON" run_sample.py \
     --train_list voc12/train_aug.txt --infer_list voc12/train_aug.txt --chainer_eval_set train \
     --train_cam_pass True --make_cam_pass True --eval_cam_pass True \
     --cam_to_ir_label_pass True --eval_ir_label_pass True --train_irn_pass True \
-    --make_sem_seg_pass True --eval_sem_seg_pass True --make_report_pass True \
+    --make_sem_seg_pass True --eval_sem_seg_pass True \
+    --train_deeplab_pass "$deeplab" --eval_deeplab_pass "$deeplab" --make_report_pass True \
     "$@"

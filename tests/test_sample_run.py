@@ -143,6 +143,17 @@ def test_script_runs_the_authors_chain_on_voc(script):
     assert config.mask_cams.folder == "result/cam_ood_advcam"
 
 
+@pytest.mark.parametrize("flags", [[], ["--deeplab_network", "net.resnet101_deeplab"], ["--deeplab_init_weights=x"]])
+def test_script_ends_with_deeplab_where_it_has_a_start(script, flags):
+    assert set(enabled_steps(voc_config(script("--voc12_root", "/nowhere", *flags)))) - VOC_STEPS == (
+        {"train_deeplab", "eval_deeplab"} if flags else set()
+    )
+    (script.folder / "sess").mkdir()
+    (script.folder / "sess/deeplab_resnet101_imagenet.pth").touch()
+    config = voc_config(script("--voc12_root", "/nowhere"))
+    assert enabled_steps(config)[-3:] == ["train_deeplab", "eval_deeplab", "make_report"]
+
+
 @pytest.mark.parametrize("flag", [["--masks_from", "cam"], ["--masks_from=cam"]])
 def test_script_leaves_advcam_out_where_masks_come_from_cams(script, flag):
     config = voc_config(script("--voc12_root", "/nowhere", *flag))
