@@ -222,6 +222,17 @@ def test_optimiser_has_the_recipes_groups():
     assert groups == [(backbone, 2.5e-4, 5e-4, 0.9), (weights, 2.5e-3, 5e-4, 0.9), (biases, 5e-3, 0.0, 0.9)]
 
 
+def test_the_recipes_rates_decay_every_ten_steps():
+    optimizer = deeplab_optimizer(
+        *([nn.Parameter(torch.ones(1))] for _ in range(3)), lr=2.5e-4, weight_decay=5e-4, max_step=100
+    )
+    for step in range(25):
+        optimizer.step()
+        decay = (1 - step // 10 * 10 / 100) ** 0.9
+        rates = [group["lr"] for group in optimizer.param_groups]
+        assert rates == pytest.approx([2.5e-4 * decay, 2.5e-3 * decay, 5e-3 * decay])
+
+
 def test_the_rate_decays_every_ten_steps():
     parameter = nn.Parameter(torch.zeros(1))
     optimizer = PolySGD([{"params": [parameter], "lr": 2.0}], 2.0, momentum=0.9, max_step=35, decay_interval=10)

@@ -6,10 +6,11 @@ import torch
 from support import seeded_state
 
 from misc.cam import label_map, merge_high_res, scale_maps
+from misc.deeplab import multiscale_losses
 from misc.imutils import read_image, read_label, resize_image, scaled_size, to_chw
 from misc.metrics import ThresholdSweep
 from misc.torchutils import backbone_precision, set_precision
-from net import resnet18_cam, resnet50_cam
+from net import deeplab_v2, resnet18_cam, resnet50_cam
 from net.weights import load_weights
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -47,6 +48,21 @@ def test_bf16_runs_the_backbone_alone_in_bfloat16():
     set_precision("fp32", CPU)
     with backbone_precision(CPU):
         assert not torch.is_autocast_enabled("cpu")
+
+
+def test_bf16_runs_deeplab_in_bfloat16_but_for_its_aspp():
+    network, seen = deeplab_v2.DeepLab(n_classes=3), {}
+    for name in ("layer2", "layer5", "aspp"):
+        network.get_submodule(name).register_forward_hook(
+            lambda module, inputs, output, name=name: seen.update({name: output.dtype})
+        )
+    set_precision("bf16", CPU)
+    images = torch.randn(1, 3, 33, 33)
+    loss = multiscale_losses([network(images)] * 3, torch.ones(1, 33, 33, dtype=torch.uint8))["total"]
+    loss.backward()
+    assert seen == {"layer2": torch.bfloat16, "layer5": torch.bfloat16, "aspp": torch.float32}
+    assert all(p.grad.dtype == torch.float32 for p in network.parameters() if p.requires_grad)
+    assert torch.isfinite(loss)
 
 
 @pytest.mark.slow
