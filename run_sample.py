@@ -55,11 +55,14 @@ def check_chain(config: Config, planned: dict[str, frozenset[str]]) -> list[tupl
 def run_chain(config: Config, steps: Sequence[tuple[str, ModuleType]]) -> None:
     """Run steps whose input was checked, and keep a record of them."""
     # Imported here, so that --help and wrong flags answer without loading torch
+    from misc.memory import keep_freed_memory
     from misc.record import RunRecord
     from misc.torchutils import resolve_device, set_precision, set_seed
 
     device = resolve_device(config.device)
     precision = set_precision(config.precision, device)
+    if device.type == "cpu":
+        keep_freed_memory()
     record = RunRecord(config, device, [name for name, _ in steps], precision=precision)
     record.announce()
     for name, step in steps:

@@ -1,5 +1,6 @@
-"""Peak memory of this process and of the GPU."""
+"""Memory of this process and of the GPU: its peak, and keeping what is freed."""
 
+import ctypes
 import sys
 from pathlib import Path
 
@@ -12,6 +13,22 @@ except ImportError:  # Windows has no such module
 
 _STATUS, _CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _RESET_PEAK = "5"
+# Of mallopt (glibc's malloc.h)
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
+_KEPT_BYTES, _GROWTH_BYTES = 2**31 - 1, 2**26
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep the memory that freed tensors leave, for the next ones (glibc; elsewhere: nothing).
+
+    It would give large blocks back to the system, which clears every page of the next tensor anew. On the CPU that
+    takes a sixth of a training step.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
+        mallopt(_M_TOP_PAD, _GROWTH_BYTES)
 
 
 def reset_peak_memory(device: torch.device) -> None:

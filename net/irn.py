@@ -33,7 +33,7 @@ def _head(in_channels: int, out_channels: int, *, groups: int, upsample: int) ->
     ]
     if upsample > 1:
         layers.append(nn.Upsample(scale_factor=upsample, mode="bilinear", align_corners=False))
-    return nn.Sequential(*layers, nn.ReLU())
+    return nn.Sequential(*layers, nn.ReLU(inplace=True))
 
 
 def _crop_like(x: Tensor, reference: Tensor) -> Tensor:
