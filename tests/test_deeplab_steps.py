@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import ExifTags, Image, ImageOps
 from support import NO_STEPS
+from torch.export.passes import move_to_device_pass
 
 import run_sample
 from misc.crf import crf_inference_softmax
@@ -166,6 +167,13 @@ def test_the_exported_program_gives_equal_logits_at_any_size(trained):
             torch.testing.assert_close(program(images), expected, rtol=1e-5, atol=1e-5)
         assert expected.shape == (size[0], 4, *size[2:])
         assert expected.std() > 0.01
+
+
+def test_the_exported_program_moves_to_another_device(trained):
+    run(trained, export_deeplab_pass=True)
+    program = move_to_device_pass(torch.export.load("sess/deeplab_v2_ood.pt2"), "meta").module()
+    logits = program(torch.zeros(1, 3, 70, 80, dtype=torch.uint8, device="meta"))
+    assert (logits.shape, logits.device.type) == ((1, 4, 70, 80), "meta")
 
 
 def test_the_exported_program_does_not_depend_on_the_precision_of_the_run(trained):
