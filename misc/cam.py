@@ -19,8 +19,8 @@ PEAK_EPSILON = 1e-5
 def _sum_resized(maps: Sequence[Tensor], size: tuple[int, ...], keys: Sequence[int]) -> Tensor:
     if len(keys) == 0:
         return maps[0].new_zeros(0, *size)
-    keys = torch.as_tensor(keys, dtype=torch.long, device=maps[0].device)
-    return sum(F.interpolate(m[keys][None], size, mode="bilinear", align_corners=False)[0] for m in maps)
+    labelled = (torch.stack([m[int(key)] for key in keys]) for m in maps)  # a tensor of keys would wait for the GPU
+    return sum(F.interpolate(m[None], size, mode="bilinear", align_corners=False)[0] for m in labelled)
 
 
 def _divide_by_peak(maps: Tensor) -> Tensor:

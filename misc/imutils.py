@@ -208,7 +208,7 @@ def subtract_bgr_mean(images: Tensor, boxes: Tensor | None = None) -> Tensor:
 def _zero_outside(images: Tensor, boxes: Tensor | None) -> Tensor:
     if boxes is None:
         return images
-    top, left, height, width = boxes.to(images.device).T[..., None]
+    top, left, height, width = boxes.to(images.device, non_blocking=True).T[..., None]
     rows = torch.arange(images.shape[-2], device=images.device)
     columns = torch.arange(images.shape[-1], device=images.device)
     inside_rows = (rows >= top) & (rows < top + height)

@@ -146,7 +146,7 @@ def run(args: Config) -> None:
         return wood_losses(
             model,
             images_of(batch),
-            batch["label"].to(device),
+            batch["label"].to(device, non_blocking=True),
             ood_images=None if ood_batch is None else images_of(ood_batch),
             prototypes=prototypes,
             ood_coeff=args.ood_coeff,
@@ -258,7 +258,7 @@ def _features_of(model: nn.Module, images: WholeImages, *, num_workers: int, dev
     """(N, D) pooled features of whole images, one image at a time since their sizes differ."""
     loader = sequential_loader(images, num_workers=num_workers, device=device)
     bar = tqdm(loader, desc=f"features of {name}", unit="image")
-    return torch.cat([model(normalize(image.to(device))[None])[1] for image in bar])
+    return torch.cat([model(normalize(image.to(device, non_blocking=True))[None])[1] for image in bar])
 
 
 def _prototypes(
@@ -322,7 +322,7 @@ class CheckpointSelection:
         device = next(self._cam_network.parameters()).device
         sweep = ThresholdSweep(SELECTION_THRESHOLDS, self._n_classes + 1)
         for item in tqdm(self._loader, desc=f"CAM mIoU at step {step}", unit="image", leave=False):
-            images = [image.to(device) for image in item["images"]]
+            images = [image.to(device, non_blocking=True) for image in item["images"]]
             high_res = merge_high_res(scale_maps(self._cam_network, images), item["size"], item["keys"])
             sweep.add(high_res, item["keys"], item["mask"])
         threshold, scored = sweep.best()

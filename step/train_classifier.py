@@ -87,8 +87,9 @@ def run(args: Config) -> None:
     )
 
     def loss_of(batch: dict) -> dict[str, torch.Tensor]:
-        logits, _ = model(normalize(batch["image"].to(device), batch["box"]))
-        return {"total": F.multilabel_soft_margin_loss(logits, batch["label"].to(device))}
+        logits, _ = model(normalize(batch["image"].to(device, non_blocking=True), batch["box"]))
+        labels = batch["label"].to(device, non_blocking=True)
+        return {"total": F.multilabel_soft_margin_loss(logits, labels)}
 
     @torch.no_grad()
     def validate(step: int) -> dict[str, float]:

@@ -98,7 +98,7 @@ def run(args: Config) -> None:
 
     def loss_of(batch: dict[str, Tensor]) -> dict[str, Tensor]:
         images = base.prepare(batch["image"].to(device, non_blocking=True), batch["box"])
-        return multiscale_losses(model.scale_logits(images), batch["label"].to(device))
+        return multiscale_losses(model.scale_logits(images), batch["label"].to(device, non_blocking=True))
 
     optimizer = deeplab_optimizer(
         *base.trainable_parameters(),

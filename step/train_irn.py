@@ -90,7 +90,7 @@ def run(args: Config) -> None:
 
     def loss_of(batch: dict[str, Tensor]) -> dict[str, Tensor]:
         images = normalize(batch["image"].to(device, non_blocking=True), batch["box"])
-        return model(images, batch["label"].to(device))
+        return model(images, batch["label"].to(device, non_blocking=True))
 
     optimizer = two_rate_optimizer(
         *model.trainable_parameters(),
@@ -143,6 +143,7 @@ def _store_mean_displacement(model: nn.Module, batches: DataLoader, *, device: t
     model.mean_shift.running_mean.zero_()
     means = []
     for batch in tqdm(batches, desc="mean displacement", unit="batch"):
-        _, displacement = model.edge_and_displacement(normalize(batch["image"].to(device), batch["box"]))
+        images = normalize(batch["image"].to(device, non_blocking=True), batch["box"])
+        _, displacement = model.edge_and_displacement(images)
         means.append(displacement.mean(dim=(0, 2, 3)))
     model.mean_shift.running_mean.copy_(torch.stack(means).mean(dim=0))
