@@ -6,18 +6,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from misc import camfile
-from misc.advcam import SCALES, advcam_batch
+from misc.advcam import SCALES, advcam_batch, default_batch_size
 from misc.config import Config
 from misc.errors import InputError
 from misc.files import background_writer
 from misc.imutils import image_size, mirror_pair, normalize
 from misc.plan import Planned, require_writable
 from misc.provenance import Provenance
-from misc.torchutils import GroupedLoader, resolve_device, resolve_precision, size_groups
+from misc.torchutils import GroupedLoader, places, resolve_device, resolve_precision, size_groups
 from net.build import ADVCAM_ATTRIBUTES, load_network, require_network
 from net.weights import weights_digest
 from voc12.dataloader import ScaledImages
@@ -62,6 +62,47 @@ def _pairs(images: list[Tensor], device: torch.device) -> dict[float, Tensor]:
     return {s: mirror_pair(normalize(image.to(device))) for s, image in zip(SCALES, images, strict=True)}
 
 
+def _advcams(
+    model: nn.Module, batch: list[dict[str, Any]], args: Config, *, max_pairs: int, example: Path
+) -> tuple[list[tuple[Tensor, Tensor]], int]:
+    """cam and high_res of images of equal size, and `max_pairs` for the next ones: fewer if memory ran out.
+
+    Args:
+        batch: items of `ScaledImages`.
+        max_pairs: (image, class) pairs of up to 512 x 512 pixels in one batch; larger ones are fewer.
+        example: one of the images, for the message.
+
+    Raises `InputError` if the memory does not suffice for one pair.
+    """
+    device, size = model.classifier.weight.device, batch[0]["size"]
+    n_pairs = sum(len(item["keys"]) for item in batch)
+    while True:
+        together = max(1, min(max_pairs // places(size), n_pairs))
+        try:
+            advcams = advcam_batch(
+                model,
+                [_pairs(item["images"], device) for item in batch],
+                size,
+                [item["keys"] for item in batch],
+                args.adv_iter,
+                coefficient=args.AD_coeff,
+                step=args.AD_stepsize,
+                score_threshold=args.score_th,
+                batch_size=together,
+            )
+            return advcams, max_pairs
+        except torch.OutOfMemoryError as error:
+            if together == 1:
+                raise InputError(
+                    f"--device cuda: the GPU's memory does not suffice for AdvCAM of images of {size[0]} x {size[1]} "
+                    f"pixels such as {example}; free some of it, make the images smaller, or pass --device cpu."
+                ) from error
+        # Outside of `except`, whose error keeps the tensors of the failed batch
+        max_pairs = together // 2 * places(size)
+        torch.cuda.empty_cache()
+        log.info("notice: no GPU memory for %d (image, class) pairs at once; going on with %d", together, together // 2)
+
+
 def _save(provenance: Provenance, path: Path, *content: Any) -> None:
     camfile.save(path, *content)
     provenance.record(path)
@@ -103,24 +144,16 @@ def run(args: Config) -> None:
     if len(pending) < len(images):
         log.info("%d of %d images are finished: skipped", len(images) - len(pending), len(images))
 
-    n_keys = [int(images.labels[i].sum()) for i in pending]
-    groups = size_groups([sizes[i] for i in pending], args.advcam_batch_size, n_parts=n_keys)
+    max_pairs = args.advcam_batch_size or default_batch_size(device)
+    n_places = [int(images.labels[i].sum()) * places(sizes[i]) for i in pending]
+    groups = size_groups([sizes[i] for i in pending], max_pairs, n_parts=n_places)
     scaled = ScaledImages([images.paths[i] for i in pending], images.labels[pending], SCALES)
     loader = GroupedLoader(scaled, groups, num_workers=args.num_workers, device=device)
     with tqdm(total=len(pending), desc="make_advcam", unit="image") as bar, background_writer() as submit:
         for batch in loader:
-            results = advcam_batch(
-                model,
-                [_pairs(item["images"], device) for item in batch],
-                batch[0]["size"],
-                [item["keys"] for item in batch],
-                args.adv_iter,
-                coefficient=args.AD_coeff,
-                step=args.AD_stepsize,
-                score_threshold=args.score_th,
-                batch_size=args.advcam_batch_size,
-            )
-            for item, (cam, high_res) in zip(batch, results, strict=True):
+            example = images.paths[pending[batch[0]["index"]]]
+            advcams, max_pairs = _advcams(model, batch, args, max_pairs=max_pairs, example=example)
+            for item, (cam, high_res) in zip(batch, advcams, strict=True):
                 path = paths[pending[item["index"]]]
                 submit(_save, provenance, path, item["keys"], cam.cpu(), high_res.cpu())
             bar.update(len(batch))

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from pycocotools.coco import COCO
-from support import ALL_STEPS, NO_STEPS, make_toy_data
+from support import ALL_STEPS, NO_STEPS, give_all_one_size, make_toy_data
 
 import run_sample
 from misc import camfile, instancefile
@@ -197,9 +197,7 @@ def test_same_seed_same_result_other_seed_other_result(toy):
 
 
 def test_cams_of_a_batch_equal_one_by_one_and_large_images_run_alone(toy, monkeypatch):
-    for image_id in toy.ids[:6]:
-        pixels = np.random.default_rng(int(image_id[-1])).integers(0, 255, (48, 64, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(toy.root / "JPEGImages" / f"{image_id}.jpg")
+    give_all_one_size(toy)
     save_weights(Net(n_classes=3), "sess/x.pth")
     sizes = []
 
@@ -210,7 +208,7 @@ def test_cams_of_a_batch_equal_one_by_one_and_large_images_run_alone(toy, monkey
     monkeypatch.setattr("step.make_cam.batch_scale_maps", counted)
     made = []
     for pixels_a_place, expected in ((48 * 64, [4, 2]), (48 * 64 - 1, [2, 2, 2]), (48 * 64 // 4, [1] * 6)):
-        monkeypatch.setattr("step.make_cam.PIXELS_A_PLACE", pixels_a_place)
+        monkeypatch.setattr("misc.torchutils.PIXELS_A_PLACE", pixels_a_place)
         run(toy, make_cam_pass=True, cam_weights_name="sess/x.pth")
         assert sizes == expected
         sizes.clear()
