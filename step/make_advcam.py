@@ -18,7 +18,7 @@ from misc.imutils import image_size, mirror_pair, normalize
 from misc.plan import Planned, require_writable
 from misc.provenance import Provenance
 from misc.torchutils import GroupedLoader, places, resolve_device, resolve_precision, size_groups
-from net.build import ADVCAM_ATTRIBUTES, load_network, require_network
+from net.build import ADVCAM_ATTRIBUTES, load_network, require_cell_classifier, require_network
 from net.weights import weights_digest
 from voc12.dataloader import ScaledImages
 from voc12.devkit import open_devkit
@@ -35,7 +35,7 @@ def check(args: Config, planned: Planned) -> Planned:
     """Raise `InputError` for bad input; return the outputs of this step."""
     devkit = open_devkit(args.voc12_root, args.class_list)
     images = read_labelled_images(devkit, args.train_list, flag="train_list", label_file=args.label_file)
-    require_network(
+    network = require_network(
         args.cam_network,
         "CAM",
         args.cam_weights_name,
@@ -43,6 +43,7 @@ def check(args: Config, planned: Planned) -> Planned:
         needs=ADVCAM_ATTRIBUTES,
         n_classes=len(devkit.classes),
     )
+    require_cell_classifier(args.cam_network, network)
     require_writable(args.advcam_out_dir, flag="advcam_out_dir")
     require_readable(images.paths, num_workers=args.num_workers)
     return {args.advcam_out_dir: frozenset(images.ids)}
