@@ -4,7 +4,6 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -16,7 +15,7 @@ from misc.errors import InputError
 from misc.files import background_writer
 from misc.imutils import image_size, mirror_pair, normalize
 from misc.plan import Planned, require_writable
-from misc.provenance import Provenance
+from misc.provenance import Provenance, data_digest
 from misc.torchutils import GroupedLoader, places, resolve_device, resolve_precision, size_groups
 from net.build import ADVCAM_ATTRIBUTES, load_network, require_cell_classifier, require_network
 from net.weights import weights_digest
@@ -47,15 +46,6 @@ def check(args: Config, planned: Planned) -> Planned:
     require_writable(args.advcam_out_dir, flag="advcam_out_dir")
     require_readable(images.paths, num_workers=args.num_workers)
     return {args.advcam_out_dir: frozenset(images.ids)}
-
-
-def _is_sound(path: Path, label: np.ndarray, size: tuple[int, int]) -> bool:
-    """Whether a file is whole and belongs to an image of this label and size."""
-    try:
-        keys, _, high_res = camfile.load(path, len(label))
-    except InputError:
-        return False
-    return keys.tolist() == np.flatnonzero(label).tolist() and high_res.shape[1:] == size
 
 
 def _pairs(images: list[Tensor], device: torch.device) -> dict[float, Tensor]:
@@ -104,21 +94,21 @@ def _advcams(
         log.info("notice: no GPU memory for %d (image, class) pairs at once; going on with %d", together, together // 2)
 
 
-def _save(provenance: Provenance, path: Path, *content: Any) -> None:
+def _save(provenance: Provenance, path: Path, source: str, *content: Any) -> None:
     camfile.save(path, *content)
-    provenance.record(path)
+    provenance.record(path, source)
 
 
 def run(args: Config) -> None:
     """Write `advcam_out_dir`/ID.npy for each image, from `cam_weights_name`.
 
-    Files of an earlier run with the same weights and settings are kept; `advcam_out_dir`/made_with.jsonl tells them.
+    Files of an earlier run with the same weights, settings, image and label are kept; `advcam_out_dir`/made_with.jsonl
+    tells them.
     """
     device = resolve_device(args.device)
     devkit = open_devkit(args.voc12_root, args.class_list)
     images = read_labelled_images(devkit, args.train_list, flag="train_list", label_file=args.label_file)
     paths = [camfile.cam_path(args.advcam_out_dir, image_id) for image_id in images.ids]
-    sizes = [image_size(path) for path in images.paths]
     model = load_network(args.cam_network, "CAM", args.cam_weights_name, device, n_classes=len(devkit.classes))
     model.requires_grad_(False)
     provenance = Provenance(
@@ -131,11 +121,9 @@ def run(args: Config) -> None:
             **args.only(SETTINGS),
         },
     )
-    pending = [
-        i
-        for i, (path, label, size) in enumerate(zip(paths, images.labels, sizes, strict=True))
-        if not (provenance.covers(path) and _is_sound(path, label, size))
-    ]
+    sources = [data_digest([path], label) for path, label in zip(images.paths, images.labels, strict=True)]
+    bar = tqdm(paths, desc="looking for finished files", unit="file")
+    pending = [i for i, path in enumerate(bar) if not provenance.covers(path, sources[i])]
     if replaced := sum(paths[i].is_file() for i in pending):
         log.info(
             "made again: %d files in %s that are not known to be of these weights, settings and images",
@@ -146,15 +134,16 @@ def run(args: Config) -> None:
         log.info("%d of %d images are finished: skipped", len(images) - len(pending), len(images))
 
     max_pairs = args.advcam_batch_size or default_batch_size(device)
-    n_places = [int(images.labels[i].sum()) * places(sizes[i]) for i in pending]
-    groups = size_groups([sizes[i] for i in pending], max_pairs, n_parts=n_places)
+    sizes = [image_size(images.paths[i]) for i in pending]
+    n_places = [int(images.labels[i].sum()) * places(size) for i, size in zip(pending, sizes, strict=True)]
+    groups = size_groups(sizes, max_pairs, n_parts=n_places)
     scaled = ScaledImages([images.paths[i] for i in pending], images.labels[pending], SCALES)
     loader = GroupedLoader(scaled, groups, num_workers=args.num_workers, device=device)
     with tqdm(total=len(pending), desc="make_advcam", unit="image") as bar, background_writer() as submit:
         for batch in loader:
-            example = images.paths[pending[batch[0]["index"]]]
+            indices = [pending[item["index"]] for item in batch]
+            example = images.paths[indices[0]]
             advcams, max_pairs = _advcams(model, batch, args, max_pairs=max_pairs, example=example)
-            for item, (cam, high_res) in zip(batch, advcams, strict=True):
-                path = paths[pending[item["index"]]]
-                submit(_save, provenance, path, item["keys"], cam.cpu(), high_res.cpu())
+            for i, item, (cam, high_res) in zip(indices, batch, advcams, strict=True):
+                submit(_save, provenance, paths[i], sources[i], item["keys"], cam.cpu(), high_res.cpu())
             bar.update(len(batch))
