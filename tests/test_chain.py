@@ -15,12 +15,14 @@ from support import ALL_STEPS, NO_STEPS, give_all_one_size, make_toy_data
 import run_sample
 from misc import camfile, instancefile
 from misc.cam import batch_scale_maps
-from misc.imutils import read_label
+from misc.imutils import read_label, write_label
 from misc.instances import Detections
 from misc.metrics import confusion_matrix, scores
 from net.resnet18_cam import Net
 from net.weights import read_checkpoint, save_weights
 from step.train_cam import selection_steps
+from voc12.devkit import open_devkit
+from voc12.instances import read_instances
 
 RUN_SAMPLE = Path(run_sample.__file__)
 
@@ -152,6 +154,18 @@ def test_instance_masks_are_scored_against_both_kinds_of_truth(toy):
         with_parts.append(sum(precision[k:].max() / 4 for k in np.flatnonzero(hits)))
     assert scored["ap"] == pytest.approx([with_parts[0], half_found, with_parts[1]])
     assert scored["map"] == pytest.approx(np.mean(scored["ap"]))
+
+
+def test_stray_pixels_of_background_in_an_instance_do_not_count(toy):
+    path, devkit = toy.root / "SegmentationClass" / f"{toy.ids[1]}.png", open_devkit(str(toy.root), "")
+    mask = read_label(path)
+    before, _ = read_instances(devkit, toy.ids[1])
+    ys, xs = np.nonzero(before[0])
+    mask[ys[0], xs[0]], mask[ys[1], xs[1]] = 0, 255
+    write_label(path, mask)
+    masks, classes = read_instances(devkit, toy.ids[1])
+    assert classes.tolist() == [1, 1]
+    np.testing.assert_array_equal(masks, before)  # `SegmentationObject` tells what belongs to an instance
 
 
 def test_deeplab_is_scored_on_val_without_and_with_crf(chain):
