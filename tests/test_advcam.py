@@ -63,9 +63,25 @@ def test_a_class_that_nowhere_fires_gives_zeros(model):
     assert torch.isfinite(maps).all()
 
 
-def test_no_weight_gets_a_gradient(model):
+@pytest.mark.parametrize("n_iter", [1, 2, 5])
+def test_an_iteration_is_one_pass_forward_and_one_back_to_the_pixels(model, n_iter):
+    """T forward passes, T - 1 backward ones, and no gradient of a weight, even where weights could have one."""
     model.requires_grad_(True)
-    climb(model, random_pairs(1), torch.tensor([0]), 3, **SETTINGS)
+    forwards, backwards, weights = [], [], []
+    logit_maps = model.logit_maps
+
+    def counted(images):
+        maps = logit_maps(images)
+        forwards.append(images)
+        if maps.requires_grad:
+            maps.register_hook(backwards.append)
+        return maps
+
+    model.logit_maps = counted
+    for parameter in model.parameters():
+        parameter.register_hook(weights.append)
+    climb(model, random_pairs(2), torch.tensor([0, 1]), n_iter, **SETTINGS)
+    assert (len(forwards), len(backwards), len(weights)) == (n_iter, n_iter - 1, 0)
     assert all(parameter.grad is None for parameter in model.parameters())
 
 

@@ -213,9 +213,21 @@ def test_chain_refuses(toy, name, monkeypatch):
     assert not list((toy.work / "sess").glob("*"))
 
 
+@pytest.fixture
+def cams(toy):
+    """Runs a step that reads CAM files and IRN: they are there for the images of train, of the right size."""
+    for image_id, (height, width) in zip(toy.ids, TOY_SIZES, strict=True):
+        cam = torch.ones(1, -(-height // 4), -(-width // 4))
+        camfile.save(f"result/cam_ood/{image_id}.npy", [2], cam, torch.ones(1, height, width))
+    save_weights(own_network.EdgeDisplacement(), "sess/irn.pth")
+    flags = {"irn_network": "tests.own_network", "irn_weights_name": "sess/irn.pth", "infer_list": "voc12/train.txt"}
+    return lambda step, **changed: toy.flags(**NO_STEPS | flags | {f"{step}_pass": True} | changed)
+
+
 STEPS_WITH_CHECKPOINT = {
     "train_cam": ("cam_init_weights_name", Net),
     "make_cam": ("cam_weights_name", Net),
+    "make_advcam": ("cam_weights_name", Net),
     "make_sem_seg": ("irn_weights_name", AffinityDisplacementLoss),
     "make_ins_seg": ("irn_weights_name", AffinityDisplacementLoss),
 }
@@ -238,6 +250,24 @@ def test_checkpoints_are_checked_before_work(toy, step):
     if network is Net:
         save_weights(Net(n_classes=20), path)
         assert "classifier.weight has shape (20, 512, 1, 1), expected (3, 512, 1, 1)" in refusal(arguments)
+
+
+@pytest.mark.parametrize(("step", "flag"), [("make_advcam", "advcam_out_dir"), ("make_ins_seg", "ins_seg_out_dir")])
+def test_folders_that_can_not_be_written_are_refused(cams, toy, monkeypatch, step, flag):
+    monkeypatch.setattr(f"{run_sample.STEP_MODULES[step]}.run", lambda args: pytest.fail("work began"))
+    save_weights(own_network.Net(n_classes=3), "sess/cam.pth")
+    file = write(toy.work / "file", "")
+    arguments = cams(step, cam_network="tests.own_network", cam_weights_name="sess/cam.pth", **{flag: file / "x"})
+    assert f"--{flag}: can't write into {file / 'x'} (Not a directory); name another place." in refusal(arguments)
+
+
+def test_a_damaged_image_stops_advcam_before_work(cams, toy, monkeypatch):
+    monkeypatch.setattr("step.make_advcam.run", lambda args: pytest.fail("work began"))
+    save_weights(own_network.Net(n_classes=3), "sess/cam.pth")
+    damage(toy.root / "JPEGImages" / f"{toy.ids[4]}.jpg")
+    arguments = cams("make_advcam", cam_network="tests.own_network", cam_weights_name="sess/cam.pth")
+    assert "1 of 6 images can't be used (" in refusal(arguments)
+    assert f"{toy.ids[4]}.jpg; image file is truncated" in refusal(arguments)
 
 
 @pytest.mark.parametrize(
@@ -316,17 +346,6 @@ def test_cams_of_another_class_list_are_refused(toy):
     save_weights(EdgeDisplacement(), "sess/irn.pth")
     flags = {"make_sem_seg_pass": True, "irn_weights_name": "sess/irn.pth", "infer_list": "voc12/train.txt"}
     assert sentence in refusal(toy.flags(**NO_STEPS | flags))
-
-
-@pytest.fixture
-def cams(toy):
-    """Runs a step that reads CAM files and IRN: they are there for the images of train, of the right size."""
-    for image_id, (height, width) in zip(toy.ids, TOY_SIZES, strict=True):
-        cam = torch.ones(1, -(-height // 4), -(-width // 4))
-        camfile.save(f"result/cam_ood/{image_id}.npy", [2], cam, torch.ones(1, height, width))
-    save_weights(own_network.EdgeDisplacement(), "sess/irn.pth")
-    flags = {"irn_network": "tests.own_network", "irn_weights_name": "sess/irn.pth", "infer_list": "voc12/train.txt"}
-    return lambda step, **changed: toy.flags(**NO_STEPS | flags | {f"{step}_pass": True} | changed)
 
 
 @pytest.mark.parametrize("step", ["make_sem_seg", "make_ins_seg"])
