@@ -60,7 +60,7 @@ class Config:
 
     # What to run on (not in the original)
     sample: bool = flag(
-        False, "make the built-in sample data set, run the chain on it (without AdvCAM and instances), write the report"
+        False, "make the built-in sample data set, run the chain on it (without AdvCAM), write the report"
     )
     sample_root: str = flag("Data/sample", "folder of the built-in sample")
 
