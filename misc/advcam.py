@@ -31,6 +31,7 @@ def default_batch_size(device: torch.device) -> int:
     """
     if device.type != "cuda":
         return 1
+    torch.cuda.empty_cache()  # what earlier steps have left is free, too
     free, _ = torch.cuda.mem_get_info(device)
     bytes_a_pair = 2 * PIXELS_A_PLACE * max(SCALES) ** 2 * BYTES_A_PIXEL  # image and mirror image
     return max(1, min(LARGEST_BATCH, int(free / bytes_a_pair)))
