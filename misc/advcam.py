@@ -14,10 +14,27 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from misc.cam import merge_scales
+from misc.torchutils import PIXELS_A_PLACE
 
 SCALES = (0.5, 1.0, 1.5, 2.0)
 SMALL_SCALE = 0.5
 EPSILON = 1e-12
+BYTES_A_PIXEL = 4096
+"""Of the images at the largest scale, as an upper estimate: ResNet-50 keeps 1,863 for its backward pass."""
+LARGEST_BATCH = 8
+
+
+def default_batch_size(device: torch.device) -> int:
+    """How many (image, class) pairs of up to 512 x 512 pixels run as one batch: on CUDA as many as fit its free memory.
+
+    On the CPU a batch gains nothing: one.
+    """
+    if device.type != "cuda":
+        return 1
+    torch.cuda.empty_cache()  # what earlier steps have left is free, too
+    free, _ = torch.cuda.mem_get_info(device)
+    bytes_a_pair = 2 * PIXELS_A_PLACE * max(SCALES) ** 2 * BYTES_A_PIXEL  # image and mirror image
+    return max(1, min(LARGEST_BATCH, int(free / bytes_a_pair)))
 
 
 def iterations_at(scale: float, n_iter: int) -> int:

@@ -1,5 +1,6 @@
 """COCO annotations of instance masks: polygons or run lengths, either of which decodes to the very same mask."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -64,23 +65,19 @@ def segmentation_of(mask: np.ndarray, *, polygons: bool) -> list | dict:
     return run_lengths(mask)
 
 
-def annotations_of(detections: Detections, *, image_id: int, first_id: int, polygons: bool) -> list[dict[str, Any]]:
+def annotations_of(detections: Detections, *, image_id: int, first_id: int, polygons: bool) -> Iterator[dict[str, Any]]:
     """COCO's annotations of an image's instances, with ids from `first_id` on, plus each one's `score`."""
-    annotations = []
     found = zip(detections.masks, detections.classes, detections.scores, strict=True)
     for number, (mask, label, score) in enumerate(found, start=first_id):
         ys, xs = np.nonzero(mask)
         left, top = int(xs.min()), int(ys.min())
-        annotations.append(
-            {
-                "id": number,
-                "image_id": image_id,
-                "category_id": int(label) + 1,
-                "segmentation": segmentation_of(mask, polygons=polygons),
-                "area": len(xs),
-                "bbox": [left, top, int(xs.max()) + 1 - left, int(ys.max()) + 1 - top],
-                "iscrowd": 0,
-                "score": float(score),
-            }
-        )
-    return annotations
+        yield {
+            "id": number,
+            "image_id": image_id,
+            "category_id": int(label) + 1,
+            "segmentation": segmentation_of(mask, polygons=polygons),
+            "area": len(xs),
+            "bbox": [left, top, int(xs.max()) + 1 - left, int(ys.max()) + 1 - top],
+            "iscrowd": 0,
+            "score": float(score),
+        }

@@ -60,7 +60,7 @@ class Config:
 
     # What to run on (not in the original)
     sample: bool = flag(
-        False, "make the built-in sample data set, run the chain on it (without AdvCAM and instances), write the report"
+        False, "make the built-in sample data set, run the chain on it (without AdvCAM), write the report"
     )
     sample_root: str = flag("Data/sample", "folder of the built-in sample")
 
@@ -139,7 +139,10 @@ class Config:
     AD_stepsize: float = flag(0.08, "step of the climbing, in normalised pixel values", low=0)
     score_th: float = flag(0.5, "share of the strongest response from which on a region is strong", low=0, high=1)
     advcam_batch_size: int = flag(
-        1, "(image, class) pairs of equal size in one batch; memory grows with it (not in the original)", low=1
+        0,
+        "(image, class) pairs of equal size in one batch, fewer if they exceed 512 x 512; 0: one on the CPU, on "
+        "CUDA up to 8, as its free memory allows (not in the original)",
+        low=0,
     )
     advcam_out_dir: str = flag("result/cam_ood_advcam", "AdvCAM files, ID.npy")
     masks_from: Literal["cam", "advcam"] = flag(

@@ -3,7 +3,7 @@
 import json
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,10 +27,29 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def write_json(path: str | Path, content: Any, *, indent: int | None = 1) -> None:
-    """Write `content` as JSON, by default indented (numbers that JSON lacks, such as NaN, must be None already)."""
+def write_json(path: str | Path, content: Any) -> None:
+    """Write `content` as indented JSON (numbers that JSON lacks, such as NaN, must be None already)."""
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=indent, allow_nan=False) + "\n")
+        temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+
+@contextmanager
+def json_list_writer(path: str | Path, content: Mapping[str, Any], name: str) -> Iterator[Callable[[Any], None]]:
+    """Yield `append(item)`: `path` becomes the JSON object `content` plus the list `name`, of which no item is kept.
+
+    The file appears when the block ends, and not if it fails.
+    """
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        file.write(json.dumps({**content, name: []}, allow_nan=False).removesuffix("]}"))
+        separator = ""
+
+        def append(item: Any) -> None:
+            nonlocal separator
+            file.write(separator + json.dumps(item, allow_nan=False))
+            separator = ", "
+
+        yield append
+        file.write("]}\n")
 
 
 @contextmanager

@@ -66,7 +66,11 @@ def read_label(path: str | Path) -> np.ndarray:
     try:
         with Image.open(path) as image:
             if image.mode not in ("P", "L", "1"):
-                raise InputError(f"label {path} is a {image.mode} image; expected a palette or grey PNG of class ids.")
+                kind = "16-bit" if image.mode.startswith("I") else image.mode
+                raise InputError(
+                    f"label {path} is a {kind} image; expected a palette or grey PNG of 8 bits: ids up to 254, 255 for "
+                    "unsure pixels."
+                )
             return np.array(image, dtype=np.uint8)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"label {path} can't be read ({error}); replace it.") from error

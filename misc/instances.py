@@ -3,6 +3,7 @@
 The displacement of a pixel points to the centroid of its instance. Displacements and maps lie at stride 4.
 """
 
+import math
 from dataclasses import dataclass
 
 import cv2
@@ -18,7 +19,8 @@ CENTROID_REACH = 2.5
 """Cells with a shorter displacement, in cells, are near a centroid."""
 FRAGMENT_SHARE = 0.01
 """Of the image's pixels: smaller fragments are kept, but score 0."""
-UPSAMPLED_AT_ONCE = 64
+CELLS_AT_ONCE, PIXELS_AT_ONCE = 2**22, 2**24
+"""Of all maps that walk together, and of those that are upsampled together, so that memory stays bounded."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,13 @@ def refine_centroids(displacement: Tensor, iterations: int = REFINEMENTS) -> Ten
 
 def connected_components(mask: np.ndarray) -> np.ndarray:
     """(H, W) bool -> (H, W) int32: 0 outside the mask, 1, 2, ... for its 4-connected components, row by row."""
-    return cv2.connectedComponents(mask.astype(np.uint8), connectivity=4)[1]
+    return _components_and_stats(mask)[0]
+
+
+def _components_and_stats(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`connected_components`, and (n, 5) left, top, width, height and pixels of each component."""
+    _, components, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=4)
+    return components, stats[1:]
 
 
 @torch.no_grad()
@@ -79,18 +87,26 @@ def instance_map(displacement: Tensor) -> Tensor:
     return reached == reached.unique()[:, None, None]
 
 
-def _strongest(maps: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """(n, h, w) maps at stride 4 -> at full size, each pixel's largest value and the index of its map, (H, W) each.
+def _strongest(
+    cam: Tensor, instances: Tensor, edge: Tensor, size: tuple[int, int], *, beta: float, exp_times: int
+) -> tuple[Tensor, Tensor]:
+    """Each pixel's largest value of the walked maps, and the number of its map, class-major: (H, W) each.
 
-    A fragmented field makes hundreds of maps, so that only some are upsampled at once.
+    A fragmented field makes hundreds of maps: those that are all zero are left out, of the others some walk at once.
     """
-    value, index = maps.new_full(size, -torch.inf), torch.zeros(size, dtype=torch.long, device=maps.device)
-    for start in range(0, len(maps), UPSAMPLED_AT_ONCE):
-        upsampled = upsample(maps[start : start + UPSAMPLED_AT_ONCE], size)
-        of_chunk = upsampled.argmax(dim=0)
-        largest = upsampled.gather(0, of_chunk[None])[0]
-        index = torch.where(largest > value, of_chunk + start, index)
-        value = torch.maximum(value, largest)
+    value, index = cam.new_zeros(size), torch.zeros(size, dtype=torch.long, device=cam.device)
+    pairs = torch.stack([instances[:, plane != 0].any(dim=1) for plane in cam]).nonzero()
+    n_walked, n_upsampled = max(1, CELLS_AT_ONCE // edge.numel()), max(1, PIXELS_AT_ONCE // math.prod(size))
+    for start in range(0, len(pairs), n_walked):
+        of_class, of_instance = pairs[start : start + n_walked].T
+        walked = propagate_to_edge(cam[of_class] * instances[of_instance], edge, beta=beta, exp_times=exp_times)
+        numbers = of_class * len(instances) + of_instance
+        for maps, number in zip(walked.split(n_upsampled), numbers.split(n_upsampled), strict=True):
+            upsampled = upsample(maps, size)
+            first = upsampled.argmax(dim=0)
+            largest = upsampled.gather(0, first[None])[0]
+            index = torch.where(largest > value, number[first], index)
+            value = torch.maximum(value, largest)
     return value, index
 
 
@@ -100,19 +116,19 @@ def split_regions(regions: np.ndarray, score: np.ndarray, classes: np.ndarray) -
     A detection scores the maximum of (H, W) `score` inside it. Quirk of the original, kept: a component smaller than
     1 per cent of the image stays, with score 0.
     """
-    scores, masks, found = [], [], []
+    scores, parts, found = [], [], []
     for region in np.unique(regions[regions > 0]):
-        components = connected_components(regions == region)
-        for number in range(1, components.max() + 1):
-            mask = components == number
-            scores.append(0 if mask.sum() < FRAGMENT_SHARE * mask.size else score[mask].max())
-            masks.append(mask)
+        components, stats = _components_and_stats(regions == region)
+        for number, (left, top, width, height, area) in enumerate(stats.tolist(), start=1):
+            box = slice(top, top + height), slice(left, left + width)
+            inside = components[box] == number
+            scores.append(0 if area < FRAGMENT_SHARE * regions.size else score[box][inside].max())
+            parts.append((box, inside))
             found.append(classes[region - 1])
-    return Detections(
-        np.array(scores, dtype=np.float32),
-        np.array(masks, dtype=bool).reshape(-1, *regions.shape),
-        np.array(found, dtype=np.int64),
-    )
+    masks = np.zeros((len(parts), *regions.shape), dtype=bool)
+    for mask, (box, inside) in zip(masks, parts, strict=True):
+        mask[box] = inside
+    return Detections(np.array(scores, dtype=np.float32), masks, np.array(found, dtype=np.int64))
 
 
 @torch.no_grad()
@@ -144,8 +160,7 @@ def detect_instances(
     if len(keys) == 0:
         return split_regions(np.zeros(size, dtype=np.int64), np.zeros(size, dtype=np.float32), keys)
     instances = instance_map(displacement)
-    of_instances = (cam[:, None] * instances).flatten(0, 1)
-    value, index = _strongest(propagate_to_edge(of_instances, edge, beta=beta, exp_times=exp_times), size)
+    value, index = _strongest(cam, instances, edge, size, beta=beta, exp_times=exp_times)
     score = divide_by_maximum(value)
     regions = torch.where(score > background_score, index + 1, 0)
     return split_regions(regions.cpu().numpy(), score.cpu().numpy(), np.repeat(keys, len(instances)))

@@ -12,18 +12,20 @@ RECORD = "made_with.jsonl"
 
 
 class Provenance:
-    """`<folder>/made_with.jsonl`: a line {"file", "checksum", "made_with"} for each finished file.
+    """`<folder>/made_with.jsonl`: a line {"file", "checksum", "source", "made_with"} for each finished file.
 
     A line is appended once its file is complete, and holds that file's checksum. So a run may be killed at any moment:
     a file without its line, or with the line of the file that it replaced, counts as made with something else.
     """
 
     def __init__(self, folder: str | Path, made_with: Mapping[str, Any]) -> None:
-        """`made_with`: whatever determines the files' content, as JSON can hold it."""
+        """`made_with`: whatever determines the content of all files, as JSON can hold it."""
         self._path = Path(folder) / RECORD
         self._made_with = json.loads(json.dumps(made_with))
-        self._checksums = {
-            entry["file"]: entry["checksum"] for entry in self._entries() if entry["made_with"] == self._made_with
+        self._known = {
+            entry["file"]: (entry["checksum"], entry["source"])
+            for entry in self._entries()
+            if entry["made_with"] == self._made_with
         }
 
     def _entries(self) -> list[dict[str, Any]]:
@@ -36,18 +38,21 @@ class Provenance:
                 entry = json.loads(line)
             except json.JSONDecodeError:
                 continue
-            if isinstance(entry, dict) and {"file", "checksum", "made_with"} <= entry.keys():
+            if isinstance(entry, dict) and {"file", "checksum", "source", "made_with"} <= entry.keys():
                 entries.append(entry)
         return entries
 
-    def covers(self, path: Path) -> bool:
-        """Whether the file is there, was made with the same, and nobody has changed it since."""
-        known = self._checksums.get(path.name)
-        return known is not None and path.is_file() and known == _checksum(path)
+    def covers(self, path: Path, source: str) -> bool:
+        """Whether the file is there, was made with the same from `source`, and nobody has changed it since.
 
-    def record(self, path: Path) -> None:
-        """Note that the complete file at `path` was made with this."""
-        entry = {"file": path.name, "checksum": _checksum(path), "made_with": self._made_with}
+        `source`: whatever determines the content of this one file, such as the digest of its image.
+        """
+        checksum, known_source = self._known.get(path.name, (None, None))
+        return known_source == source and path.is_file() and checksum == _checksum(path)
+
+    def record(self, path: Path, source: str) -> None:
+        """Note that the complete file at `path` was made with this, from `source`."""
+        entry = {"file": path.name, "checksum": _checksum(path), "source": source, "made_with": self._made_with}
         with self._path.open("a+b") as file:
             # Half a line that a killed run has left must not spoil this one
             start = b"" if _ends_with_newline(file) else b"\n"

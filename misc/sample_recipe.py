@@ -90,14 +90,19 @@ def sample_runs(root: str, user_flags: Sequence[str], *, with_crf: bool = True) 
     cams = ("train_cam", "make_cam", "eval_cam")
     # AdvCAM takes longer than all the rest together: it is left out unless asked for
     advcams = ("make_advcam", "eval_advcam") if parse_config(user_flags).masks_from == "advcam" else ()
-    masks = ("cam_to_ir_label", "eval_ir_label", "train_irn", "make_sem_seg", "eval_sem_seg") if with_crf else ()
-    deeplab = ("train_deeplab", "eval_deeplab") if with_crf else ()
-    last = (*masks, *deeplab, "make_report")
+    labels, masks = ("cam_to_ir_label", "eval_ir_label", "train_irn"), ("make_sem_seg", "eval_sem_seg")
+    instances, deeplab = ("make_ins_seg", "eval_ins_seg"), ("train_deeplab", "eval_deeplab")
+    last = (*labels, *masks, *instances, *deeplab) if with_crf else ()
     runs = (
         ("in-distribution classifier", CLASSIFIER, {}, ("train_classifier",)),
         ("W-OoD training and its CAMs", TRAINING | WOOD, {}, (*cams, *advcams)),
         ("control: the same without OoD images", TRAINING, CONTROL, cams),
-        ("masks from the W-OoD CAMs, DeepLab, and the report", TRAINING | WOOD | MASKS | DEEPLAB, {}, last),
+        (
+            "masks and instances from the W-OoD CAMs, DeepLab, and the report",
+            TRAINING | WOOD | MASKS | DEEPLAB,
+            {},
+            (*last, "make_report"),
+        ),
     )
     return [
         (title, [*to_arguments(data | RECIPE | recipe), *user_flags, *to_arguments(apart | switches(*steps))])

@@ -1,5 +1,6 @@
 """Seeds, devices, precision, the optimiser, and the order in which training samples are drawn."""
 
+import math
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -11,6 +12,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
 from misc.errors import InputError
+
+PIXELS_A_PLACE = 512 * 512
+"""An image with more pixels takes more than one place of a batch, so that memory stays bounded."""
 
 
 def resolve_device(name: str) -> torch.device:
@@ -179,6 +183,11 @@ def training_loader(
     """`n_batches` shuffled batches, without those before `first`, of a dataset that is indexed with (epoch, index)."""
     batches = ShuffledBatches(len(dataset), batch_size=batch_size, n_batches=n_batches, seed=seed, first=first)
     return DataLoader(dataset, batch_sampler=batches, num_workers=num_workers, pin_memory=device.type == "cuda")
+
+
+def places(size: tuple[int, int]) -> int:
+    """How many places of a batch an image of (H, W) takes."""
+    return math.ceil(size[0] * size[1] / PIXELS_A_PLACE)
 
 
 def size_groups(

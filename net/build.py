@@ -84,11 +84,23 @@ def load_network(module_name: str, class_name: str, weights: str, device: torch.
 
 def require_network(
     module_name: str, class_name: str, weights: str, *, planned: Container[str], **arguments: Any
-) -> None:
-    """Raise `InputError` unless there is such a network, and a checkpoint that fits it or will be made (`planned`)."""
+) -> nn.Module:
+    """The network, on the CPU; `InputError` unless a checkpoint fits it or will be made (`planned`)."""
     network = build_network(module_name, class_name, **arguments)
     if weights not in planned:
         load_weights(network, weights)
+    return network
+
+
+def require_cell_classifier(module_name: str, network: nn.Module) -> None:
+    """Raise `InputError` unless a `CAM` network's classifier is linear in each cell: the closed form of Grad-CAM."""
+    weight, bias = network.classifier.weight, getattr(network.classifier, "bias", None)
+    if bias is not None or weight.flatten(1).shape != weight.shape[:2]:
+        given = f"{tuple(weight.shape)} with{'out' if bias is None else ''} bias"
+        raise InputError(
+            f"--{FLAGS['CAM']}: AdvCAM needs a classifier of shape (C, D, 1, 1) without bias, {module_name}.CAM has "
+            f"one of {given}; {GUIDE}."
+        )
 
 
 def require_same_weights(module_name: str, trained: nn.Module, class_name: str, **arguments: Any) -> None:

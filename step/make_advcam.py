@@ -4,21 +4,20 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from misc import camfile
-from misc.advcam import SCALES, advcam_batch
+from misc.advcam import SCALES, advcam_batch, default_batch_size
 from misc.config import Config
 from misc.errors import InputError
 from misc.files import background_writer
 from misc.imutils import image_size, mirror_pair, normalize
 from misc.plan import Planned, require_writable
-from misc.provenance import Provenance
-from misc.torchutils import GroupedLoader, resolve_device, resolve_precision, size_groups
-from net.build import ADVCAM_ATTRIBUTES, load_network, require_network
+from misc.provenance import Provenance, data_digest
+from misc.torchutils import GroupedLoader, places, resolve_device, resolve_precision, size_groups
+from net.build import ADVCAM_ATTRIBUTES, load_network, require_cell_classifier, require_network
 from net.weights import weights_digest
 from voc12.dataloader import ScaledImages
 from voc12.devkit import open_devkit
@@ -35,7 +34,7 @@ def check(args: Config, planned: Planned) -> Planned:
     """Raise `InputError` for bad input; return the outputs of this step."""
     devkit = open_devkit(args.voc12_root, args.class_list)
     images = read_labelled_images(devkit, args.train_list, flag="train_list", label_file=args.label_file)
-    require_network(
+    network = require_network(
         args.cam_network,
         "CAM",
         args.cam_weights_name,
@@ -43,18 +42,10 @@ def check(args: Config, planned: Planned) -> Planned:
         needs=ADVCAM_ATTRIBUTES,
         n_classes=len(devkit.classes),
     )
+    require_cell_classifier(args.cam_network, network)
     require_writable(args.advcam_out_dir, flag="advcam_out_dir")
     require_readable(images.paths, num_workers=args.num_workers)
     return {args.advcam_out_dir: frozenset(images.ids)}
-
-
-def _is_sound(path: Path, label: np.ndarray, size: tuple[int, int]) -> bool:
-    """Whether a file is whole and belongs to an image of this label and size."""
-    try:
-        keys, _, high_res = camfile.load(path, len(label))
-    except InputError:
-        return False
-    return keys.tolist() == np.flatnonzero(label).tolist() and high_res.shape[1:] == size
 
 
 def _pairs(images: list[Tensor], device: torch.device) -> dict[float, Tensor]:
@@ -62,21 +53,62 @@ def _pairs(images: list[Tensor], device: torch.device) -> dict[float, Tensor]:
     return {s: mirror_pair(normalize(image.to(device))) for s, image in zip(SCALES, images, strict=True)}
 
 
-def _save(provenance: Provenance, path: Path, *content: Any) -> None:
+def _advcams(
+    model: nn.Module, batch: list[dict[str, Any]], args: Config, *, max_pairs: int, example: Path
+) -> tuple[list[tuple[Tensor, Tensor]], int]:
+    """cam and high_res of images of equal size, and `max_pairs` for the next ones: fewer if memory ran out.
+
+    Args:
+        batch: items of `ScaledImages`.
+        max_pairs: (image, class) pairs of up to 512 x 512 pixels in one batch; larger ones are fewer.
+        example: one of the images, for the message.
+
+    Raises `InputError` if the memory does not suffice for one pair.
+    """
+    device, size = model.classifier.weight.device, batch[0]["size"]
+    n_pairs = sum(len(item["keys"]) for item in batch)
+    while True:
+        together = max(1, min(max_pairs // places(size), n_pairs))
+        try:
+            advcams = advcam_batch(
+                model,
+                [_pairs(item["images"], device) for item in batch],
+                size,
+                [item["keys"] for item in batch],
+                args.adv_iter,
+                coefficient=args.AD_coeff,
+                step=args.AD_stepsize,
+                score_threshold=args.score_th,
+                batch_size=together,
+            )
+            return advcams, max_pairs
+        except torch.OutOfMemoryError as error:
+            if together == 1:
+                raise InputError(
+                    f"--device cuda: the GPU's memory does not suffice for AdvCAM of images of {size[0]} x {size[1]} "
+                    f"pixels such as {example}; free some of it, make the images smaller, or pass --device cpu."
+                ) from error
+        # Outside of `except`, whose error keeps the tensors of the failed batch
+        max_pairs = together // 2 * places(size)
+        torch.cuda.empty_cache()
+        log.info("notice: no GPU memory for %d (image, class) pairs at once; going on with %d", together, together // 2)
+
+
+def _save(provenance: Provenance, path: Path, source: str, *content: Any) -> None:
     camfile.save(path, *content)
-    provenance.record(path)
+    provenance.record(path, source)
 
 
 def run(args: Config) -> None:
     """Write `advcam_out_dir`/ID.npy for each image, from `cam_weights_name`.
 
-    Files of an earlier run with the same weights and settings are kept; `advcam_out_dir`/made_with.jsonl tells them.
+    Files of an earlier run with the same weights, settings, image and label are kept; `advcam_out_dir`/made_with.jsonl
+    tells them.
     """
     device = resolve_device(args.device)
     devkit = open_devkit(args.voc12_root, args.class_list)
     images = read_labelled_images(devkit, args.train_list, flag="train_list", label_file=args.label_file)
     paths = [camfile.cam_path(args.advcam_out_dir, image_id) for image_id in images.ids]
-    sizes = [image_size(path) for path in images.paths]
     model = load_network(args.cam_network, "CAM", args.cam_weights_name, device, n_classes=len(devkit.classes))
     model.requires_grad_(False)
     provenance = Provenance(
@@ -89,11 +121,9 @@ def run(args: Config) -> None:
             **args.only(SETTINGS),
         },
     )
-    pending = [
-        i
-        for i, (path, label, size) in enumerate(zip(paths, images.labels, sizes, strict=True))
-        if not (provenance.covers(path) and _is_sound(path, label, size))
-    ]
+    sources = [data_digest([path], label) for path, label in zip(images.paths, images.labels, strict=True)]
+    bar = tqdm(paths, desc="looking for finished files", unit="file")
+    pending = [i for i, path in enumerate(bar) if not provenance.covers(path, sources[i])]
     if replaced := sum(paths[i].is_file() for i in pending):
         log.info(
             "made again: %d files in %s that are not known to be of these weights, settings and images",
@@ -103,24 +133,17 @@ def run(args: Config) -> None:
     if len(pending) < len(images):
         log.info("%d of %d images are finished: skipped", len(images) - len(pending), len(images))
 
-    n_keys = [int(images.labels[i].sum()) for i in pending]
-    groups = size_groups([sizes[i] for i in pending], args.advcam_batch_size, n_parts=n_keys)
+    max_pairs = args.advcam_batch_size or default_batch_size(device)
+    sizes = [image_size(images.paths[i]) for i in pending]
+    n_places = [int(images.labels[i].sum()) * places(size) for i, size in zip(pending, sizes, strict=True)]
+    groups = size_groups(sizes, max_pairs, n_parts=n_places)
     scaled = ScaledImages([images.paths[i] for i in pending], images.labels[pending], SCALES)
     loader = GroupedLoader(scaled, groups, num_workers=args.num_workers, device=device)
     with tqdm(total=len(pending), desc="make_advcam", unit="image") as bar, background_writer() as submit:
         for batch in loader:
-            results = advcam_batch(
-                model,
-                [_pairs(item["images"], device) for item in batch],
-                batch[0]["size"],
-                [item["keys"] for item in batch],
-                args.adv_iter,
-                coefficient=args.AD_coeff,
-                step=args.AD_stepsize,
-                score_threshold=args.score_th,
-                batch_size=args.advcam_batch_size,
-            )
-            for item, (cam, high_res) in zip(batch, results, strict=True):
-                path = paths[pending[item["index"]]]
-                submit(_save, provenance, path, item["keys"], cam.cpu(), high_res.cpu())
+            indices = [pending[item["index"]] for item in batch]
+            example = images.paths[indices[0]]
+            advcams, max_pairs = _advcams(model, batch, args, max_pairs=max_pairs, example=example)
+            for i, item, (cam, high_res) in zip(indices, batch, advcams, strict=True):
+                submit(_save, provenance, paths[i], sources[i], item["keys"], cam.cpu(), high_res.cpu())
             bar.update(len(batch))

@@ -1,7 +1,5 @@
 """Step 2: multi-scale class activation maps of the images of `train_list`."""
 
-import math
-
 import torch
 from tqdm import tqdm
 
@@ -11,15 +9,12 @@ from misc.config import Config
 from misc.files import background_writer
 from misc.imutils import image_size
 from misc.plan import Planned, require_writable
-from misc.torchutils import GroupedLoader, resolve_device, size_groups
+from misc.torchutils import GroupedLoader, places, resolve_device, size_groups
 from net.build import load_network, require_network
 from voc12.dataloader import ScaledImages
 from voc12.devkit import open_devkit
 from voc12.images import read_labelled_images
 from voc12.verify import require_readable
-
-PIXELS_A_PLACE = 512 * 512
-"""An image with more pixels takes more than one place of a batch, so that memory stays bounded."""
 
 
 def check(args: Config, planned: Planned) -> Planned:
@@ -41,8 +36,7 @@ def run(args: Config) -> None:
 
     scaled = ScaledImages(images.paths, images.labels, args.cam_scales)
     sizes = [image_size(path) for path in images.paths]
-    places = [math.ceil(height * width / PIXELS_A_PLACE) for height, width in sizes]
-    groups = size_groups(sizes, args.make_cam_batch_size, n_parts=places)
+    groups = size_groups(sizes, args.make_cam_batch_size, n_parts=[places(size) for size in sizes])
     loader = GroupedLoader(scaled, groups, num_workers=args.num_workers, device=device)
     with tqdm(total=len(images), desc="make_cam", unit="image") as bar, background_writer() as submit:
         for group in loader:

@@ -8,7 +8,7 @@ from misc import instancefile
 from misc.coco import FIRST_ID, annotations_of
 from misc.config import Config
 from misc.errors import InputError
-from misc.files import write_json
+from misc.files import json_list_writer
 from misc.imutils import image_size
 from misc.plan import Planned, require_outputs, require_writable_file
 from voc12.devkit import open_devkit
@@ -41,27 +41,30 @@ def run(args: Config) -> None:
     devkit = open_devkit(args.voc12_root, args.class_list)
     ids = read_list(devkit, args.infer_list, flag="infer_list")
     polygons = args.cocoann_format == "polygon"
-    images, annotations = [], []
-    for number, image_id in enumerate(tqdm(ids, desc="make_cocoann", unit="image"), start=FIRST_ID):
-        image_path = devkit.image_path(image_id)
-        height, width = image_size(image_path)
-        path = instancefile.instance_path(args.ins_seg_out_dir, image_id)
-        found = instancefile.load(path, len(devkit.classes))
-        if found.masks.shape[1:] != (height, width):
-            raise InputError(f"instance file {path} is not of the size of its image; make it again.")
-        images.append({"id": number, "file_name": image_path.name, "height": height, "width": width})
-        next_id = FIRST_ID + len(annotations)
-        annotations += annotations_of(found, image_id=number, first_id=next_id, polygons=polygons)
-
+    image_paths = [devkit.image_path(image_id) for image_id in ids]
+    sizes = [image_size(path) for path in image_paths]
     content = {
         "info": {"description": f"W-OoD instance masks from image labels, {devkit.root}"},
         "licenses": [],
         "categories": [{"id": k, "name": name} for k, name in enumerate(devkit.classes, start=1)],
-        "images": images,
-        "annotations": annotations,
+        "images": [
+            {"id": number, "file_name": path.name, "height": height, "width": width}
+            for number, (path, (height, width)) in enumerate(zip(image_paths, sizes, strict=True), start=FIRST_ID)
+        ],
     }
-    write_json(args.cocoann_path, content, indent=None)
-    log.info("wrote %s: %d instances in %d images", args.cocoann_path, len(annotations), len(images))
-    as_runs = sum(isinstance(annotation["segmentation"], dict) for annotation in annotations)
-    if polygons and as_runs:
-        log.info("notice: %d masks are run lengths, since no polygon gave them back exactly", as_runs)
+    n_annotations = n_runs = 0
+    with json_list_writer(args.cocoann_path, content, "annotations") as append:
+        bar = tqdm(ids, desc="make_cocoann", unit="image")
+        for number, (image_id, size) in enumerate(zip(bar, sizes, strict=True), start=FIRST_ID):
+            path = instancefile.instance_path(args.ins_seg_out_dir, image_id)
+            found = instancefile.load(path, len(devkit.classes))
+            if found.masks.shape[1:] != size:
+                raise InputError(f"instance file {path} is not of the size of its image; make it again.")
+            first_id = FIRST_ID + n_annotations
+            for annotation in annotations_of(found, image_id=number, first_id=first_id, polygons=polygons):
+                append(annotation)
+                n_runs += isinstance(annotation["segmentation"], dict)
+            n_annotations += len(found)
+    log.info("wrote %s: %d instances in %d images", args.cocoann_path, n_annotations, len(ids))
+    if polygons and n_runs:
+        log.info("notice: %d masks are run lengths, since no polygon gave them back exactly", n_runs)

@@ -34,7 +34,8 @@ def run(args: Config) -> None:
     inputs = walk_inputs(
         model, devkit, ids, args.mask_cams.folder, device=device, num_workers=args.num_workers, title=title
     )
-    with background_writer() as submit:
+    # A fragmented image has hundreds of full-size masks: the next one is computed meanwhile, no more
+    with background_writer(max_waiting=1) as submit:
         for item in inputs:
             detections = detect_instances(
                 item.cam,

@@ -228,9 +228,9 @@ class _Sheet:
         return ImageRow(image_id, [self._devkit.classes[k - 1] for k in sorted(found)], pictures)
 
     def _ids(self) -> list[str]:
-        """The evaluated images that have a CAM; without such a list, all images with a CAM."""
-        folder = Path(self._args.cam_out_dir)
-        with_cam = {path.stem for path in folder.glob("*.npy")}
+        """The evaluated images that have a CAM or an AdvCAM; without such a list, all images with either."""
+        folders = (self._args.cam_out_dir, self._args.advcam_out_dir)
+        with_cam = {path.stem for folder in folders for path in Path(folder).glob("*.npy")}
         try:
             ids = read_list(self._devkit, self._devkit.split_path(self._args.chainer_eval_set), flag="chainer_eval_set")
         except InputError:
@@ -266,7 +266,10 @@ class _Sheet:
         args, palette = self._args, voc_palette()
         image = read_image(self._devkit.image_path(image_id))
         size = image.shape[:2]
-        keys, high_res = self._maps(camfile.cam_path(args.cam_out_dir, image_id), size)
+        folders = {"CAM, W-OoD": args.cam_out_dir, "AdvCAM": args.advcam_out_dir}
+        paths = {title: camfile.cam_path(folder, image_id) for title, folder in folders.items()}
+        maps_of = {title: self._maps(path, size) for title, path in paths.items() if path.is_file()}
+        keys, _ = next(iter(maps_of.values()))
         pictures = [("image", image)]
         if self._devkit.mask_path(image_id).is_file():
             pictures.append(
@@ -280,9 +283,7 @@ class _Sheet:
         control_cam = camfile.cam_path(self._control_folder, image_id)
         if self._control_folder and control_cam.is_file():
             pictures.append(("CAM, control", heat_overlay(image, camfile.load(control_cam)[2])))
-        pictures.append(("CAM, W-OoD", heat_overlay(image, high_res)))
-        if (advcam_path := camfile.cam_path(args.advcam_out_dir, image_id)).is_file():
-            pictures.append(("AdvCAM", heat_overlay(image, self._maps(advcam_path, size)[1])))
+        pictures += [(title, heat_overlay(image, high_res)) for title, (_, high_res) in maps_of.items()]
         label_path = Path(args.ir_label_out_dir) / f"{image_id}.png"
         if label_path.is_file():
             pictures.append(("confident label", mask_overlay(image, read_label(label_path), palette)))

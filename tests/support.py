@@ -104,6 +104,13 @@ def make_toy_data(folder: Path) -> ToyData:
     return ToyData(root=root, ood_root=ood, ood_list=folder / "ood_list.txt", ids=ids, work=work)
 
 
+def give_all_one_size(toy: ToyData, size: tuple[int, int] = TOY_SIZES[0]) -> None:
+    """New images of one size; masks stay, and fit the first image alone."""
+    for number, image_id in enumerate(toy.ids):
+        pixels = np.random.default_rng(number).integers(0, 255, (*size, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(toy.root / "JPEGImages" / f"{image_id}.jpg")
+
+
 ALL_STEPS = {
     f"{step}_pass": True
     for step in (

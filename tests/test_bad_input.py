@@ -1,5 +1,7 @@
 """Wrong input of every kind: one clear sentence before any work, nothing lost."""
 
+import operator
+
 import numpy as np
 import pytest
 import torch
@@ -8,11 +10,13 @@ from support import ALL_STEPS, NO_STEPS, TOY_SIZES
 
 import run_sample
 from misc import camfile, instancefile
-from misc.errors import InputError
+from misc.errors import InputError, message_of
+from misc.imutils import write_label
 from misc.instances import Detections
 from net.resnet18_cam import Net
 from net.resnet18_irn import AffinityDisplacementLoss, EdgeDisplacement
 from net.weights import save_weights
+from tests import own_network
 
 
 def write(path, *lines):
@@ -117,6 +121,10 @@ WRONG = {
         lambda toy: Image.new("RGB", (64, 48)).save(toy.root / "SegmentationClass" / f"{toy.ids[0]}.png") or {},
         r"2099_000001.png is a RGB image; expected a palette or grey PNG",
     ),
+    "instance mask of 16 bits": (
+        lambda toy: Image.new("I;16", (64, 48)).save(toy.root / "SegmentationObject" / f"{toy.ids[0]}.png") or {},
+        r"2099_000001.png is a 16-bit image; expected a palette or grey PNG of 8 bits: ids up to 254, 255 for unsure",
+    ),
     "no instance masks": (
         lambda toy: (toy.root / "SegmentationObject" / f"{toy.ids[0]}.png").unlink() or {},
         r"1 of 6 instance masks are not in .*SegmentationObject \(2099_000001\), and eval_ins_seg needs them; correct",
@@ -125,8 +133,10 @@ WRONG = {
         lambda toy: Image.new("L", (9, 9)).save(toy.root / "SegmentationObject" / f"{toy.ids[0]}.png") or {},
         r"instance mask .*2099_000001.png is not of the size of its mask in SegmentationClass",
     ),
-    "instance of several classes": (
-        lambda toy: Image.new("L", (64, 48), 4).save(toy.root / "SegmentationObject" / f"{toy.ids[0]}.png") or {},
+    "instance of the background": (
+        lambda toy: (
+            write_label(toy.root / "SegmentationObject" / f"{toy.ids[0]}.png", np.eye(48, 64, -40, np.uint8) * 4) or {}
+        ),
         r"instance 4 of .*2099_000001.png has id 0 in SegmentationClass, expected a class from 1 to 3",
     ),
     "CAMs of another list than is evaluated": (
@@ -203,9 +213,21 @@ def test_chain_refuses(toy, name, monkeypatch):
     assert not list((toy.work / "sess").glob("*"))
 
 
+@pytest.fixture
+def cams(toy):
+    """Runs a step that reads CAM files and IRN: they are there for the images of train, of the right size."""
+    for image_id, (height, width) in zip(toy.ids, TOY_SIZES, strict=True):
+        cam = torch.ones(1, -(-height // 4), -(-width // 4))
+        camfile.save(f"result/cam_ood/{image_id}.npy", [2], cam, torch.ones(1, height, width))
+    save_weights(own_network.EdgeDisplacement(), "sess/irn.pth")
+    flags = {"irn_network": "tests.own_network", "irn_weights_name": "sess/irn.pth", "infer_list": "voc12/train.txt"}
+    return lambda step, **changed: toy.flags(**NO_STEPS | flags | {f"{step}_pass": True} | changed)
+
+
 STEPS_WITH_CHECKPOINT = {
     "train_cam": ("cam_init_weights_name", Net),
     "make_cam": ("cam_weights_name", Net),
+    "make_advcam": ("cam_weights_name", Net),
     "make_sem_seg": ("irn_weights_name", AffinityDisplacementLoss),
     "make_ins_seg": ("irn_weights_name", AffinityDisplacementLoss),
 }
@@ -228,6 +250,24 @@ def test_checkpoints_are_checked_before_work(toy, step):
     if network is Net:
         save_weights(Net(n_classes=20), path)
         assert "classifier.weight has shape (20, 512, 1, 1), expected (3, 512, 1, 1)" in refusal(arguments)
+
+
+@pytest.mark.parametrize(("step", "flag"), [("make_advcam", "advcam_out_dir"), ("make_ins_seg", "ins_seg_out_dir")])
+def test_folders_that_can_not_be_written_are_refused(cams, toy, monkeypatch, step, flag):
+    monkeypatch.setattr(f"{run_sample.STEP_MODULES[step]}.run", lambda args: pytest.fail("work began"))
+    save_weights(own_network.Net(n_classes=3), "sess/cam.pth")
+    file = write(toy.work / "file", "")
+    arguments = cams(step, cam_network="tests.own_network", cam_weights_name="sess/cam.pth", **{flag: file / "x"})
+    assert f"--{flag}: can't write into {file / 'x'} (Not a directory); name another place." in refusal(arguments)
+
+
+def test_a_damaged_image_stops_advcam_before_work(cams, toy, monkeypatch):
+    monkeypatch.setattr("step.make_advcam.run", lambda args: pytest.fail("work began"))
+    save_weights(own_network.Net(n_classes=3), "sess/cam.pth")
+    damage(toy.root / "JPEGImages" / f"{toy.ids[4]}.jpg")
+    arguments = cams("make_advcam", cam_network="tests.own_network", cam_weights_name="sess/cam.pth")
+    assert "1 of 6 images can't be used (" in refusal(arguments)
+    assert f"{toy.ids[4]}.jpg; image file is truncated" in refusal(arguments)
 
 
 @pytest.mark.parametrize(
@@ -306,6 +346,51 @@ def test_cams_of_another_class_list_are_refused(toy):
     save_weights(EdgeDisplacement(), "sess/irn.pth")
     flags = {"make_sem_seg_pass": True, "irn_weights_name": "sess/irn.pth", "infer_list": "voc12/train.txt"}
     assert sentence in refusal(toy.flags(**NO_STEPS | flags))
+
+
+@pytest.mark.parametrize("step", ["make_sem_seg", "make_ins_seg"])
+@pytest.mark.parametrize("part", ["fc_edge6.weight", "mean_shift.running_mean"])
+def test_irn_weights_that_give_no_numbers_are_refused(cams, step, part):
+    network = own_network.EdgeDisplacement()
+    with torch.no_grad():
+        operator.attrgetter(part)(network)[0] = torch.nan
+    save_weights(network, "sess/irn.pth")
+    sentence = refusal(cams(step))
+    assert sentence.startswith("--irn_weights_name: edges or displacements of ")
+    assert "2099_000001.jpg are no finite numbers; train IRN again" in sentence
+
+
+@pytest.mark.parametrize("part", [0, 1])
+def test_a_network_of_another_stride_is_blamed_and_not_the_cams(cams, monkeypatch, part):
+    forward = own_network.EdgeDisplacement.forward
+
+    def forward_coarse(self, pair):
+        outputs = list(forward(self, pair))
+        outputs[part] = outputs[part][:, ::2, ::2]
+        return outputs
+
+    monkeypatch.setattr(own_network.EdgeDisplacement, "forward", forward_coarse)
+    shapes = ["(1, 12, 16)", "(2, 12, 16)"]
+    shapes[part] = f"({part + 1}, 6, 8)"
+    sentence = refusal(cams("make_ins_seg"))
+    assert sentence.startswith("--irn_network: edges and displacements of ")
+    assert f"have the shapes {shapes[0]} and {shapes[1]}, expected (1, 12, 16) and (2, 12, 16): stride 4" in sentence
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_cam_that_does_not_fit_stops_after_the_finished_masks(cams, toy, num_workers):
+    third = toy.work / f"result/cam_ood/{toy.ids[2]}.npy"
+    for content, problem in (([3, 3], "is not of the size of its image; make it again."), (None, "can't be read")):
+        if content:
+            camfile.save(third, [0], torch.ones(1, *content), torch.ones(1, *content))
+        else:
+            damage(third)
+        with pytest.raises(InputError) as caught:
+            run_sample.run(cams("make_sem_seg", num_workers=num_workers))
+        assert message_of(caught.value).startswith(f"CAM file result/cam_ood/{toy.ids[2]}.npy {problem}")
+        assert "\n" not in message_of(caught.value)
+        made = sorted(path.name for path in (toy.work / "result/sem_seg_ood").glob("*[0-9].png"))
+        assert made == [f"{image_id}.png" for image_id in toy.ids[:2]]
 
 
 @pytest.mark.parametrize("step", ["eval_ins_seg", "make_cocoann"])

@@ -10,17 +10,19 @@ import pytest
 import torch
 from PIL import Image
 from pycocotools.coco import COCO
-from support import ALL_STEPS, NO_STEPS, make_toy_data
+from support import ALL_STEPS, NO_STEPS, give_all_one_size, make_toy_data
 
 import run_sample
 from misc import camfile, instancefile
 from misc.cam import batch_scale_maps
-from misc.imutils import read_label
+from misc.imutils import read_label, write_label
 from misc.instances import Detections
 from misc.metrics import confusion_matrix, scores
 from net.resnet18_cam import Net
 from net.weights import read_checkpoint, save_weights
 from step.train_cam import selection_steps
+from voc12.devkit import open_devkit
+from voc12.instances import read_instances
 
 RUN_SAMPLE = Path(run_sample.__file__)
 
@@ -154,6 +156,18 @@ def test_instance_masks_are_scored_against_both_kinds_of_truth(toy):
     assert scored["map"] == pytest.approx(np.mean(scored["ap"]))
 
 
+def test_stray_pixels_of_background_in_an_instance_do_not_count(toy):
+    path, devkit = toy.root / "SegmentationClass" / f"{toy.ids[1]}.png", open_devkit(str(toy.root), "")
+    mask = read_label(path)
+    before, _ = read_instances(devkit, toy.ids[1])
+    ys, xs = np.nonzero(before[0])
+    mask[ys[0], xs[0]], mask[ys[1], xs[1]] = 0, 255
+    write_label(path, mask)
+    masks, classes = read_instances(devkit, toy.ids[1])
+    assert classes.tolist() == [1, 1]
+    np.testing.assert_array_equal(masks, before)  # `SegmentationObject` tells what belongs to an instance
+
+
 def test_deeplab_is_scored_on_val_without_and_with_crf(chain):
     for name in ("deeplab", "deeplab_crf"):
         confusion = np.zeros((4, 4), dtype=int)
@@ -197,9 +211,7 @@ def test_same_seed_same_result_other_seed_other_result(toy):
 
 
 def test_cams_of_a_batch_equal_one_by_one_and_large_images_run_alone(toy, monkeypatch):
-    for image_id in toy.ids[:6]:
-        pixels = np.random.default_rng(int(image_id[-1])).integers(0, 255, (48, 64, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(toy.root / "JPEGImages" / f"{image_id}.jpg")
+    give_all_one_size(toy)
     save_weights(Net(n_classes=3), "sess/x.pth")
     sizes = []
 
@@ -210,7 +222,7 @@ def test_cams_of_a_batch_equal_one_by_one_and_large_images_run_alone(toy, monkey
     monkeypatch.setattr("step.make_cam.batch_scale_maps", counted)
     made = []
     for pixels_a_place, expected in ((48 * 64, [4, 2]), (48 * 64 - 1, [2, 2, 2]), (48 * 64 // 4, [1] * 6)):
-        monkeypatch.setattr("step.make_cam.PIXELS_A_PLACE", pixels_a_place)
+        monkeypatch.setattr("misc.torchutils.PIXELS_A_PLACE", pixels_a_place)
         run(toy, make_cam_pass=True, cam_weights_name="sess/x.pth")
         assert sizes == expected
         sizes.clear()

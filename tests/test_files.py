@@ -1,6 +1,8 @@
 """Lists, labels and CAM files in every form that users have."""
 
+import json
 import time
+import tracemalloc
 import warnings
 
 import numpy as np
@@ -10,7 +12,7 @@ from PIL import Image
 
 from misc import camfile
 from misc.errors import InputError
-from misc.files import atomic_path, background_writer
+from misc.files import atomic_path, background_writer, json_list_writer
 from misc.objectfile import load_object
 from voc12.classes import VOC_CLASSES
 from voc12.devkit import open_devkit
@@ -217,6 +219,33 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
         fail_half_way()
     assert [file.name for file in tmp_path.iterdir()] == ["x.txt"]
     assert path.read_text() == "old"
+
+
+@pytest.mark.parametrize("items", [[], [{"id": 1}], [{"id": 1}, [2.5, "é"], None]])
+def test_a_list_written_item_by_item_is_plain_json(tmp_path, items):
+    with json_list_writer(tmp_path / "x.json", {"a": [1], "b": {}}, "items") as append:
+        for item in items:
+            append(item)
+        assert not (tmp_path / "x.json").exists()
+    assert json.loads((tmp_path / "x.json").read_text()) == {"a": [1], "b": {}, "items": items}
+
+
+def test_a_list_written_item_by_item_stays_out_of_memory_and_fails_as_a_whole(tmp_path):
+    item = list(range(10_000))
+
+    def fail_late() -> None:
+        with json_list_writer(tmp_path / "x.json", {}, "items") as append:
+            for _ in range(100):
+                append(item)
+            raise RuntimeError
+
+    tracemalloc.start()
+    with pytest.raises(RuntimeError):
+        fail_late()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 20 * len(json.dumps(item))
+    assert not list(tmp_path.iterdir())
 
 
 def test_background_writes_run_in_order_and_are_done_at_the_end():

@@ -12,7 +12,8 @@ from misc.coco import annotations_of, decode, outline, segmentation_of
 from misc.errors import InputError
 from misc.indexing import propagate_to_edge
 from misc.instances import (
-    UPSAMPLED_AT_ONCE,
+    CELLS_AT_ONCE,
+    PIXELS_AT_ONCE,
     Detections,
     connected_components,
     detect_instances,
@@ -146,18 +147,43 @@ def test_detections_equal_plain_code(fragmented):
     assert found.scores.max() == 1
 
 
-def test_many_maps_are_upsampled_in_parts(monkeypatch):
+@pytest.mark.parametrize("parts_of", [{"CELLS_AT_ONCE": 12 * 16 * 2}, {"PIXELS_AT_ONCE": 45 * 62 * 2}])
+def test_many_maps_walk_and_are_upsampled_in_parts(monkeypatch, parts_of):
     rng = np.random.default_rng(2)
     field = torch.from_numpy(rng.normal(0, 6, (2, 12, 16)).astype(np.float32))
     cam, edge = (torch.from_numpy(rng.random((n, 12, 16)).astype(np.float32)) for n in (3, 1))
     arguments = (cam, edge, field, np.arange(3), (45, 62))
     settings = {"background_score": 0.1, "beta": 10, "exp_times": 3}
-    assert len(instance_map(field)) * 3 <= UPSAMPLED_AT_ONCE
+    n_maps = len(instance_map(field)) * 3
+    assert 2 < n_maps <= min(CELLS_AT_ONCE // (12 * 16), PIXELS_AT_ONCE // (45 * 62))
     whole = detect_instances(*arguments, **settings)
-    monkeypatch.setattr("misc.instances.UPSAMPLED_AT_ONCE", 2)
+    for name, number in parts_of.items():
+        monkeypatch.setattr(f"misc.instances.{name}", number)
     parts = detect_instances(*arguments, **settings)
     np.testing.assert_array_equal(whole.masks, parts.masks)
     np.testing.assert_allclose(whole.scores, parts.scores, rtol=1e-6)  # the interpolation rounds by its batch
+
+
+def test_maps_without_any_value_do_not_walk(monkeypatch):
+    field = towards([(4, 3), (7, 12)], 12, 16)
+    left, right = instance_map(field)
+    rng = np.random.default_rng(3)
+    cam, edge = (torch.from_numpy(rng.random((n, 12, 16)).astype(np.float32)) for n in (3, 1))
+    cam = cam * torch.stack([right, torch.zeros_like(left), left])
+    walked = []
+
+    def counted(maps, *arguments, **settings):
+        walked.append(len(maps))
+        return propagate_to_edge(maps, *arguments, **settings)
+
+    monkeypatch.setattr("misc.instances.propagate_to_edge", counted)
+    keys, size = np.array([3, 5, 7]), (45, 62)
+    found = detect_instances(cam, edge, field, keys, size, background_score=0.25, beta=10, exp_times=3)
+    assert walked == [2]
+    expected = plain_detections(cam, edge, field, keys, size, 0.25)
+    assert {3, 7} == set(found.classes.tolist())
+    assert found.classes.tolist() == [label for _, _, label in expected]
+    np.testing.assert_array_equal(found.masks, [mask for _, mask, _ in expected])
 
 
 def test_nothing_is_found_without_classes_or_without_a_cam():
@@ -243,7 +269,7 @@ def test_a_polygon_that_is_not_exact_becomes_run_lengths(monkeypatch):
 @pytest.mark.parametrize("polygons", [True, False])
 def test_annotations(polygons):
     detections = some_detections()
-    found = annotations_of(detections, image_id=4, first_id=11, polygons=polygons)
+    found = list(annotations_of(detections, image_id=4, first_id=11, polygons=polygons))
     assert [each["id"] for each in found] == [11, 12, 13]
     assert [each["category_id"] for each in found] == [3, 1, 3]
     assert [each["bbox"] for each in found] == [[2, 1, 7, 7], [11, 0, 1, 1], [0, 8, 12, 1]]

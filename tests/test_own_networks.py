@@ -100,6 +100,26 @@ def test_what_advcam_needs_besides_is_named(toy, monkeypatch, name):
     assert build_network("tests.bare_network", "CAM", n_classes=3)  # and it is not asked for elsewhere
 
 
+@pytest.mark.parametrize(
+    ("options", "given"),
+    [
+        ({"kernel_size": 1, "bias": True}, "(3, 12, 1, 1) with bias"),
+        ({"kernel_size": 3, "padding": 1, "bias": False}, "(3, 12, 3, 3) without bias"),
+    ],
+)
+def test_a_classifier_for_which_advcam_would_be_wrong_is_refused(toy, monkeypatch, options, given):
+    make = bare_network.Net.__init__
+
+    def make_other(self, n_classes):
+        make(self, n_classes)
+        self.classifier = torch.nn.Conv2d(12, n_classes, **options)
+
+    monkeypatch.setattr(bare_network.Net, "__init__", make_other)
+    sentence = refusal(toy, monkeypatch)
+    expected = "--cam_network: AdvCAM needs a classifier of shape (C, D, 1, 1) without bias, tests.bare_network.CAM has"
+    assert sentence.startswith(f"{expected} one of {given}; docs/own_networks.md says")
+
+
 @pytest.mark.parametrize("class_name", ATTRIBUTES)
 def test_a_missing_class_is_named(toy, monkeypatch, class_name):
     monkeypatch.delattr(bare_network, class_name)

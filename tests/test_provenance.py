@@ -5,6 +5,7 @@ import contextlib
 import numpy as np
 import pytest
 import torch
+from PIL import Image, ImageOps
 from support import NO_STEPS
 
 import run_sample
@@ -14,38 +15,40 @@ from net.weights import load_weights, save_weights, weights_digest
 from tests.own_network import Net
 
 FIRST, SECOND = {"weights": "a", "step": 0.08}, {"weights": "b", "step": 0.08}
+SOURCE = "image 1"
 
 
 def make(folder, made_with, content="x"):
     path = folder / "1.npy"
     path.write_text(content)
-    Provenance(folder, made_with).record(path)
+    Provenance(folder, made_with).record(path, SOURCE)
     return path
 
 
 def test_a_recorded_file_is_covered_by_the_same_weights_and_settings_alone(tmp_path):
     path = make(tmp_path, FIRST)
-    assert Provenance(tmp_path, dict(reversed(FIRST.items()))).covers(path)
-    assert not Provenance(tmp_path, SECOND).covers(path)
-    assert not Provenance(tmp_path, FIRST | {"step": 0.09}).covers(path)
-    assert not Provenance(tmp_path, FIRST).covers(tmp_path / "2.npy")
+    assert Provenance(tmp_path, dict(reversed(FIRST.items()))).covers(path, SOURCE)
+    assert not Provenance(tmp_path, SECOND).covers(path, SOURCE)
+    assert not Provenance(tmp_path, FIRST | {"step": 0.09}).covers(path, SOURCE)
+    assert not Provenance(tmp_path, FIRST).covers(tmp_path / "2.npy", SOURCE)
+    assert not Provenance(tmp_path, FIRST).covers(path, "image 2")
     path.unlink()
-    assert not Provenance(tmp_path, FIRST).covers(path)
+    assert not Provenance(tmp_path, FIRST).covers(path, SOURCE)
 
 
 def test_a_file_that_somebody_else_wrote_is_not_covered(tmp_path):
     path = tmp_path / "1.npy"
     path.write_text("x")
-    assert not Provenance(tmp_path, FIRST).covers(path)
+    assert not Provenance(tmp_path, FIRST).covers(path, SOURCE)
     make(tmp_path, FIRST).write_text("y")
-    assert not Provenance(tmp_path, FIRST).covers(path)
+    assert not Provenance(tmp_path, FIRST).covers(path, SOURCE)
 
 
 def test_killed_between_a_file_and_its_line(tmp_path):
     path = make(tmp_path, FIRST)
     path.write_text("of the second")
-    assert not Provenance(tmp_path, FIRST).covers(path)
-    assert not Provenance(tmp_path, SECOND).covers(path)
+    assert not Provenance(tmp_path, FIRST).covers(path, SOURCE)
+    assert not Provenance(tmp_path, SECOND).covers(path, SOURCE)
 
 
 def test_killed_within_a_line(tmp_path):
@@ -54,15 +57,16 @@ def test_killed_within_a_line(tmp_path):
     whole = record.read_bytes()
     for kept in range(len(whole)):
         record.write_bytes(whole[:kept])
-        assert Provenance(tmp_path, FIRST).covers(path) == (kept == len(whole) - 1)  # only the newline is missing
-        Provenance(tmp_path, FIRST).record(path)
-        assert Provenance(tmp_path, FIRST).covers(path)
+        only_the_newline_is_missing = kept == len(whole) - 1
+        assert Provenance(tmp_path, FIRST).covers(path, SOURCE) == only_the_newline_is_missing
+        Provenance(tmp_path, FIRST).record(path, SOURCE)
+        assert Provenance(tmp_path, FIRST).covers(path, SOURCE)
 
 
 def test_foreign_lines_are_ignored(tmp_path):
     (tmp_path / RECORD).write_bytes(b'\xff\xfe\n[1]\n{"file": "1.npy"}\n3')
     path = make(tmp_path, FIRST)
-    assert Provenance(tmp_path, FIRST).covers(path)
+    assert Provenance(tmp_path, FIRST).covers(path, SOURCE)
 
 
 def test_the_digest_is_that_of_the_tensors(tmp_path):
@@ -136,6 +140,22 @@ def test_other_weights_are_made_again(advcam):
     save_weights(firing_net(), "sess/x.pth")
     assert advcam()[0] == advcam.ids
     assert not np.array_equal(camfile.load(f"result/cam_ood_advcam/{advcam.ids[0]}.npy")[2], before)
+
+
+def test_a_replaced_image_and_a_changed_label_are_made_again(advcam, toy):
+    advcam()
+    replaced, relabelled = advcam.ids[1], advcam.ids[3]
+    image = toy.root / "JPEGImages" / f"{replaced}.jpg"
+    with Image.open(image) as picture:
+        mirrored = ImageOps.mirror(picture)  # of the same size
+    mirrored.save(image, quality=95)
+    annotation = toy.root / "Annotations" / f"{relabelled}.xml"
+    annotation.write_text("<annotation><object><name>bottle</name></object></annotation>")
+    made, messages = advcam()
+    assert made == [replaced, relabelled]
+    assert "4 of 6 images are finished: skipped" in messages
+    assert camfile.load(f"result/cam_ood_advcam/{relabelled}.npy")[0].tolist() == [1]
+    assert advcam()[0] == []
 
 
 @pytest.mark.parametrize("moment", ["before a file", "before its line"])

@@ -171,6 +171,15 @@ def test_report_shows_advcams_beside_cams_where_there_are_some(finished, tmp_pat
     assert "Not in this report" not in page.text
 
 
+def test_report_of_advcams_alone_shows_those(toy):
+    run(toy, train_classifier_pass=True)
+    weights = {"cam_weights_name": "sess/res50_cam_orig.pth"}
+    run(toy, make_advcam_pass=True, adv_iter=2, make_report_pass=True, **weights)
+    page = Page("result/report.html")
+    assert page.captions.count("AdvCAM") == 6
+    assert "CAM, W-OoD" not in page.captions
+
+
 def missing_parts(page):
     return page.text.split("Not in this report")[1].split("What W-OoD does")[0]
 

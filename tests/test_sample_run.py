@@ -47,12 +47,14 @@ def test_the_whole_story_in_one_command(tiny_sample):
     pytest.importorskip("pydensecrf")
     run_sample.run(list(TINY_FLAGS))
     assert sample.is_intact("Data/sample", **TINY)
-    for path in ("report.html", "scores/eval_cam.json", "control/scores/eval_cam.json", "scores/eval_deeplab.json"):
+    scores = ("eval_cam", "eval_ins_seg", "eval_deeplab")
+    for path in ("report.html", "control/scores/eval_cam.json", *(f"scores/{name}.json" for name in scores)):
         assert (Path("result") / path).is_file()
     page = Path("result/report.html").read_text()
     assert "Not in this report" not in page
     assert "The control is trained exactly like W-OoD" in page
     assert "From masks to a segmentation network" in page
+    assert page.count("<figcaption>instances</figcaption>") == 3
     made = Path("Data/sample/manifest.json").stat().st_mtime_ns
 
     Path("Data/sample/JPEGImages/2099_000001.jpg").write_bytes(b"damaged")

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from misc import camfile
 from misc.errors import InputError
 from misc.imutils import (
     IGNORE_LABEL,
@@ -108,6 +109,23 @@ class WholeImages(Dataset):
         if self.long_side is not None:
             image = resize_image(image, long_side_size(image.shape[:2], self.long_side))
         return _image_tensor(image)
+
+
+class ImagesWithCams(Dataset):
+    """Whole images and their CAM files.
+
+    An item: `image` (3, H, W) uint8, `keys` (the K classes of the file), `cam` (K, h, w) float32.
+    """
+
+    def __init__(self, paths: Sequence[Path], cam_paths: Sequence[Path], n_classes: int) -> None:
+        self.paths, self.cam_paths, self.n_classes = list(paths), list(cam_paths), n_classes
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        keys, cam, _ = camfile.load(self.cam_paths[index], self.n_classes)
+        return {"image": _image_tensor(read_image(self.paths[index])), "keys": keys.tolist(), "cam": cam}
 
 
 class Photographs(Dataset):

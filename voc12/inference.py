@@ -1,7 +1,9 @@
 """Running IRN over the images of a list that have CAMs: what semantic and instance masks are made from."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -9,12 +11,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from misc import camfile
+from misc.cam import CAM_STRIDE
 from misc.config import CamSource
 from misc.errors import InputError
 from misc.imutils import mirror_pair, normalize
 from misc.plan import Planned, require_outputs
 from misc.torchutils import sequential_loader
-from voc12.dataloader import WholeImages
+from voc12.dataloader import ImagesWithCams
 from voc12.devkit import Devkit
 from voc12.lists import read_list
 
@@ -57,15 +60,36 @@ def walk_inputs(
     """Each image's CAM and IRN's output for it, in the order of `ids`, under a progress bar called `title`.
 
     `model`: (2, 3, H, W) -> edge (1, h, w), displacement (2, h, w), in evaluation mode on `device`.
-    Raises `InputError` for a CAM that is unreadable or not of its image's size.
+    Raises `InputError` for a CAM that is unreadable or not of its image's size, and for a network whose output is of
+    another size or not finite.
     """
-    images = WholeImages([devkit.image_path(image_id) for image_id in ids])
-    loader = sequential_loader(images, num_workers=num_workers, device=device)
-    for image_id, image in zip(ids, tqdm(loader, desc=title, unit="image"), strict=True):
-        cam_path = camfile.cam_path(cam_folder, image_id)
-        keys, cam, _ = camfile.load(cam_path, len(devkit.classes))
+    paths = [devkit.image_path(image_id) for image_id in ids]
+    cam_paths = [camfile.cam_path(cam_folder, image_id) for image_id in ids]
+    items = ImagesWithCams(paths, cam_paths, len(devkit.classes))
+    loader = sequential_loader(items, num_workers=num_workers, device=device)
+    bar = tqdm(loader, desc=title, unit="image")
+    for image_id, path, cam_path, item in zip(ids, paths, cam_paths, bar, strict=True):
+        image, cam, keys = item["image"], item["cam"], np.array(item["keys"], dtype=np.int64)
+        size = tuple(image.shape[1:])
+        cells = tuple(math.ceil(side / CAM_STRIDE) for side in size)
         with torch.no_grad():
             edge, displacement = model(mirror_pair(normalize(image.to(device))))
-        if cam.shape[1:] != edge.shape[1:]:
+        _require_output(edge, displacement, path, cells)
+        if cam.shape[1:] != cells:
             raise InputError(f"CAM file {cam_path} is not of the size of its image; make it again.")
-        yield WalkInput(image_id, tuple(image.shape[1:]), keys, cam.to(device), edge, displacement)
+        yield WalkInput(image_id, size, keys, cam.to(device), edge, displacement)
+
+
+def _require_output(edge: Tensor, displacement: Tensor, path: Path, cells: tuple[int, int]) -> None:
+    """Raise `InputError` unless a network's output for the image at `path` is finite and has the (h, w) `cells`."""
+    given, expected = (tuple(edge.shape), tuple(displacement.shape)), ((1, *cells), (2, *cells))
+    if given != expected:
+        raise InputError(
+            f"--irn_network: edges and displacements of {path} have the shapes {given[0]} and {given[1]}, expected "
+            f"{expected[0]} and {expected[1]}: stride {CAM_STRIDE}; correct EdgeDisplacement."
+        )
+    if not (edge.isfinite().all() and displacement.isfinite().all()):
+        raise InputError(
+            f"--irn_weights_name: edges or displacements of {path} are no finite numbers; train IRN again with a lower "
+            "--irn_learning_rate, or name other weights."
+        )

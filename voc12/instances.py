@@ -10,7 +10,8 @@ from voc12.devkit import Devkit
 def read_instances(devkit: Devkit, image_id: str) -> tuple[np.ndarray, np.ndarray]:
     """(M, H, W) bool masks and (M,) int64 classes, 0-based; pixels of instance id 0 or 255 belong to none.
 
-    An instance that covers pixels of several classes has the lowest of them, as in chainercv.
+    An instance that covers pixels of several classes has the lowest of them, as in chainercv; pixels of the background
+    or unsure ones (255) don't count where there are others.
     Raises `InputError` if the masks of instances and of classes don't fit together.
     """
     path = devkit.object_path(image_id)
@@ -20,7 +21,9 @@ def read_instances(devkit: Devkit, image_id: str) -> tuple[np.ndarray, np.ndarra
     masks, classes = [], []
     for instance in np.setdiff1d(ids, (0, IGNORE_LABEL)):
         mask = ids == instance
-        class_id = int(class_ids[mask].min())
+        covered = class_ids[mask]
+        classes_covered = covered[(covered != 0) & (covered != IGNORE_LABEL)]
+        class_id = int((classes_covered if classes_covered.size else covered).min())
         if not 1 <= class_id <= len(devkit.classes):
             raise InputError(
                 f"instance {instance} of {path} has id {class_id} in SegmentationClass, expected a class from 1 to "
