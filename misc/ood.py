@@ -10,8 +10,12 @@ GRADIENT_EPSILON = 1e-12
 
 
 def _group_means(x: Tensor, membership: Tensor) -> Tensor:
-    """(N, D), (N, G) weights 0 or 1 -> (G, D) means; a group without members is a row of NaN."""
-    return (membership.T @ x) / membership.sum(dim=0)[:, None]
+    """(N, D), (N, G) weights 0 or 1 -> (G, D) means; a group without members is a row of NaN.
+
+    In float64, since TF32, the default on CUDA, would leave 10 bits of each feature.
+    """
+    membership = membership.double()
+    return ((membership.T @ x.double()) / membership.sum(dim=0)[:, None]).to(x.dtype)
 
 
 def class_prototypes(features: Tensor, labels: Tensor) -> Tensor:

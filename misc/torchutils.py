@@ -39,10 +39,10 @@ _backbone_dtype: torch.dtype | None = None
 
 
 def resolve_precision(name: str, device: torch.device) -> str:
-    """What `auto` stands for: tf32 on CUDA, else fp32; other names as they are."""
-    if name != "auto":
-        return name
-    return "tf32" if device.type == "cuda" else "fp32"
+    """The precision that runs on `device`: auto is tf32 on CUDA; elsewhere both are fp32."""
+    if name in ("auto", "tf32"):
+        return "tf32" if device.type == "cuda" else "fp32"
+    return name
 
 
 def set_precision(name: str, device: torch.device) -> str:

@@ -23,7 +23,7 @@ def restored():
 
 
 def test_auto_is_tf32_on_cuda_and_fp32_on_the_cpu():
-    assert set_precision("auto", CPU) == "fp32"
+    assert set_precision("auto", CPU) == set_precision("tf32", CPU) == "fp32"
     assert set_precision("auto", CUDA) == "tf32"
     assert torch.backends.cuda.matmul.allow_tf32
     assert torch.backends.cudnn.allow_tf32
