@@ -42,14 +42,14 @@ class Way:
         call: does the work once.
         result: what the last call computed, by name; not timed.
         units: what the time is divided by, such as the images of a call.
-        skip_updates: None to time the call; else the call trains, and the time is that between its updates, all
-            that belongs to them included, after this many (at least 1) for warming up.
+        untimed_updates: None to time the call; else the call trains, and the time is that between its updates, all
+            that belongs to them included, but for this many (at least 1) at the start and as many at the end.
     """
 
     call: Callable[[], object]
     result: Callable[[], dict[str, np.ndarray]]
     units: int = 1
-    skip_updates: int | None = None
+    untimed_updates: int | None = None
 
 
 @dataclass(frozen=True)
@@ -123,12 +123,13 @@ def run_once(way: Way, device: torch.device, *, count: bool = False) -> Run:
         way.call()
         synchronize(device)
         seconds = time.perf_counter() - started
-    if way.skip_updates is None:
+    if way.untimed_updates is None:
         return Run(seconds / way.units, counter.get_total_flops() / way.units if counter else 0.0)
-    first, n = way.skip_updates - 1, len(clock.times) - way.skip_updates
+    first, last = way.untimed_updates - 1, len(clock.times) - way.untimed_updates - 1
+    n = last - first
     if n < 1:
-        raise BenchmarkError(f"{len(clock.times)} updates are too few: {way.skip_updates} are for warming up")
-    return Run((clock.times[-1] - clock.times[first]) / n, (clock.flops[-1] - clock.flops[first]) / n)
+        raise BenchmarkError(f"{len(clock.times)} updates are too few: {way.untimed_updates} at each end are not timed")
+    return Run((clock.times[last] - clock.times[first]) / n, (clock.flops[last] - clock.flops[first]) / n)
 
 
 class Worker:

@@ -36,6 +36,8 @@ from step import (
 WALK_STEPS, WALK_NEIGHBOURS = 2**8, 69
 CRF_RUNS, CRF_ITERATIONS = 2, 10
 SPARSE_ENTRY_BYTES, FLOAT_BYTES = 8, 4
+BATCHES_AHEAD = 2
+"""Of each worker process of a loader of PyTorch's."""
 LEARNING_RATE = 0.01
 """Smaller than the default, since the networks start from random weights."""
 
@@ -55,7 +57,7 @@ class Sizes:
         irn_crop, irn_batch: of train_irn.
         segmented: the images of eval_deeplab.
         deeplab_crop, deeplab_batch: of train_deeplab.
-        updates, skip_updates: of one training run, and those of them that warm up.
+        timed_updates: of a training run, besides the `untimed_updates()` at each end.
     """
 
     walk: tuple[Size, ...]
@@ -75,8 +77,11 @@ class Sizes:
     segmented: tuple[Size, ...]
     deeplab_crop: int
     deeplab_batch: int
-    updates: int
-    skip_updates: int
+    timed_updates: int
+
+    def updates(self) -> int:
+        """Of a training run."""
+        return self.timed_updates + 2 * untimed_updates()
 
 
 _VOC_SIZES = ((375, 500), (333, 500), (500, 375), (375, 500))
@@ -99,8 +104,7 @@ CPU_SIZES = Sizes(
     segmented=_VOC_SIZES[:2],
     deeplab_crop=161,
     deeplab_batch=2,
-    updates=3,
-    skip_updates=1,
+    timed_updates=5,
 )
 GPU_SIZES = dataclasses.replace(
     CPU_SIZES,
@@ -116,10 +120,16 @@ GPU_SIZES = dataclasses.replace(
     segmented=_VOC_SIZES * 4,
     deeplab_crop=321,
     deeplab_batch=5,
-    updates=40,
-    # The loader's workers have two batches each in store when the training begins
-    skip_updates=20,
+    timed_updates=20,
 )
+
+
+def untimed_updates() -> int:
+    """Updates at the start of a training whose batches were made before the clock starts, and at its end.
+
+    At the end the loaders have nothing left to make: what those last updates save is what the first ones cost.
+    """
+    return max(1, BATCHES_AHEAD * Config().num_workers)
 
 
 @dataclass(frozen=True)
@@ -176,14 +186,10 @@ def read_outputs(folder: Path) -> dict[str, np.ndarray]:
 
 
 def _step_way(
-    run: Callable[[Config], None],
-    flags: dict[str, object],
-    outputs: Sequence[str],
-    units: int,
-    skip_updates: int | None = None,
+    run: Callable[[Config], None], flags: dict[str, object], outputs: Sequence[str], **how: int | None
 ) -> Way:
     way = _StepWay(run, parse_config(to_arguments(flags)), outputs)
-    return Way(way.call, way.result, units, skip_updates)
+    return Way(way.call, way.result, **how)
 
 
 @dataclass(frozen=True)
@@ -250,15 +256,20 @@ def _steps(
     plain_run: Callable[[Config], None],
     flags: dict[str, object],
     outputs: Sequence[str],
-    *,
-    units: int = 1,
-    skip_updates: int | None = None,
+    **how: int | None,
 ) -> dict[str, Callable[[], Way]]:
-    """The two ways of a whole step."""
-    return {
-        name: partial(_step_way, way, flags, outputs, units, skip_updates)
-        for name, way in (("ours", run), ("plain", plain_run))
-    }
+    """The two ways of a whole step; `how`: see `Way`."""
+    return {name: partial(_step_way, way, flags, outputs, **how) for name, way in (("ours", run), ("plain", plain_run))}
+
+
+def _trainings(
+    run: Callable[[Config], None],
+    plain_run: Callable[[Config], None],
+    flags: dict[str, object],
+    output: str,
+) -> dict[str, Callable[[], Way]]:
+    """The two ways of a training, from one update to the next."""
+    return _steps(run, plain_run, flags, [output], untimed_updates=untimed_updates())
 
 
 def random_walk(data: Inputs, size: Size) -> Workload:
@@ -296,13 +307,13 @@ def wood_step(data: Inputs, sizes: Sizes) -> Workload:
         ood_batch_size=sizes.batch,
         ood_long_side=sizes.crop,
         cluster_K=min(sizes.batch, 50),
-        cam_num_epoches=sizes.updates,
+        cam_num_epoches=sizes.updates(),
         cam_learning_rate=LEARNING_RATE,
         cam_select="last",
     )
     return Workload(
         on=f"{sizes.batch} + {sizes.batch} crops of {sizes.crop}",
-        **_steps(train_cam.run, plain.train_cam, flags, ["cam_weights_name"], skip_updates=sizes.skip_updates),
+        **_trainings(train_cam.run, plain.train_cam, flags, "cam_weights_name"),
         images=2 * sizes.batch,
     )
 
@@ -314,12 +325,12 @@ def irn_step(data: Inputs, sizes: Sizes) -> Workload:
     flags = data.flags(
         irn_crop_size=sizes.irn_crop,
         irn_batch_size=sizes.irn_batch,
-        irn_num_epoches=sizes.updates,
+        irn_num_epoches=sizes.updates(),
         irn_learning_rate=LEARNING_RATE,
     )
     return Workload(
         on=f"{sizes.irn_batch} crops of {sizes.irn_crop}",
-        **_steps(train_irn.run, plain.train_irn, flags, ["irn_weights_name"], skip_updates=sizes.skip_updates),
+        **_trainings(train_irn.run, plain.train_irn, flags, "irn_weights_name"),
         images=sizes.irn_batch,
     )
 
@@ -380,13 +391,11 @@ def deeplab_step(data: Inputs, sizes: Sizes) -> Workload:
         deeplab_crop_size=sizes.deeplab_crop,
         deeplab_batch_size=sizes.deeplab_batch,
         deeplab_iter_size=1,
-        deeplab_max_iter=sizes.updates,
+        deeplab_max_iter=sizes.updates(),
     )
     return Workload(
         on=f"{sizes.deeplab_batch} crops of {sizes.deeplab_crop}, ResNet-101",
-        **_steps(
-            train_deeplab.run, plain.train_deeplab, flags, ["deeplab_weights_name"], skip_updates=sizes.skip_updates
-        ),
+        **_trainings(train_deeplab.run, plain.train_deeplab, flags, "deeplab_weights_name"),
         images=sizes.deeplab_batch,
     )
 

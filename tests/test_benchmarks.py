@@ -28,6 +28,7 @@ TINY = dataclasses.replace(
     evaluated=SMALL,
     refined=SMALL,
     segmented=SMALL[:1],
+    timed_updates=1,
     crop=64,
     irn_crop=96,
     deeplab_crop=65,
@@ -40,7 +41,8 @@ def weights(tmp_path_factory):
 
 
 @pytest.fixture
-def data(tmp_path, weights):
+def data(tmp_path, weights, monkeypatch):
+    monkeypatch.setattr(workloads, "BATCHES_AHEAD", 0)  # trainings of three updates are enough to compare
     return Inputs(tmp_path / "data", weights, "cpu")
 
 
@@ -174,19 +176,26 @@ def test_the_plain_way_computes_gradients_of_all_weights(data):
 # Measuring
 
 
-def test_updates_are_timed_without_those_that_warm_up():
+def test_updates_are_timed_without_those_at_the_ends():
     def train():
         layer = nn.Linear(4, 3, bias=False)
         optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
-        for _ in range(4):
+        for _ in range(5):
             layer(torch.ones(2, 4)).sum().backward()
             optimizer.step()
 
-    run = run_once(Way(train, dict, skip_updates=1), CPU, count=True)
+    run = run_once(Way(train, dict, untimed_updates=2), CPU, count=True)
     assert run.seconds > 0
     assert run.flops == 2 * (2 * 2 * 4 * 3)  # forward, and backward to the weights
-    with pytest.raises(BenchmarkError, match="4 updates are too few"):
-        run_once(Way(train, dict, skip_updates=4), CPU)
+    with pytest.raises(BenchmarkError, match="5 updates are too few"):
+        run_once(Way(train, dict, untimed_updates=3), CPU)
+
+
+def test_batches_made_before_the_clock_starts_are_not_timed():
+    """A loader's workers hold two batches each when the training begins."""
+    untimed = workloads.untimed_updates()
+    assert untimed >= 2 * Config().num_workers
+    assert CPU_SIZES.updates() - 2 * untimed == CPU_SIZES.timed_updates >= 5
 
 
 @pytest.mark.filterwarnings("ignore:Sparse CSR")
