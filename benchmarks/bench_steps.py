@@ -4,7 +4,7 @@ Ours is what the step runs. The plain way (`plain.py`) is the original's: dense 
 network, pair labels made on the CPU, one image at a time, an evaluation pass for each threshold. Each has a process of
 its own; after a warm-up both run in turn, so that a change of the machine's speed hits both, and medians are printed.
 
-The plain random walk of a 500 x 375 image takes minutes on a CPU. There it is extrapolated from smaller maps, and said
+The plain random walk of a 500 x 375 image takes minutes on a CPU. There it is extrapolated from a smaller map, and said
 so, unless `--full` asks for it. The table goes to the screen and to benchmarks/results/, its
 numbers to a JSON file beside it, from which `--add` takes those of the steps that are not measured again.
 """
@@ -40,7 +40,7 @@ from benchmarks.measure import (
     median_seconds,
 )
 from benchmarks.table import DEVICE_TITLES, Conditions, LargeWalk, Row, Step, load, page, save
-from benchmarks.workloads import CPU_SIZES, GPU_SIZES, Inputs, Sizes, walk_cells
+from benchmarks.workloads import CPU_SIZES, GPU_SIZES, WALK_SQUARINGS, Inputs, Sizes, walk_cells
 from misc.config import Config
 from misc.errors import InputError
 from misc.files import atomic_path
@@ -120,45 +120,49 @@ def _one_row(make: Callable, bench: Bench) -> list[Row]:
 
 
 def _walk_rows(bench: Bench) -> list[Row]:
-    return _rows_up_to_target(
-        bench, lambda size, **how: bench.compare(workloads.random_walk, bench.inputs(), size, **how)
-    )
+    def compare(size: workloads.Size, **how: bool) -> Row:
+        return bench.compare(workloads.random_walk, bench.inputs(), size, bench.sizes.walks, **how)
+
+    return _rows_up_to_target(bench, bench.sizes.walk, compare)
 
 
 def _mask_rows(bench: Bench) -> list[Row]:
     def compare(size: workloads.Size, **how: bool) -> Row:
-        n_images = 1 if how.get("plain_once") else bench.sizes.masks
-        return bench.compare(workloads.sem_seg, bench.inputs(), size, n_images, **how)
+        n_plain = 1 if how.get("plain_once") else bench.sizes.plain_masks
+        return bench.compare(workloads.sem_seg, bench.inputs(), size, bench.sizes.masks, n_plain, **how)
 
-    return _rows_up_to_target(bench, compare)
+    return _rows_up_to_target(bench, bench.sizes.walk[-1:], compare)
 
 
-def _rows_up_to_target(bench: Bench, compare: Callable[..., Row]) -> list[Row]:
+def _rows_up_to_target(bench: Bench, small: Sequence[workloads.Size], compare: Callable[..., Row]) -> list[Row]:
     """Both ways on small images, then on that of the target, where the plain one may have to be extrapolated."""
-    rows = [compare(size) for size in bench.sizes.walk]
+    rows = [compare(size) for size in small]
     target = bench.sizes.walk_target
     if bench.dense:
         return [*rows, compare(target, plain_once=bench.device.type == "cpu")]
-    cells = [walk_cells(size) for size in bench.sizes.walk[-2:]]
-    plain = extrapolate_cubic(cells, [row.plain for row in rows[-2:]], walk_cells(target))
+    plain = extrapolate_walk(
+        rows[-1].plain,
+        cells=walk_cells(small[-1]),
+        at=walk_cells(target),
+        matrix_rate=matrix_rate(bench.device, "fp32"),
+    )
     return [*rows, replace(compare(target, plain=False), plain=plain, extrapolated=True)]
 
 
 def _large_walk_rows(bench: Bench) -> list[Row]:
     return [
-        replace(bench.compare(workloads.random_walk, bench.inputs(), size, plain=False), pixels=size[0] * size[1])
+        replace(bench.compare(workloads.random_walk, bench.inputs(), size, 1, plain=False), pixels=size[0] * size[1])
         for size in bench.sizes.walk_large
     ]
 
 
-def extrapolate_cubic(cells: Sequence[int], seconds: Sequence[float], at: int) -> float:
-    """Seconds of a map of `at` cells, from those of two smaller maps: a constant and a part that grows as cells ** 3.
+def extrapolate_walk(seconds: float, *, cells: int, at: int, matrix_rate: float) -> float:
+    """Seconds of the dense walk on a map of `at` cells, from those on a smaller one of `cells`.
 
-    Eight products of n x n matrices are O(n^3); all the rest is taken as constant, which favours the plain way.
+    Only the squarings grow, at the rate (FLOP/s) of a large matrix product, than which they are no faster. All else is
+    taken as constant, so that the plain way is not overstated.
     """
-    small, large = (n**3 for n in cells)
-    growth = (seconds[1] - seconds[0]) / (large - small)
-    return seconds[1] + growth * (at**3 - large)
+    return seconds + WALK_SQUARINGS * 2 * (at**3 - cells**3) / matrix_rate
 
 
 STEPS = {

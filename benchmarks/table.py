@@ -188,8 +188,9 @@ Medians of {on.repeats} runs, {on.precision}; ResNet-50 with random weights, dra
 
 {detail_table(steps, measured)}
 
-* Plain: `benchmarks/plain.py`, the original's arithmetic on the same files. "Extrapolated": the dense walk was measured
-  on the smaller maps above, and grows with the cube of their cells; `--full` measures it.
+* Plain: `benchmarks/plain.py`, the original's arithmetic on the same files. "Extrapolated": the time on the largest
+  of the smaller maps, plus that of the additional FLOPs of the squarings at the rate of a large matrix product; all
+  else is taken as constant, which understates the plain way. `--full` measures it.
 * Memory: the peak of the {peak}.
 * Floor: the FLOPs of our way (convolutions, matrix products) at the {rate} of a large matrix product here, or the bytes
   that any way has to move at the {bandwidth} of a large copy, whichever takes longer.

@@ -27,6 +27,7 @@ TINY = dataclasses.replace(
     adv_iter=2,
     evaluated=SMALL,
     refined=SMALL,
+    plain_refined=1,
     segmented=SMALL[:1],
     timed_updates=1,
     crop=64,
@@ -62,13 +63,15 @@ def results(workload):
 
 
 def test_random_walks_agree(data):
-    ours, other = results(workloads.random_walk(data, (50, 62)))
+    ours, other = results(workloads.random_walk(data, (50, 62), 2))
     assert other["walked"].shape == (2, 13, 16)
     assert difference(ours, other) < 1e-4
 
 
 def test_masks_agree(data):
-    ours, other = results(workloads.sem_seg(data, SMALL[0], 1))
+    """The plain way gets fewer images than ours."""
+    ours, other = results(workloads.sem_seg(data, SMALL[0], 2, 1))
+    assert len(ours) == 2 * len(other)
     names = {path.rsplit("/")[-1]: mask for path, mask in other.items()}
     assert names.keys() == {"2099_000001.png", "2099_000001_palette.png"}
     assert len(np.unique(names["2099_000001.png"])) > 1
@@ -83,6 +86,7 @@ def test_cams_and_scores_agree(data, make):
 def test_confident_labels_agree(data):
     pytest.importorskip("pydensecrf")
     ours, other = results(workloads.refinement(data, TINY))
+    assert len(ours) == 2 * len(other)
     assert all(len(np.unique(label)) > 1 for label in other.values())
     assert difference(ours, other) == 0
 
@@ -256,9 +260,18 @@ def row(ours=1.0, plain=2.0, **changed):
     return Row(on="2 images", ours=ours, plain=plain, **{**values, **changed})
 
 
-def test_extrapolation_is_cubic_above_a_constant():
-    seconds = [5 + 2e-9 * cells**3 for cells in (1000, 2000, 8000)]
-    assert bench_steps.extrapolate_cubic([1000, 2000], seconds[:2], 8000) == pytest.approx(seconds[2])
+def test_extrapolation_adds_the_products_alone():
+    """Of a time with parts in n^3, n^2 and 1, no more than the first grows, and at no less than the given rate."""
+
+    def seconds(cells, rate=1e11):
+        return 5 + 1e-7 * cells**2 + 8 * 2 * cells**3 / rate
+
+    def extrapolated(rate):
+        return bench_steps.extrapolate_walk(seconds(2000), cells=2000, at=8000, matrix_rate=rate)
+
+    products = 8 * 2 * (8000**3 - 2000**3)
+    assert extrapolated(1e11) == pytest.approx(seconds(2000) + products / 1e11)
+    assert extrapolated(2e11) < extrapolated(1e11) < seconds(8000)
 
 
 def test_targets():
