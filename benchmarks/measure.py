@@ -2,7 +2,6 @@
 
 import os
 import platform
-import statistics
 import sys
 import time
 import traceback
@@ -54,17 +53,24 @@ class Way:
 
 @dataclass(frozen=True)
 class Run:
-    """What a call of a `Way` took: per unit, and memory in MiB where it is known (see `Worker.warm_up`)."""
+    """What a call of a `Way` took: per unit, and peak memory in MiB where it is known (see `Worker.warm_up`)."""
 
     seconds: float
     flops: float = 0.0
-    memory_mib: float = float("nan")
+    host_mib: float = float("nan")
+    gpu_mib: float | None = None
 
 
 def synchronize(device: torch.device) -> None:
     """Wait for what was started on the device."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def release_memory(device: torch.device) -> None:
+    """Hand back what the GPU keeps in store for this process: the benchmark and both ways share its memory."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 class UpdateClock:
@@ -156,7 +162,7 @@ class Worker:
         self._process.join()
 
     def warm_up(self, *, count: bool) -> Run:
-        """The first run, with the peak memory: of the GPU where there is one, else of the process and its workers."""
+        """The first run, with the peak memory of the process and its workers, and of the GPU where there is one."""
         return self._ask("warm up", count, sample=True)
 
     def run(self) -> Run:
@@ -184,7 +190,7 @@ class Worker:
         if sample:
             run, peaks = answer
             host = max(peaks.get("process", float("nan")), tree_mib)
-            return Run(run.seconds, run.flops, peaks.get("gpu", host))
+            return Run(run.seconds, run.flops, host, peaks.get("gpu"))
         return answer
 
 
@@ -203,11 +209,13 @@ def _serve(
             match connection.recv():
                 case ("warm up", count):
                     reset_peak_memory(device)
-                    connection.send(("done", (run_once(way, device, count=count), peak_memory_mib(device))))
+                    answer = (run_once(way, device, count=count), peak_memory_mib(device))
                 case ("run",):
-                    connection.send(("done", run_once(way, device)))
+                    answer = run_once(way, device)
                 case ("result",):
-                    connection.send(("done", way.result()))
+                    answer = way.result()
+            release_memory(device)
+            connection.send(("done", answer))
     except EOFError:
         return
     except Exception as error:  # told to the process that asked, which goes on with the other steps
@@ -293,8 +301,3 @@ def copy_bandwidth(device: torch.device) -> float:
     source = torch.ones(COPY_BYTES[device.type] // 4, device=device)
     target = torch.empty_like(source)
     return 2 * COPY_BYTES[device.type] / _fastest(lambda: target.copy_(source), device)
-
-
-def median_seconds(runs: list[Run]) -> float:
-    """The median."""
-    return statistics.median(run.seconds for run in runs)

@@ -10,7 +10,7 @@ from torch import nn
 from benchmarks import bench_steps, plain, workloads
 from benchmarks.bench_steps import STEPS
 from benchmarks.measure import BenchmarkError, Way, Worker, difference, flop_counter, run_once
-from benchmarks.table import Conditions, Row, detail_table, load, save, summary_table
+from benchmarks.table import Conditions, Cost, Report, Row, detail_table, load, page, require_same, save, summary_table
 from benchmarks.workloads import CPU_SIZES, Inputs
 from misc.config import Config
 from misc.errors import InputError
@@ -244,7 +244,9 @@ def _way_that_fails_at_the_third_call():
 
 def test_a_worker_measures_and_tells_what_failed(tmp_path):
     with Worker(_way_that_fails_at_the_third_call, device=CPU, log=tmp_path / "log") as worker:
-        assert worker.warm_up(count=True).memory_mib > 256
+        first = worker.warm_up(count=True)
+        assert first.host_mib > 256
+        assert first.gpu_mib is None
         assert worker.run().seconds > 0
         assert worker.result() == {"sum": [2**25]}
         with pytest.raises(BenchmarkError, match="ValueError: no such thing"):
@@ -255,9 +257,17 @@ def test_a_worker_measures_and_tells_what_failed(tmp_path):
 # The table and the flags
 
 
-def row(ours=1.0, plain=2.0, **changed):
-    values = {"ours_mib": 700.0, "plain_mib": 800.0, "images_per_second": 1.0, "floor": 0.5, "difference": 1e-5}
-    return Row(on="2 images", ours=ours, plain=plain, **{**values, **changed})
+def row(ours=1.0, plain=2.0, host_mib=700.0, gpu_mib=None, **changed):
+    def cost(seconds):
+        return Cost(seconds, (0.9 * seconds, 1.1 * seconds), host_mib, gpu_mib)
+
+    values = {"images_per_second": 1.0, "floor": 0.5, "difference": 1e-5, "date": "2020-01-01"}
+    return Row("2 images", cost(ours), plain and cost(plain), **{**values, **changed})
+
+
+def report(measured, **changed):
+    on = Conditions("cpu", "one machine", "fp32", 5, "2020-01-02", 1e11, 1e10)
+    return Report(dataclasses.replace(on, **changed), measured)
 
 
 def test_extrapolation_adds_the_products_alone():
@@ -279,23 +289,28 @@ def test_targets():
     assert make_cam.outcome([row(plain=1.3)], "cpu") == ("1.30 x", "met")
     assert make_cam.outcome([row(plain=1.1)], "cpu") == ("1.10 x", "not met")
     assert make_cam.outcome([row(plain=1.3)], "cuda") == ("1.30 x", "not met")
-    assert STEPS["cam_to_ir_label"].outcome([row()], "cuda") == ("2.00 x", "-")
+    labels = STEPS["cam_to_ir_label"]
+    assert labels.target_text("cuda") == "CPU work, no core idle: >= 1.7 x"
+    assert labels.outcome([row()], "cuda") == ("2.00 x", "met")
+    assert STEPS["train_deeplab"].outcome([row()], "cpu") == ("2.00 x", "-")
     extrapolated = walk.outcome([row(), row(plain=1600.0, extrapolated=True)], "cpu")
     assert extrapolated == ("1,600 x (extrapolated)", "met (extrapolated)")
     small = row(plain=None, pixels=100)
 
-    def judged(**changed):
-        return large.outcome([small, row(**{"ours": 16.0, "plain": None, "pixels": 1600, **changed})], "cpu")[1]
+    def judged(seconds, device="cpu", **memory):
+        return large.outcome([small, row(ours=seconds, plain=None, pixels=1600, **memory)], device)[1]
 
-    assert judged() == "met"
-    assert judged(ours=30.0) == "not met"
-    assert judged(ours_mib=5000.0) == "not met"
+    assert judged(16.0) == "met"
+    assert judged(30.0) == "not met"
+    assert judged(16.0, host_mib=5000.0) == "not met"
+    assert judged(16.0, "cuda", host_mib=5000.0, gpu_mib=1000.0) == "met"
+    assert judged(16.0, "cuda", gpu_mib=3000.0) == "not met"
 
 
 def test_tables_render():
     measured = {"make_cam": [row()], "train_irn": "failed: out of memory"}
-    measured["random_walk_large"] = [row(plain=None, plain_mib=None, difference=None, pixels=100)] * 2
-    summary, details = summary_table(STEPS, measured, "cpu"), detail_table(STEPS, measured)
+    measured["random_walk_large"] = [row(plain=None, difference=None, pixels=100)] * 2
+    summary, details = summary_table(STEPS, {"cpu": report(measured)}), detail_table(STEPS, measured)
     for table in (summary, details):
         assert len({line.count("|") for line in table.splitlines()}) == 1
     lines = {line.split(" | ")[0].strip("| "): line for line in summary.splitlines()}
@@ -303,8 +318,28 @@ def test_tables_render():
     assert "failed: out of memory" in lines["train_irn, data to update"]
     assert lines["eval_cam over 7 thresholds"].count("not measured") == 2
     assert details.count("make_cam, per image") == 1
+    assert "| 1.00 (0.900 - 1.10) | 2.00 (1.80 - 2.20) | 2.00 |" in details
+    assert "| 0.5 (50%) |" in details
+    assert details.count("| 2020-01-01 |") == 3
     assert "train_irn" not in details
     assert "nan" not in details
+
+
+def test_memory_of_the_gpu_is_shown_where_it_is_used():
+    for gpu_mib, cell in ((None, "| 700 |"), (0.0, "| 700 |"), (300.0, "| 700, GPU 300 |")):
+        assert cell in detail_table(STEPS, {"eval_cam": [row(gpu_mib=gpu_mib, plain=None)]})
+
+
+def test_a_page_has_both_devices_and_reasons_for_what_is_missed(tmp_path):
+    save(tmp_path / "gpu.json", report({"make_cam": [row(plain=9.0)]}, device="cuda", machine="a GPU"))
+    gpu = load(tmp_path / "gpu.json")
+    missed, met = row(plain=10.0), row(plain=2000.0)
+    text = page(STEPS, report({"random_walk": [missed]}), gpu)
+    assert "* CPU: one machine; fp32." in text
+    assert "* GPU: a GPU; fp32." in text
+    assert "| make_cam | >= 1.2 x | not measured |  | >= 4 x | 9.00 x | met |" in text
+    assert STEPS["random_walk"].note in text
+    assert STEPS["random_walk"].note not in page(STEPS, report({"random_walk": [met]}), gpu)
 
 
 def test_the_page_names_the_machine_and_what_was_measured(tmp_path, monkeypatch):
@@ -313,22 +348,27 @@ def test_the_page_names_the_machine_and_what_was_measured(tmp_path, monkeypatch)
     output = tmp_path / "page.md"
     flags = ["--device", "cpu", "--steps", "eval_cam", "--repeats", "1", "--output", str(output), "--add"]
     assert bench_steps.run(bench_steps.parse(flags))
-    page = output.read_text()
-    assert f"torch {torch.__version__}" in page
-    assert "2 images of 50 x 36, 32 x 48" in page
-    assert "eval_cam, per image" in page
+    text = output.read_text()
+    assert f"torch {torch.__version__}" in text
+    assert "2 images of 50 x 36, 32 x 48" in text
+    assert "eval_cam, per image" in text
 
 
 def test_rows_of_an_earlier_run_are_kept(tmp_path):
-    on = Conditions("cpu", "one machine", "fp32", 3, "2020-01-01", 1e11, 1e10)
+    path = tmp_path / "page.json"
     measured = {"make_cam": [row(), row(plain=None)], "train_irn": "failed: out of memory"}
-    assert load(tmp_path / "page.json", on) == {}
-    save(tmp_path / "page.json", measured, on)
-    assert load(tmp_path / "page.json", dataclasses.replace(on, date="2020-01-02", matrix_rate=2e11)) == measured
-    save(tmp_path / "page.json", {"make_cam": [row(difference=float("nan"))]}, on)  # JSON has no such number
-    assert load(tmp_path / "page.json", on) == {"make_cam": [row(difference=None)]}
+    assert load(path) is None
+    save(path, report(measured))
+    assert load(path) == report(measured)
+    save(path, report({"make_cam": [row(difference=float("nan"))]}))  # JSON has no such number
+    assert load(path).measured == {"make_cam": [row(difference=None)]}
+    now = report({}).conditions
+    require_same(now, dataclasses.replace(now, date="2020-01-03", matrix_rate=2e11), path)
     with pytest.raises(InputError, match="machine"):
-        load(tmp_path / "page.json", dataclasses.replace(on, machine="another"))
+        require_same(now, dataclasses.replace(now, machine="another"), path)
+    path.write_text("{}")
+    with pytest.raises(InputError, match="no report"):
+        load(path)
 
 
 @pytest.mark.parametrize(
