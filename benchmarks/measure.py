@@ -2,6 +2,7 @@
 
 import os
 import platform
+import shutil
 import sys
 import time
 import traceback
@@ -27,6 +28,7 @@ SAMPLING_SECONDS, CLOSING_SECONDS = 0.1, 10
 MATRIX_SIDE = {"cpu": 2048, "cuda": 8192}
 COPY_BYTES = {"cpu": 2**28, "cuda": 2**31}
 SPEED_RUNS = 4
+SHARED_MEMORY = Path("/dev/shm")
 
 
 class BenchmarkError(Exception):
@@ -71,6 +73,15 @@ def release_memory(device: torch.device) -> None:
     """Hand back what the GPU keeps in store for this process: the benchmark and both ways share its memory."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
+
+
+def require_shared_memory(n_bytes: int) -> None:
+    """Raise `BenchmarkError` if there is less for loaders' batches: the system would kill the workers (Linux)."""
+    if SHARED_MEMORY.is_dir() and (free := shutil.disk_usage(SHARED_MEMORY).free) < n_bytes:
+        raise BenchmarkError(
+            f"the plain way's batches take {n_bytes / 2**20:,.0f} MiB of shared memory, {SHARED_MEMORY} has "
+            f"{free / 2**20:,.0f} MiB (in a container: --shm-size)"
+        )
 
 
 class UpdateClock:

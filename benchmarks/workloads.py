@@ -14,7 +14,7 @@ from PIL import Image
 
 from benchmarks import inputs, plain
 from benchmarks.inputs import Size
-from benchmarks.measure import Way
+from benchmarks.measure import Way, require_shared_memory
 from misc import camfile
 from misc.cam import CAM_STRIDE
 from misc.config import Config, parse_config, to_arguments
@@ -98,7 +98,7 @@ CPU_SIZES = Sizes(
     masks=8,
     plain_masks=2,
     cam=_VOC_SIZES[:2],
-    advcam=((94, 125),),
+    advcam=((94, 125),) * 2,
     adv_iter=7,
     advcam_batch=1,
     evaluated=_VOC_SIZES * 10,
@@ -118,14 +118,14 @@ GPU_SIZES = dataclasses.replace(
     CPU_SIZES,
     walk=((188, 250),),
     walks=10,
-    masks=128,
-    plain_masks=32,
-    cam=_VOC_SIZES * 48,
+    masks=64,
+    plain_masks=16,
+    cam=_VOC_SIZES * 32,
     advcam=((375, 500),) * 4,
     adv_iter=27,
     advcam_batch=8,
-    evaluated=_VOC_SIZES * 80,
-    refined=_VOC_SIZES * 24,
+    evaluated=_VOC_SIZES * 40,
+    refined=_VOC_SIZES * 12,
     crop=512,
     batch=16,
     irn_batch=32,
@@ -137,9 +137,9 @@ GPU_SIZES = dataclasses.replace(
 
 
 def untimed_updates() -> int:
-    """Updates at the start of a training whose batches were made before the clock starts, and at its end.
+    """Updates at either end of a training that are not timed.
 
-    At the end the loaders have nothing left to make: what those last updates save is what the first ones cost.
+    The first ones use batches that the loaders made before; during the last ones the loaders have nothing left to make.
     """
     return max(1, BATCHES_AHEAD * Config().num_workers)
 
@@ -297,8 +297,17 @@ def _trainings(
     plain_run: Callable[[Config], None],
     flags: dict[str, object],
     output: str,
+    *,
+    n_crops: int,
+    crop: int,
+    label_bytes: int = 0,
 ) -> dict[str, Callable[[], Way]]:
-    """The two ways of a training, from one update to the next."""
+    """The two ways of a training on batches of `n_crops`, from one update to the next.
+
+    Raises `BenchmarkError` if the batches that the plain way's loaders have in store are too large.
+    """
+    image_bytes = 3 * crop**2 * FLOAT_BYTES
+    require_shared_memory((untimed_updates() + 1) * n_crops * (image_bytes + label_bytes))
     return {
         name: partial(_step_way, way, flags, [output], untimed_updates=untimed_updates())
         for name, way in (("ours", run), ("plain", plain_run))
@@ -352,7 +361,9 @@ def wood_step(data: Inputs, sizes: Sizes) -> Workload:
     )
     return Workload(
         on=f"{sizes.batch} + {sizes.batch} crops of {sizes.crop}",
-        **_trainings(train_cam.run, plain.train_cam, flags, "cam_weights_name"),
+        **_trainings(
+            train_cam.run, plain.train_cam, flags, "cam_weights_name", n_crops=2 * sizes.batch, crop=sizes.crop
+        ),
         images=2 * sizes.batch,
     )
 
@@ -367,9 +378,18 @@ def irn_step(data: Inputs, sizes: Sizes) -> Workload:
         irn_num_epoches=sizes.updates(),
         irn_learning_rate=LEARNING_RATE,
     )
+    labels = plain.pair_labels(np.zeros([sizes.irn_crop // CAM_STRIDE] * 2, dtype=np.uint8), plain.TRAIN_RADIUS)
     return Workload(
         on=f"{sizes.irn_batch} crops of {sizes.irn_crop}",
-        **_trainings(train_irn.run, plain.train_irn, flags, "irn_weights_name"),
+        **_trainings(
+            train_irn.run,
+            plain.train_irn,
+            flags,
+            "irn_weights_name",
+            n_crops=sizes.irn_batch,
+            crop=sizes.irn_crop,
+            label_bytes=sum(kind.nbytes for kind in labels),
+        ),
         images=sizes.irn_batch,
     )
 
@@ -428,7 +448,14 @@ def deeplab_step(data: Inputs, sizes: Sizes) -> Workload:
     )
     return Workload(
         on=f"{sizes.deeplab_batch} crops of {sizes.deeplab_crop}, ResNet-101",
-        **_trainings(train_deeplab.run, plain.train_deeplab, flags, "deeplab_weights_name"),
+        **_trainings(
+            train_deeplab.run,
+            plain.train_deeplab,
+            flags,
+            "deeplab_weights_name",
+            n_crops=sizes.deeplab_batch,
+            crop=sizes.deeplab_crop,
+        ),
         images=sizes.deeplab_batch,
     )
 

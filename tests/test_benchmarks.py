@@ -1,13 +1,14 @@
 """The benchmark's plain ways compute what the steps compute, which makes the comparison fair; its table and flags."""
 
 import dataclasses
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from benchmarks import bench_steps, plain, workloads
+from benchmarks import bench_steps, measure, plain, workloads
 from benchmarks.bench_steps import STEPS
 from benchmarks.measure import BenchmarkError, Way, Worker, difference, flop_counter, run_once
 from benchmarks.table import Conditions, Cost, Report, Row, detail_table, load, page, require_same, save, summary_table
@@ -137,6 +138,15 @@ def test_irn_training_agrees(data):
     for name in ("fc_edge6.weight", "fc_edge1.0.weight", "fc_dp7.3.weight"):
         assert np.abs(change(other, name)[name]).max() > 0
         assert difference(change(ours, name), change(other, name)) < 1e-2
+
+
+def test_too_little_shared_memory_is_told_before(data, tmp_path, monkeypatch):
+    """Else the system ends the loader's workers by a bus error."""
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(measure, "SHARED_MEMORY", tmp_path)  # other systems have no /dev/shm
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=2**16))
+    with pytest.raises(BenchmarkError, match="MiB of shared memory"):
+        workloads.irn_step(data, TINY)
 
 
 def test_irn_losses_and_their_gradients_agree(data):
