@@ -2,7 +2,7 @@
 
 import os
 import platform
-import statistics
+import shutil
 import sys
 import time
 import traceback
@@ -28,6 +28,7 @@ SAMPLING_SECONDS, CLOSING_SECONDS = 0.1, 10
 MATRIX_SIDE = {"cpu": 2048, "cuda": 8192}
 COPY_BYTES = {"cpu": 2**28, "cuda": 2**31}
 SPEED_RUNS = 4
+SHARED_MEMORY = Path("/dev/shm")
 
 
 class BenchmarkError(Exception):
@@ -42,29 +43,45 @@ class Way:
         call: does the work once.
         result: what the last call computed, by name; not timed.
         units: what the time is divided by, such as the images of a call.
-        skip_updates: None to time the call; else the call trains, and the time is that between its updates, all
-            that belongs to them included, after this many (at least 1) for warming up.
+        untimed_updates: None to time the call; else the call trains, and the time is that between its updates, all
+            that belongs to them included, but for this many (at least 1) at the start and as many at the end.
     """
 
     call: Callable[[], object]
     result: Callable[[], dict[str, np.ndarray]]
     units: int = 1
-    skip_updates: int | None = None
+    untimed_updates: int | None = None
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a call of a `Way` took: per unit, and memory in MiB where it is known (see `Worker.warm_up`)."""
+    """What a call of a `Way` took: per unit, and peak memory in MiB where it is known (see `Worker.warm_up`)."""
 
     seconds: float
     flops: float = 0.0
-    memory_mib: float = float("nan")
+    host_mib: float = float("nan")
+    gpu_mib: float | None = None
 
 
 def synchronize(device: torch.device) -> None:
     """Wait for what was started on the device."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def release_memory(device: torch.device) -> None:
+    """Hand back what the GPU keeps in store for this process: the benchmark and both ways share its memory."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def require_shared_memory(n_bytes: int) -> None:
+    """Raise `BenchmarkError` if there is less for loaders' batches: the system would kill the workers (Linux)."""
+    if SHARED_MEMORY.is_dir() and (free := shutil.disk_usage(SHARED_MEMORY).free) < n_bytes:
+        raise BenchmarkError(
+            f"the plain way's batches take {n_bytes / 2**20:,.0f} MiB of shared memory, {SHARED_MEMORY} has "
+            f"{free / 2**20:,.0f} MiB (in a container: --shm-size)"
+        )
 
 
 class UpdateClock:
@@ -123,12 +140,13 @@ def run_once(way: Way, device: torch.device, *, count: bool = False) -> Run:
         way.call()
         synchronize(device)
         seconds = time.perf_counter() - started
-    if way.skip_updates is None:
+    if way.untimed_updates is None:
         return Run(seconds / way.units, counter.get_total_flops() / way.units if counter else 0.0)
-    first, n = way.skip_updates - 1, len(clock.times) - way.skip_updates
+    first, last = way.untimed_updates - 1, len(clock.times) - way.untimed_updates - 1
+    n = last - first
     if n < 1:
-        raise BenchmarkError(f"{len(clock.times)} updates are too few: {way.skip_updates} are for warming up")
-    return Run((clock.times[-1] - clock.times[first]) / n, (clock.flops[-1] - clock.flops[first]) / n)
+        raise BenchmarkError(f"{len(clock.times)} updates are too few: {way.untimed_updates} at each end are not timed")
+    return Run((clock.times[last] - clock.times[first]) / n, (clock.flops[last] - clock.flops[first]) / n)
 
 
 class Worker:
@@ -155,7 +173,7 @@ class Worker:
         self._process.join()
 
     def warm_up(self, *, count: bool) -> Run:
-        """The first run, with the peak memory: of the GPU where there is one, else of the process and its workers."""
+        """The first run, with the peak memory of the process and its workers, and of the GPU where there is one."""
         return self._ask("warm up", count, sample=True)
 
     def run(self) -> Run:
@@ -183,7 +201,7 @@ class Worker:
         if sample:
             run, peaks = answer
             host = max(peaks.get("process", float("nan")), tree_mib)
-            return Run(run.seconds, run.flops, peaks.get("gpu", host))
+            return Run(run.seconds, run.flops, host, peaks.get("gpu"))
         return answer
 
 
@@ -202,11 +220,13 @@ def _serve(
             match connection.recv():
                 case ("warm up", count):
                     reset_peak_memory(device)
-                    connection.send(("done", (run_once(way, device, count=count), peak_memory_mib(device))))
+                    answer = (run_once(way, device, count=count), peak_memory_mib(device))
                 case ("run",):
-                    connection.send(("done", run_once(way, device)))
+                    answer = run_once(way, device)
                 case ("result",):
-                    connection.send(("done", way.result()))
+                    answer = way.result()
+            release_memory(device)
+            connection.send(("done", answer))
     except EOFError:
         return
     except Exception as error:  # told to the process that asked, which goes on with the other steps
@@ -292,8 +312,3 @@ def copy_bandwidth(device: torch.device) -> float:
     source = torch.ones(COPY_BYTES[device.type] // 4, device=device)
     target = torch.empty_like(source)
     return 2 * COPY_BYTES[device.type] / _fastest(lambda: target.copy_(source), device)
-
-
-def median_seconds(runs: list[Run]) -> float:
-    """The median."""
-    return statistics.median(run.seconds for run in runs)

@@ -42,6 +42,7 @@ from misc.imutils import (
 )
 from misc.ood import class_prototypes, kmeans
 from misc.torchutils import backbone_precision, resolve_device, training_loader, two_rate_optimizer
+from net.build import build_network
 from voc12.classes import voc_palette
 from voc12.dataloader import AffinityCrops, ClassificationCrops, SegmentationCrops, WholeImages
 from voc12.devkit import Devkit, open_devkit
@@ -298,11 +299,35 @@ def _indices_on(device: torch.device, radius: int, h: int, w: int) -> tuple[Tens
     return on_device[0], on_device[1:-1], on_device[-1]
 
 
+@lru_cache(maxsize=8)
+def _offsets_on(device: torch.device, radius: int) -> Tensor:
+    """(1, 2, offsets, 1), kept on the device likewise."""
+    offsets = [offset for offset, _ in _offset_paths(radius)]
+    return torch.tensor(offsets, device=device, dtype=torch.float32).T[None, :, :, None]
+
+
 def pair_affinities(edge: Tensor, radius: int) -> Tensor:
-    """(B, h, w) edges -> (B, offsets, sources): the cells of all paths gathered, 1 - the maximum along each."""
+    """(B, h, w) edges -> (B, offsets, sources): the cells of all paths gathered, 1 - the maximum along each.
+
+    By the operations of the original, since their speed differs from that of other ways to write the same.
+    """
     _, paths, _ = _indices_on(edge.device, radius, *edge.shape[1:])
-    flat = edge.flatten(1)
-    return 1 - torch.cat([flat[:, group].amax(dim=2) for group in paths], dim=1)
+    flat, affinities = edge.flatten(1), []
+    for group in paths:
+        cells = torch.index_select(flat, dim=-1, index=group.view(-1)).view(len(flat), *group.shape)
+        affinities.append(torch.squeeze(1 - F.max_pool2d(cells, (group.shape[1], 1)), dim=2))
+    return torch.cat(affinities, dim=1)
+
+
+def pair_displacements(displacement: Tensor, radius: int) -> Tensor:
+    """(B, 2, h, w) -> (B, 2, offsets, sources): that of the source less that of the destination, by crops."""
+    margin = radius - 1
+    height, width = displacement.shape[2] - margin, displacement.shape[3] - 2 * margin
+    source = displacement[:, :, :height, margin : margin + width]
+    destinations = [
+        displacement[:, :, dy : dy + height, margin + dx : margin + dx + width] for (dy, dx), _ in _offset_paths(radius)
+    ]
+    return (source[:, :, None] - torch.stack(destinations, dim=2)).flatten(3)
 
 
 @torch.no_grad()
@@ -364,8 +389,7 @@ def wood_loss(
     perturbed = torch.clamp(perturbed, min=ood_images.min(), max=ood_images.max())
 
     logits, features = model(images)
-    distance = torch.stack([(features - prototype).norm(dim=1) for prototype in prototypes.nan_to_num()], dim=1)
-    distance = distance * ~prototypes.isnan().any(dim=1)
+    distance = (features[:, None] - prototypes.nan_to_num()).norm(dim=2) * ~prototypes.isnan().any(dim=1)
     to_class, to_ood = distance[:, : labels.shape[1]], distance[:, labels.shape[1] :]
     known = to_ood.detach()[to_ood > 0].sort(descending=True).values
     rank = int((1 - topk) * len(known))
@@ -456,21 +480,21 @@ def irn_loss(edge: Tensor, displacement: Tensor, bg_pos: Tensor, fg_pos: Tensor,
     ) / 2
     negative = (neg * repel).sum() / (neg.sum() + EPSILON)
 
-    sources, _, destinations = _indices_on(edge.device, TRAIN_RADIUS, *edge.shape[2:])
-    flat = displacement.flatten(2)
-    difference = flat[:, :, None, sources] - flat[..., destinations]
-    offsets = torch.tensor([offset for offset, _ in _offset_paths(TRAIN_RADIUS)], device=flat.device, dtype=flat.dtype)
-    fg, bg = (difference - offsets.T[None, :, :, None]).abs(), difference.abs()
+    difference = pair_displacements(displacement, TRAIN_RADIUS)
+    fg, bg = (difference - _offsets_on(edge.device, TRAIN_RADIUS)).abs(), difference.abs()
     dp_fg = (fg * fg_pos[:, None]).sum() / (2 * fg_pos.sum() + EPSILON)
     dp_bg = (bg * bg_pos[:, None]).sum() / (2 * bg_pos.sum() + EPSILON)
     return (pos + negative) / 2 + (dp_fg + dp_bg) / 2
 
 
 def train_irn(args: Config) -> None:
-    """IRN training up to the last update; the mean displacement and the checkpoint are left out."""
+    """IRN training up to the last update; writes the trained heads, the mean displacement is left out."""
     device = resolve_device(args.device)
     devkit, ids = _devkit_and_ids(args)
+    # The heads start as ours do: from the random numbers that building our network draws
+    start = build_network(args.irn_network, "AffinityDisplacementLoss").state_dict()
     model = AffinityNetwork()
+    model.load_state_dict(_heads(start), strict=False)
     load_state(model.backbone, args.imagenet_weights)
     model.to(device)
     n_steps = len(ids) // args.irn_batch_size * args.irn_num_epoches
@@ -497,6 +521,11 @@ def train_irn(args: Config) -> None:
         loss.backward()
         optimizer.step()
         loss.item()  # logged
+    torch.save(_heads(model.state_dict()), args.irn_weights_name)
+
+
+def _heads(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value for name, value in state.items() if name.startswith(("fc_edge", "fc_dp"))}
 
 
 # CAMs
@@ -688,7 +717,8 @@ def make_sem_seg_labels(args: Config) -> None:
         walked = random_walk(cam.to(device) ** args.np_power, edge, args.beta, args.exp_times)
         scores = F.interpolate(walked[None], scale_factor=4, mode="bilinear", align_corners=False)
         scores = scores[0, :, :height, :width]
-        mask = _label_map((scores / scores.max()).cpu().numpy(), keys, args.sem_seg_bg_thres).astype(np.uint8)
+        padded = F.pad(scores / scores.max(), (0, 0, 0, 0, 1, 0), value=args.sem_seg_bg_thres)
+        mask = np.pad(keys + 1, (1, 0))[padded.argmax(dim=0).cpu().numpy()].astype(np.uint8)
         write_label(Path(args.sem_seg_out_dir) / f"{image_id}.png", mask)
         write_palette(Path(args.sem_seg_out_dir) / f"{image_id}_palette.png", mask, voc_palette())
 

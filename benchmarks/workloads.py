@@ -14,7 +14,7 @@ from PIL import Image
 
 from benchmarks import inputs, plain
 from benchmarks.inputs import Size
-from benchmarks.measure import Way
+from benchmarks.measure import Way, require_shared_memory
 from misc import camfile
 from misc.cam import CAM_STRIDE
 from misc.config import Config, parse_config, to_arguments
@@ -33,9 +33,11 @@ from step import (
     train_irn,
 )
 
-WALK_STEPS, WALK_NEIGHBOURS = 2**8, 69
+WALK_SQUARINGS, WALK_NEIGHBOURS = 8, 69
 CRF_RUNS, CRF_ITERATIONS = 2, 10
 SPARSE_ENTRY_BYTES, FLOAT_BYTES = 8, 4
+BATCHES_AHEAD = 2
+"""Of each worker process of a loader of PyTorch's."""
 LEARNING_RATE = 0.01
 """Smaller than the default, since the networks start from random weights."""
 
@@ -48,26 +50,31 @@ class Sizes:
         walk: images whose random walk is measured both ways, from small to large.
         walk_target: the image of the target; both ways where the plain one is affordable.
         walk_large: images of which only our way can walk; the memory of the last is judged.
-        masks: images of make_sem_seg_labels, each of the sizes of the walk.
+        walks: of an image, in one run.
+        masks, plain_masks: images of make_sem_seg_labels, ours and the first of them for the plain way, which is slow.
         cam, advcam, evaluated, refined: the images of make_cam, make_advcam, eval_cam, cam_to_ir_label.
+        plain_refined: the first images of those that cam_to_ir_label gets in the plain way.
         adv_iter, advcam_batch: iterations of AdvCAM; (image, class) pairs in one batch of ours.
         crop, batch: of train_cam; the OoD batch is as large.
         irn_crop, irn_batch: of train_irn.
         segmented: the images of eval_deeplab.
         deeplab_crop, deeplab_batch: of train_deeplab.
-        updates, skip_updates: of one training run, and those of them that warm up.
+        timed_updates: of a training run, besides the `untimed_updates()` at each end.
     """
 
     walk: tuple[Size, ...]
     walk_target: Size
     walk_large: tuple[Size, ...]
+    walks: int
     masks: int
+    plain_masks: int
     cam: tuple[Size, ...]
     advcam: tuple[Size, ...]
     adv_iter: int
     advcam_batch: int
     evaluated: tuple[Size, ...]
     refined: tuple[Size, ...]
+    plain_refined: int
     crop: int
     batch: int
     irn_crop: int
@@ -75,8 +82,11 @@ class Sizes:
     segmented: tuple[Size, ...]
     deeplab_crop: int
     deeplab_batch: int
-    updates: int
-    skip_updates: int
+    timed_updates: int
+
+    def updates(self) -> int:
+        """Of a training run."""
+        return self.timed_updates + 2 * untimed_updates()
 
 
 _VOC_SIZES = ((375, 500), (333, 500), (500, 375), (375, 500))
@@ -84,42 +94,54 @@ CPU_SIZES = Sizes(
     walk=((120, 160), (188, 250)),
     walk_target=(375, 500),
     walk_large=((375, 500), (1500, 2000)),
-    masks=2,
-    cam=((375, 500), (333, 500)),
-    advcam=((94, 125),),
+    walks=1,
+    masks=8,
+    plain_masks=2,
+    cam=_VOC_SIZES[:2],
+    advcam=((94, 125),) * 2,
     adv_iter=7,
     advcam_batch=1,
     evaluated=_VOC_SIZES * 10,
-    # Enough for the start of the worker processes, seconds, to weigh little
-    refined=_VOC_SIZES * 8,
-    crop=256,
+    refined=_VOC_SIZES * 4,
+    plain_refined=4,
+    crop=192,
     batch=2,
     irn_crop=512,
     irn_batch=2,
-    segmented=_VOC_SIZES[:2],
-    deeplab_crop=161,
+    segmented=((250, 333), (333, 250)),
+    deeplab_crop=97,
     deeplab_batch=2,
-    updates=3,
-    skip_updates=1,
+    timed_updates=5,
 )
+# Enough for what a step costs once (its network, its worker processes), up to seconds, to weigh little
 GPU_SIZES = dataclasses.replace(
     CPU_SIZES,
     walk=((188, 250),),
-    masks=8,
-    cam=_VOC_SIZES * 8,
+    walks=10,
+    masks=64,
+    plain_masks=16,
+    cam=_VOC_SIZES * 32,
     advcam=((375, 500),) * 4,
     adv_iter=27,
     advcam_batch=8,
+    evaluated=_VOC_SIZES * 40,
+    refined=_VOC_SIZES * 12,
     crop=512,
     batch=16,
     irn_batch=32,
     segmented=_VOC_SIZES * 4,
     deeplab_crop=321,
     deeplab_batch=5,
-    updates=40,
-    # The loader's workers have two batches each in store when the training begins
-    skip_updates=20,
+    timed_updates=20,
 )
+
+
+def untimed_updates() -> int:
+    """Updates at either end of a training that are not timed.
+
+    The first ones use batches that the loaders made before; during the last ones the loaders have nothing left to make.
+    """
+    return max(1, BATCHES_AHEAD * Config().num_workers)
 
 
 @dataclass(frozen=True)
@@ -176,14 +198,10 @@ def read_outputs(folder: Path) -> dict[str, np.ndarray]:
 
 
 def _step_way(
-    run: Callable[[Config], None],
-    flags: dict[str, object],
-    outputs: Sequence[str],
-    units: int,
-    skip_updates: int | None = None,
+    run: Callable[[Config], None], flags: dict[str, object], outputs: Sequence[str], **how: int | None
 ) -> Way:
     way = _StepWay(run, parse_config(to_arguments(flags)), outputs)
-    return Way(way.call, way.result, units, skip_updates)
+    return Way(way.call, way.result, **how)
 
 
 @dataclass(frozen=True)
@@ -202,6 +220,13 @@ class Inputs:
         if not self.weights.exists():
             self.weights.mkdir(parents=True)
             inputs.make_weights(self.weights)
+
+    def first(self, n: int) -> dict[str, object]:
+        """Flags of a step that works on the first n images alone."""
+        path = self.folder / f"first{n}.txt"
+        ids = (self.folder / "devkit/ImageSets/Segmentation/train.txt").read_text().splitlines()
+        path.write_text("".join(f"{image_id}\n" for image_id in ids[:n]))
+        return {"train_list": path, "infer_list": path}
 
     def flags(self, **more: object) -> dict[str, object]:
         """Flags of a step that works on these data."""
@@ -245,44 +270,78 @@ def _images_text(images: Sequence[Size]) -> str:
     return f"{len(images)} image{'s' if len(images) > 1 else ''} of {named}"
 
 
-def _steps(
+def _over_images(
+    data: Inputs,
+    run: Callable[[Config], None],
+    plain_run: Callable[[Config], None],
+    outputs: Sequence[str],
+    images: Sequence[Size],
+    *,
+    n_plain: int | None = None,
+    units_per_image: int = 1,
+    **flags: object,
+) -> dict[str, str | Callable[[], Way]]:
+    """What a step works on and its two ways; the plain one gets the first `n_plain` images (default: all)."""
+    data.make(images)
+    n_plain = min(n_plain or len(images), len(images))
+    fewer = f" (plain: {n_plain})" if n_plain < len(images) else ""
+    ways = {
+        name: partial(_step_way, way, data.flags(**data.first(n), **flags), outputs, units=n * units_per_image)
+        for name, way, n in (("ours", run, len(images)), ("plain", plain_run, n_plain))
+    }
+    return {"on": _images_text(images) + fewer, **ways}
+
+
+def _trainings(
     run: Callable[[Config], None],
     plain_run: Callable[[Config], None],
     flags: dict[str, object],
-    outputs: Sequence[str],
+    output: str,
     *,
-    units: int = 1,
-    skip_updates: int | None = None,
+    n_crops: int,
+    crop: int,
+    label_bytes: int = 0,
 ) -> dict[str, Callable[[], Way]]:
-    """The two ways of a whole step."""
+    """The two ways of a training on batches of `n_crops`, from one update to the next.
+
+    Raises `BenchmarkError` if the batches that the plain way's loaders have in store are too large.
+    """
+    image_bytes = 3 * crop**2 * FLOAT_BYTES
+    require_shared_memory((untimed_updates() + 1) * n_crops * (image_bytes + label_bytes))
     return {
-        name: partial(_step_way, way, flags, outputs, units, skip_updates)
+        name: partial(_step_way, way, flags, [output], untimed_updates=untimed_updates())
         for name, way in (("ours", run), ("plain", plain_run))
     }
 
 
-def random_walk(data: Inputs, size: Size) -> Workload:
-    """The random walk alone, on the map of one image."""
+def random_walk(data: Inputs, size: Size, n_walks: int) -> Workload:
+    """The random walk alone, on the map of one image, `n_walks` times."""
 
     def way(walk: Callable) -> Way:
         cam, edge = (tensor.to(data.device) for tensor in inputs.walk_inputs(size, inputs.N_OBJECTS))
         last = {}
-        return Way(lambda: last.update(walked=walk(cam, edge)), lambda: {"walked": last["walked"].cpu().numpy()})
+
+        def call() -> None:
+            for _ in range(n_walks):
+                last["walked"] = walk(cam, edge)
+
+        return Way(call, lambda: {"walked": last["walked"].cpu().numpy()}, units=n_walks)
 
     entries = WALK_NEIGHBOURS * SPARSE_ENTRY_BYTES + 2 * inputs.N_OBJECTS * FLOAT_BYTES
     return Workload(
         on=f"map of {size_text(size)}, {inputs.N_OBJECTS} classes",
         ours=partial(way, propagate_to_edge),
         plain=partial(way, plain.random_walk),
-        bytes=WALK_STEPS * walk_cells(size) * entries,
+        bytes=2**WALK_SQUARINGS * walk_cells(size) * entries,
     )
 
 
-def sem_seg(data: Inputs, size: Size, n_images: int) -> Workload:
+def sem_seg(data: Inputs, size: Size, n_images: int, n_plain: int) -> Workload:
     """make_sem_seg_labels: IRN, random walk, masks."""
-    data.make([size] * n_images)
-    ways = _steps(make_sem_seg_labels.run, plain.make_sem_seg_labels, data.flags(), ["sem_seg_out_dir"], units=n_images)
-    return Workload(on=_images_text([size] * n_images), **ways)
+    run, plain_run = make_sem_seg_labels.run, plain.make_sem_seg_labels
+    return Workload(
+        **_over_images(data, run, plain_run, ["sem_seg_out_dir"], [size] * n_images, n_plain=n_plain),
+    )
 
 
 def wood_step(data: Inputs, sizes: Sizes) -> Workload:
@@ -296,13 +355,15 @@ def wood_step(data: Inputs, sizes: Sizes) -> Workload:
         ood_batch_size=sizes.batch,
         ood_long_side=sizes.crop,
         cluster_K=min(sizes.batch, 50),
-        cam_num_epoches=sizes.updates,
+        cam_num_epoches=sizes.updates(),
         cam_learning_rate=LEARNING_RATE,
         cam_select="last",
     )
     return Workload(
         on=f"{sizes.batch} + {sizes.batch} crops of {sizes.crop}",
-        **_steps(train_cam.run, plain.train_cam, flags, ["cam_weights_name"], skip_updates=sizes.skip_updates),
+        **_trainings(
+            train_cam.run, plain.train_cam, flags, "cam_weights_name", n_crops=2 * sizes.batch, crop=sizes.crop
+        ),
         images=2 * sizes.batch,
     )
 
@@ -314,62 +375,65 @@ def irn_step(data: Inputs, sizes: Sizes) -> Workload:
     flags = data.flags(
         irn_crop_size=sizes.irn_crop,
         irn_batch_size=sizes.irn_batch,
-        irn_num_epoches=sizes.updates,
+        irn_num_epoches=sizes.updates(),
         irn_learning_rate=LEARNING_RATE,
     )
+    labels = plain.pair_labels(np.zeros([sizes.irn_crop // CAM_STRIDE] * 2, dtype=np.uint8), plain.TRAIN_RADIUS)
     return Workload(
         on=f"{sizes.irn_batch} crops of {sizes.irn_crop}",
-        **_steps(train_irn.run, plain.train_irn, flags, ["irn_weights_name"], skip_updates=sizes.skip_updates),
+        **_trainings(
+            train_irn.run,
+            plain.train_irn,
+            flags,
+            "irn_weights_name",
+            n_crops=sizes.irn_batch,
+            crop=sizes.irn_crop,
+            label_bytes=sum(kind.nbytes for kind in labels),
+        ),
         images=sizes.irn_batch,
     )
 
 
 def cams(data: Inputs, sizes: Sizes) -> Workload:
     """make_cam with the default scales."""
-    data.make(sizes.cam)
-    ways = _steps(make_cam.run, plain.make_cam, data.flags(), ["cam_out_dir"], units=len(sizes.cam))
-    return Workload(on=_images_text(sizes.cam), **ways)
+    return Workload(**_over_images(data, make_cam.run, plain.make_cam, ["cam_out_dir"], sizes.cam))
 
 
 def advcams(data: Inputs, sizes: Sizes) -> Workload:
     """make_advcam, for each iteration of each class and scale."""
-    data.make(sizes.advcam)
     iterations = sum(plain.advcam_iterations(scale, sizes.adv_iter) for scale in plain.ADVCAM_SCALES)
-    ways = _steps(
-        make_advcam.run,
-        plain.make_advcam,
-        data.flags(adv_iter=sizes.adv_iter, advcam_batch_size=sizes.advcam_batch),
-        ["advcam_out_dir"],
-        units=len(sizes.advcam) * inputs.N_OBJECTS * iterations,
+    workload = Workload(
+        **_over_images(
+            data,
+            make_advcam.run,
+            plain.make_advcam,
+            ["advcam_out_dir"],
+            sizes.advcam,
+            units_per_image=inputs.N_OBJECTS * iterations,
+            adv_iter=sizes.adv_iter,
+            advcam_batch_size=sizes.advcam_batch,
+        ),
+        images=1 / (inputs.N_OBJECTS * iterations),
     )
     settings = f"{inputs.N_OBJECTS} classes, T = {sizes.adv_iter}, batches of {sizes.advcam_batch}"
-    on = f"{_images_text(sizes.advcam)}, {settings}"
-    return Workload(on=on, **ways, images=1 / (inputs.N_OBJECTS * iterations))
+    return dataclasses.replace(workload, on=f"{workload.on}, {settings}")
 
 
 def evaluation(data: Inputs, sizes: Sizes) -> Workload:
     """eval_cam over the default thresholds, files read included."""
-    data.make(sizes.evaluated)
     pixels = sum(map(math.prod, sizes.evaluated))
     return Workload(
-        on=_images_text(sizes.evaluated),
-        **_steps(eval_cam.run, plain.eval_cam, data.flags(), [], units=len(sizes.evaluated)),
+        **_over_images(data, eval_cam.run, plain.eval_cam, [], sizes.evaluated),
         bytes=pixels * inputs.N_OBJECTS * FLOAT_BYTES / len(sizes.evaluated),
     )
 
 
 def refinement(data: Inputs, sizes: Sizes) -> Workload:
     """cam_to_ir_label, which uses all cores, against one process."""
-    data.make(sizes.refined)
-    ways = _steps(
-        cam_to_ir_label.run,
-        plain.cam_to_ir_label,
-        data.flags(),
-        ["ir_label_out_dir"],
-        units=len(sizes.refined),
-    )
+    run, plain_run = cam_to_ir_label.run, plain.cam_to_ir_label
+    ways = _over_images(data, run, plain_run, ["ir_label_out_dir"], sizes.refined, n_plain=sizes.plain_refined)
     marginals = sum(map(math.prod, sizes.refined)) * (inputs.N_OBJECTS + 1) * FLOAT_BYTES / len(sizes.refined)
-    return Workload(on=_images_text(sizes.refined), **ways, bytes=CRF_RUNS * CRF_ITERATIONS * 2 * marginals)
+    return Workload(**ways, bytes=CRF_RUNS * CRF_ITERATIONS * 2 * marginals)
 
 
 def deeplab_step(data: Inputs, sizes: Sizes) -> Workload:
@@ -380,12 +444,17 @@ def deeplab_step(data: Inputs, sizes: Sizes) -> Workload:
         deeplab_crop_size=sizes.deeplab_crop,
         deeplab_batch_size=sizes.deeplab_batch,
         deeplab_iter_size=1,
-        deeplab_max_iter=sizes.updates,
+        deeplab_max_iter=sizes.updates(),
     )
     return Workload(
         on=f"{sizes.deeplab_batch} crops of {sizes.deeplab_crop}, ResNet-101",
-        **_steps(
-            train_deeplab.run, plain.train_deeplab, flags, ["deeplab_weights_name"], skip_updates=sizes.skip_updates
+        **_trainings(
+            train_deeplab.run,
+            plain.train_deeplab,
+            flags,
+            "deeplab_weights_name",
+            n_crops=sizes.deeplab_batch,
+            crop=sizes.deeplab_crop,
         ),
         images=sizes.deeplab_batch,
     )
@@ -393,10 +462,9 @@ def deeplab_step(data: Inputs, sizes: Sizes) -> Workload:
 
 def segmentation(data: Inputs, sizes: Sizes) -> Workload:
     """eval_deeplab with dense CRF, which uses all cores, against one process."""
-    data.make(sizes.segmented)
     outputs = ["deeplab_out_dir", "deeplab_crf_out_dir"]
-    ways = _steps(eval_deeplab.run, plain.eval_deeplab, data.flags(), outputs, units=len(sizes.segmented))
-    return Workload(on=f"{_images_text(sizes.segmented)}, ResNet-101, 21 classes", **ways)
+    workload = Workload(**_over_images(data, eval_deeplab.run, plain.eval_deeplab, outputs, sizes.segmented))
+    return dataclasses.replace(workload, on=f"{workload.on}, ResNet-101, 21 classes")
 
 
 def prepare(make: Callable[..., Workload], arguments: tuple, name: str, *, device: str, precision: str) -> Way:

@@ -1,18 +1,21 @@
 """The benchmark's plain ways compute what the steps compute, which makes the comparison fair; its table and flags."""
 
 import dataclasses
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from benchmarks import bench_steps, plain, workloads
+from benchmarks import bench_steps, measure, plain, workloads
 from benchmarks.bench_steps import STEPS
 from benchmarks.measure import BenchmarkError, Way, Worker, difference, flop_counter, run_once
-from benchmarks.table import Conditions, Row, detail_table, load, save, summary_table
+from benchmarks.table import Conditions, Cost, Report, Row, detail_table, load, page, require_same, save, summary_table
 from benchmarks.workloads import CPU_SIZES, Inputs
+from misc.config import Config
 from misc.errors import InputError
+from misc.torchutils import set_seed
 from net.resnet50_irn import AffinityDisplacementLoss
 from net.weights import load_weights
 
@@ -25,7 +28,9 @@ TINY = dataclasses.replace(
     adv_iter=2,
     evaluated=SMALL,
     refined=SMALL,
+    plain_refined=1,
     segmented=SMALL[:1],
+    timed_updates=1,
     crop=64,
     irn_crop=96,
     deeplab_crop=65,
@@ -38,7 +43,8 @@ def weights(tmp_path_factory):
 
 
 @pytest.fixture
-def data(tmp_path, weights):
+def data(tmp_path, weights, monkeypatch):
+    monkeypatch.setattr(workloads, "BATCHES_AHEAD", 0)  # trainings of three updates are enough to compare
     return Inputs(tmp_path / "data", weights, "cpu")
 
 
@@ -58,13 +64,15 @@ def results(workload):
 
 
 def test_random_walks_agree(data):
-    ours, other = results(workloads.random_walk(data, (50, 62)))
+    ours, other = results(workloads.random_walk(data, (50, 62), 2))
     assert other["walked"].shape == (2, 13, 16)
     assert difference(ours, other) < 1e-4
 
 
 def test_masks_agree(data):
-    ours, other = results(workloads.sem_seg(data, SMALL[0], 1))
+    """The plain way gets fewer images than ours."""
+    ours, other = results(workloads.sem_seg(data, SMALL[0], 2, 1))
+    assert len(ours) == 2 * len(other)
     names = {path.rsplit("/")[-1]: mask for path, mask in other.items()}
     assert names.keys() == {"2099_000001.png", "2099_000001_palette.png"}
     assert len(np.unique(names["2099_000001.png"])) > 1
@@ -79,6 +87,7 @@ def test_cams_and_scores_agree(data, make):
 def test_confident_labels_agree(data):
     pytest.importorskip("pydensecrf")
     ours, other = results(workloads.refinement(data, TINY))
+    assert len(ours) == 2 * len(other)
     assert all(len(np.unique(label)) > 1 for label in other.values())
     assert difference(ours, other) == 0
 
@@ -116,10 +125,28 @@ def test_segmentations_agree(data):
     assert difference(ours, other) < 1e-2
 
 
-def test_irn_training_runs_both_ways(data):
-    workload = workloads.irn_step(data, TINY)
-    for way in (workload.ours(), workload.plain()):
-        assert run_once(way, CPU).seconds > 0
+def test_irn_training_agrees(data):
+    """Both ways start from the same heads, whose changes are compared."""
+    ours, other = results(workloads.irn_step(data, TINY))
+    set_seed(Config().seed)
+    start = AffinityDisplacementLoss().state_dict()
+
+    def change(trained, name):
+        return {name: trained[f"irn_weights_name {name}"] - start[name].numpy()}
+
+    assert len(other) == sum(name.startswith("fc_") for name in start)
+    for name in ("fc_edge6.weight", "fc_edge1.0.weight", "fc_dp7.3.weight"):
+        assert np.abs(change(other, name)[name]).max() > 0
+        assert difference(change(ours, name), change(other, name)) < 1e-2
+
+
+def test_too_little_shared_memory_is_told_before(data, tmp_path, monkeypatch):
+    """Else the system ends the loader's workers by a bus error."""
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(measure, "SHARED_MEMORY", tmp_path)  # other systems have no /dev/shm
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=2**16))
+    with pytest.raises(BenchmarkError, match="MiB of shared memory"):
+        workloads.irn_step(data, TINY)
 
 
 def test_irn_losses_and_their_gradients_agree(data):
@@ -163,19 +190,26 @@ def test_the_plain_way_computes_gradients_of_all_weights(data):
 # Measuring
 
 
-def test_updates_are_timed_without_those_that_warm_up():
+def test_updates_are_timed_without_those_at_the_ends():
     def train():
         layer = nn.Linear(4, 3, bias=False)
         optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
-        for _ in range(4):
+        for _ in range(5):
             layer(torch.ones(2, 4)).sum().backward()
             optimizer.step()
 
-    run = run_once(Way(train, dict, skip_updates=1), CPU, count=True)
+    run = run_once(Way(train, dict, untimed_updates=2), CPU, count=True)
     assert run.seconds > 0
     assert run.flops == 2 * (2 * 2 * 4 * 3)  # forward, and backward to the weights
-    with pytest.raises(BenchmarkError, match="4 updates are too few"):
-        run_once(Way(train, dict, skip_updates=4), CPU)
+    with pytest.raises(BenchmarkError, match="5 updates are too few"):
+        run_once(Way(train, dict, untimed_updates=3), CPU)
+
+
+def test_batches_made_before_the_clock_starts_are_not_timed():
+    """A loader's workers hold two batches each when the training begins."""
+    untimed = workloads.untimed_updates()
+    assert untimed >= 2 * Config().num_workers
+    assert CPU_SIZES.updates() - 2 * untimed == CPU_SIZES.timed_updates >= 5
 
 
 @pytest.mark.filterwarnings("ignore:Sparse CSR")
@@ -220,7 +254,9 @@ def _way_that_fails_at_the_third_call():
 
 def test_a_worker_measures_and_tells_what_failed(tmp_path):
     with Worker(_way_that_fails_at_the_third_call, device=CPU, log=tmp_path / "log") as worker:
-        assert worker.warm_up(count=True).memory_mib > 256
+        first = worker.warm_up(count=True)
+        assert first.host_mib > 256
+        assert first.gpu_mib is None
         assert worker.run().seconds > 0
         assert worker.result() == {"sum": [2**25]}
         with pytest.raises(BenchmarkError, match="ValueError: no such thing"):
@@ -231,14 +267,31 @@ def test_a_worker_measures_and_tells_what_failed(tmp_path):
 # The table and the flags
 
 
-def row(ours=1.0, plain=2.0, **changed):
-    values = {"ours_mib": 700.0, "plain_mib": 800.0, "images_per_second": 1.0, "floor": 0.5, "difference": 1e-5}
-    return Row(on="2 images", ours=ours, plain=plain, **{**values, **changed})
+def row(ours=1.0, plain=2.0, host_mib=700.0, gpu_mib=None, **changed):
+    def cost(seconds):
+        return Cost(seconds, (0.9 * seconds, 1.1 * seconds), host_mib, gpu_mib)
+
+    values = {"images_per_second": 1.0, "floor": 0.5, "difference": 1e-5, "date": "2020-01-01"}
+    return Row("2 images", cost(ours), plain and cost(plain), **{**values, **changed})
 
 
-def test_extrapolation_is_cubic_above_a_constant():
-    seconds = [5 + 2e-9 * cells**3 for cells in (1000, 2000, 8000)]
-    assert bench_steps.extrapolate_cubic([1000, 2000], seconds[:2], 8000) == pytest.approx(seconds[2])
+def report(measured, **changed):
+    on = Conditions("cpu", "one machine", "fp32", 5, "2020-01-02", 1e11, 1e10)
+    return Report(dataclasses.replace(on, **changed), measured)
+
+
+def test_extrapolation_adds_the_products_alone():
+    """Of a time with parts in n^3, n^2 and 1, no more than the first grows, and at no less than the given rate."""
+
+    def seconds(cells, rate=1e11):
+        return 5 + 1e-7 * cells**2 + 8 * 2 * cells**3 / rate
+
+    def extrapolated(rate):
+        return bench_steps.extrapolate_walk(seconds(2000), cells=2000, at=8000, matrix_rate=rate)
+
+    products = 8 * 2 * (8000**3 - 2000**3)
+    assert extrapolated(1e11) == pytest.approx(seconds(2000) + products / 1e11)
+    assert extrapolated(2e11) < extrapolated(1e11) < seconds(8000)
 
 
 def test_targets():
@@ -246,23 +299,28 @@ def test_targets():
     assert make_cam.outcome([row(plain=1.3)], "cpu") == ("1.30 x", "met")
     assert make_cam.outcome([row(plain=1.1)], "cpu") == ("1.10 x", "not met")
     assert make_cam.outcome([row(plain=1.3)], "cuda") == ("1.30 x", "not met")
-    assert STEPS["cam_to_ir_label"].outcome([row()], "cuda") == ("2.00 x", "-")
+    labels = STEPS["cam_to_ir_label"]
+    assert labels.target_text("cuda") == "CPU work, no core idle: >= 1.7 x"
+    assert labels.outcome([row()], "cuda") == ("2.00 x", "met")
+    assert STEPS["train_deeplab"].outcome([row()], "cpu") == ("2.00 x", "-")
     extrapolated = walk.outcome([row(), row(plain=1600.0, extrapolated=True)], "cpu")
     assert extrapolated == ("1,600 x (extrapolated)", "met (extrapolated)")
     small = row(plain=None, pixels=100)
 
-    def judged(**changed):
-        return large.outcome([small, row(**{"ours": 16.0, "plain": None, "pixels": 1600, **changed})], "cpu")[1]
+    def judged(seconds, device="cpu", **memory):
+        return large.outcome([small, row(ours=seconds, plain=None, pixels=1600, **memory)], device)[1]
 
-    assert judged() == "met"
-    assert judged(ours=30.0) == "not met"
-    assert judged(ours_mib=5000.0) == "not met"
+    assert judged(16.0) == "met"
+    assert judged(30.0) == "not met"
+    assert judged(16.0, host_mib=5000.0) == "not met"
+    assert judged(16.0, "cuda", host_mib=5000.0, gpu_mib=1000.0) == "met"
+    assert judged(16.0, "cuda", gpu_mib=3000.0) == "not met"
 
 
 def test_tables_render():
     measured = {"make_cam": [row()], "train_irn": "failed: out of memory"}
-    measured["random_walk_large"] = [row(plain=None, plain_mib=None, difference=None, pixels=100)] * 2
-    summary, details = summary_table(STEPS, measured, "cpu"), detail_table(STEPS, measured)
+    measured["random_walk_large"] = [row(plain=None, difference=None, pixels=100)] * 2
+    summary, details = summary_table(STEPS, {"cpu": report(measured)}), detail_table(STEPS, measured)
     for table in (summary, details):
         assert len({line.count("|") for line in table.splitlines()}) == 1
     lines = {line.split(" | ")[0].strip("| "): line for line in summary.splitlines()}
@@ -270,8 +328,28 @@ def test_tables_render():
     assert "failed: out of memory" in lines["train_irn, data to update"]
     assert lines["eval_cam over 7 thresholds"].count("not measured") == 2
     assert details.count("make_cam, per image") == 1
+    assert "| 1.00 (0.900 - 1.10) | 2.00 (1.80 - 2.20) | 2.00 |" in details
+    assert "| 0.5 (50%) |" in details
+    assert details.count("| 2020-01-01 |") == 3
     assert "train_irn" not in details
     assert "nan" not in details
+
+
+def test_memory_of_the_gpu_is_shown_where_it_is_used():
+    for gpu_mib, cell in ((None, "| 700 |"), (0.0, "| 700 |"), (300.0, "| 700, GPU 300 |")):
+        assert cell in detail_table(STEPS, {"eval_cam": [row(gpu_mib=gpu_mib, plain=None)]})
+
+
+def test_a_page_has_both_devices_and_reasons_for_what_is_missed(tmp_path):
+    save(tmp_path / "gpu.json", report({"make_cam": [row(plain=9.0)]}, device="cuda", machine="a GPU"))
+    gpu = load(tmp_path / "gpu.json")
+    missed, met = row(plain=10.0), row(plain=2000.0)
+    text = page(STEPS, report({"random_walk": [missed]}), gpu)
+    assert "* CPU: one machine; fp32." in text
+    assert "* GPU: a GPU; fp32." in text
+    assert "| make_cam | >= 1.2 x | not measured |  | >= 4 x | 9.00 x | met |" in text
+    assert STEPS["random_walk"].note in text
+    assert STEPS["random_walk"].note not in page(STEPS, report({"random_walk": [met]}), gpu)
 
 
 def test_the_page_names_the_machine_and_what_was_measured(tmp_path, monkeypatch):
@@ -280,22 +358,27 @@ def test_the_page_names_the_machine_and_what_was_measured(tmp_path, monkeypatch)
     output = tmp_path / "page.md"
     flags = ["--device", "cpu", "--steps", "eval_cam", "--repeats", "1", "--output", str(output), "--add"]
     assert bench_steps.run(bench_steps.parse(flags))
-    page = output.read_text()
-    assert f"torch {torch.__version__}" in page
-    assert "2 images of 50 x 36, 32 x 48" in page
-    assert "eval_cam, per image" in page
+    text = output.read_text()
+    assert f"torch {torch.__version__}" in text
+    assert "2 images of 50 x 36, 32 x 48" in text
+    assert "eval_cam, per image" in text
 
 
 def test_rows_of_an_earlier_run_are_kept(tmp_path):
-    on = Conditions("cpu", "one machine", "fp32", 3, "2020-01-01", 1e11, 1e10)
+    path = tmp_path / "page.json"
     measured = {"make_cam": [row(), row(plain=None)], "train_irn": "failed: out of memory"}
-    assert load(tmp_path / "page.json", on) == {}
-    save(tmp_path / "page.json", measured, on)
-    assert load(tmp_path / "page.json", dataclasses.replace(on, date="2020-01-02", matrix_rate=2e11)) == measured
-    save(tmp_path / "page.json", {"make_cam": [row(difference=float("nan"))]}, on)  # JSON has no such number
-    assert load(tmp_path / "page.json", on) == {"make_cam": [row(difference=None)]}
+    assert load(path) is None
+    save(path, report(measured))
+    assert load(path) == report(measured)
+    save(path, report({"make_cam": [row(difference=float("nan"))]}))  # JSON has no such number
+    assert load(path).measured == {"make_cam": [row(difference=None)]}
+    now = report({}).conditions
+    require_same(now, dataclasses.replace(now, date="2020-01-03", matrix_rate=2e11), path)
     with pytest.raises(InputError, match="machine"):
-        load(tmp_path / "page.json", dataclasses.replace(on, machine="another"))
+        require_same(now, dataclasses.replace(now, machine="another"), path)
+    path.write_text("{}")
+    with pytest.raises(InputError, match="no report"):
+        load(path)
 
 
 @pytest.mark.parametrize(
