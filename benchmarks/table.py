@@ -272,10 +272,12 @@ Medians of {on.repeats} runs (fastest - slowest); ResNet-50 with random weights,
 * Not timed: the checks of the input that `run_sample.py` makes before a run. Trainings are timed from one update to
   the next, without those at the start and at the end for which the loaders' workers have nothing to make.
 * cam_to_ir_label, eval_deeplab: the plain way is one process.
+* On the CPU our way keeps freed memory for the next tensors (`misc.memory.keep_freed_memory`), as `run_sample.py` does;
+  the plain way leaves that to the C library.
 * Memory, MiB: the peak of the process and its workers, PyTorch itself included, and that of the GPU's tensors where the
   step has any.
 * Floor: the FLOPs of our way (convolutions, matrix products) at the {rate} of a large matrix product here, or, for
-  walks, CRF and evaluation, the bytes that any way has to move at the {bandwidth} of a large copy, whichever takes
+  walks, CRF and evaluation, the bytes that our way has to move at the {bandwidth} of a large copy, whichever takes
   longer; in brackets its share of our time. For networks it counts FLOPs only: batch norms, activations and pooling,
   which are bound by the memory, are above it, as are decoding, resizing and writing of files.
 * Differ by: largest difference of the two ways' results, relative to the largest value; of labels the share of pixels.

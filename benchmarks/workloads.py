@@ -18,7 +18,8 @@ from benchmarks.measure import Way, require_shared_memory
 from misc import camfile
 from misc.cam import CAM_STRIDE
 from misc.config import Config, parse_config, to_arguments
-from misc.indexing import propagate_to_edge
+from misc.indexing import chebyshev_coefficients, propagate_to_edge
+from misc.memory import keep_freed_memory
 from misc.torchutils import resolve_device, set_precision, set_seed
 from net.weights import read_checkpoint
 from step import (
@@ -35,7 +36,7 @@ from step import (
 
 WALK_SQUARINGS, WALK_NEIGHBOURS = 8, 69
 CRF_RUNS, CRF_ITERATIONS = 2, 10
-SPARSE_ENTRY_BYTES, FLOAT_BYTES = 8, 4
+SPARSE_ENTRY_BYTES, FLOAT_BYTES, DOUBLE_BYTES = 12, 4, 8
 BATCHES_AHEAD = 2
 """Of each worker process of a loader of PyTorch's."""
 LEARNING_RATE = 0.01
@@ -152,7 +153,7 @@ class Workload:
         on: the inputs, in words.
         ours, plain: make the two ways; both are called in a process of their own.
         images: handled per unit of time.
-        bytes: that any way has to move, per unit.
+        bytes: that our way has to move, per unit.
     """
 
     on: str
@@ -327,12 +328,14 @@ def random_walk(data: Inputs, size: Size, n_walks: int) -> Workload:
 
         return Way(call, lambda: {"walked": last["walked"].cpu().numpy()}, units=n_walks)
 
-    entries = WALK_NEIGHBOURS * SPARSE_ENTRY_BYTES + 2 * inputs.N_OBJECTS * FLOAT_BYTES
+    # A product reads the matrix and two maps of each class, and writes one
+    entries = WALK_NEIGHBOURS * SPARSE_ENTRY_BYTES + 3 * inputs.N_OBJECTS * DOUBLE_BYTES
+    n_products = len(chebyshev_coefficients(2**WALK_SQUARINGS)) - 1
     return Workload(
         on=f"map of {size_text(size)}, {inputs.N_OBJECTS} classes",
         ours=partial(way, propagate_to_edge),
         plain=partial(way, plain.random_walk),
-        bytes=2**WALK_SQUARINGS * walk_cells(size) * entries,
+        bytes=n_products * walk_cells(size) * entries,
     )
 
 
@@ -468,6 +471,8 @@ def segmentation(data: Inputs, sizes: Sizes) -> Workload:
 
 
 def prepare(make: Callable[..., Workload], arguments: tuple, name: str, *, device: str, precision: str) -> Way:
-    """The way called `name`, `ours` or `plain`, of the workload `make(*arguments)`, and the process's precision."""
+    """The way called `name`, `ours` or `plain`, of the workload `make(*arguments)`, set up as its process would be."""
     set_precision(precision, resolve_device(device))
+    if name == "ours" and device == "cpu":
+        keep_freed_memory()  # as run_sample.py does
     return getattr(make(*arguments), name)()

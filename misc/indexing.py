@@ -123,7 +123,7 @@ def _transition_operator(edge: Tensor, *, radius: int, beta: float) -> Tensor:
 
 
 @lru_cache(maxsize=8)
-def _chebyshev_coefficients(n: int) -> list[float]:
+def chebyshev_coefficients(n: int) -> list[float]:
     """The c_k with x^n = sum over k of c_k T_k(x), T_k Chebyshev's polynomials, up to `POWER_ACCURACY` on [-1, 1].
 
     c_k = 2^(1 - n) binomial(n, (n - k) / 2) for even n - k, the half of it for k = 0, and 0 for odd n - k. They fall
@@ -148,7 +148,7 @@ def _apply_power(operator: Tensor, n: int, x: Tensor) -> Tensor:
 
     In float64: where a walk spreads a peak, the terms of the sum are much larger than the sum.
     """
-    coefficients = _chebyshev_coefficients(n)
+    coefficients = chebyshev_coefficients(n)
     before, now = x, operator @ x
     total = coefficients[0] * before + coefficients[1] * now
     for c in coefficients[2:]:
