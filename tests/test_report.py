@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+import tracemalloc
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from support import ALL_STEPS, NO_STEPS, make_toy_data
 import run_sample
 from misc import instancefile
 from misc.instances import Detections
-from misc.report.pictures import UNSURE_COLOUR, instance_colours
+from misc.report.pictures import MASK_OPACITY, UNSURE_COLOUR, instance_colours, mask_overlay
 from voc12.classes import voc_palette
 
 REPORT = NO_STEPS | {"make_report_pass": True}
@@ -258,6 +259,21 @@ def test_instances_have_a_colour_each_and_fragments_are_grey():
     assert (picture[1, :2] == UNSURE_COLOUR).all()
     assert (picture[:, 3] == voc_palette()[1]).all()
     assert not picture[:, 2].any()
+
+
+def test_an_overlay_blends_colours_and_takes_a_few_bytes_a_pixel():
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (1500, 2000, 3), dtype=np.uint8)
+    mask = rng.choice(np.array([0, 3, 255], np.uint8), image.shape[:2])
+    tracemalloc.start()
+    picture = mask_overlay(image, mask, voc_palette())
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 8 * mask.size
+    for k, colour in ((3, voc_palette()[3]), (255, UNSURE_COLOUR)):
+        blended = image[mask == k] * (1 - MASK_OPACITY) + np.array(colour) * MASK_OPACITY
+        np.testing.assert_array_equal(picture[mask == k], blended.astype(np.uint8))
+    np.testing.assert_array_equal(picture[mask == 0], (image[mask == 0] * 0.55).astype(np.uint8))
 
 
 def test_class_names_that_look_like_formulas_or_html(toy):
