@@ -29,13 +29,17 @@ PHOTOGRAPH_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"
 
 def _photographs(predict_input: str) -> list[Path]:
     """The photograph, or those directly in the folder. Raises `InputError` if there is none."""
+    expected = "expected a photograph or a folder of photographs"
+    if not predict_input:
+        raise InputError(f"predict needs --predict_input; {expected}.")
     path = Path(predict_input)
-    if not predict_input or not path.exists():
-        problem = f"--predict_input {predict_input} is missing" if predict_input else "predict needs --predict_input"
-        raise InputError(f"{problem}; expected a photograph or a folder of photographs.")
-    if path.is_file():
-        return [path]
-    found = sorted(file for file in path.iterdir() if file.suffix.lower() in PHOTOGRAPH_SUFFIXES)
+    try:
+        if path.is_file():
+            return [path]
+        found = sorted(file for file in path.iterdir() if file.suffix.lower() in PHOTOGRAPH_SUFFIXES)
+    except OSError as error:
+        problem = "is missing" if isinstance(error, FileNotFoundError) else f"can't be read ({error.strerror})"
+        raise InputError(f"--predict_input {predict_input} {problem}; {expected}.") from error
     if not found:
         raise InputError(
             f"--predict_input {predict_input} has no photographs; expected files {', '.join(PHOTOGRAPH_SUFFIXES)}."

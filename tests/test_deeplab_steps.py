@@ -269,6 +269,12 @@ def test_wrong_photographs_are_refused_before_work(trained, monkeypatch):
     assert "--predict_input photos is missing; expected a photograph or a folder" in refusal(trained, **flags)
     (trained.work / "photos").mkdir()
     assert "--predict_input photos has no photographs; expected files .jpg" in refusal(trained, **flags)
+    for path, reason in (("x" * 300, "File name too long"), ("/dev/null", "Not a directory")):
+        sentence = f"--predict_input {path} can't be read ({reason}); expected a photograph or a folder of photographs."
+        assert refusal(trained, predict_pass=True, predict_input=path) == sentence
+    with monkeypatch.context() as patch:  # as a folder without the right to read it, also where root runs the tests
+        patch.setattr(Path, "iterdir", lambda path: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
+        assert "--predict_input photos can't be read (Permission denied); expected" in refusal(trained, **flags)
     good, bad = photograph(trained.work / "photos/good.jpg"), trained.work / "photos/bad.jpg"
     bad.write_bytes(good.read_bytes()[:500])
     assert "1 of 2 images can't be used (photos/bad.jpg; " in refusal(trained, **flags)
