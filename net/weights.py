@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 BACKBONE_PREFIX = "backbone."
 MULTISCALE_PREFIX = "base."
 ASPP_PREFIX = "aspp."
+HEAD_PREFIXES = (ASPP_PREFIX, "classifier.")
+"""Weights whose first dimension counts the classes."""
 
 # What the original's names stand for. The two networks cut the backbone at different places.
 _COMMON_ALIASES = (
@@ -155,7 +157,9 @@ def _fill(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor], *, kind: st
     for name, tensor in wanted.items():
         if tensor.shape != given[name].shape:
             shapes = f"{tuple(given[name].shape)}, expected {tuple(tensor.shape)}"
-            raise InputError(f"{origin} does not fit {kind}: {name} has shape {shapes}.")
+            other_classes = name.startswith(HEAD_PREFIXES) and tensor.shape[1:] == given[name].shape[1:]
+            hint = "; pass the --class_list of the classes that it was trained on" if other_classes else ""
+            raise InputError(f"{origin} does not fit {kind}: {name} has shape {shapes}{hint}.")
     with torch.no_grad():
         for name, tensor in wanted.items():
             tensor.copy_(given[name])

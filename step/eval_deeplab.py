@@ -15,7 +15,7 @@ from net.build import require_network
 from net.deeplab import load_segmenter
 from voc12.classes import names_with_background, voc_palette
 from voc12.dataloader import WholeImages
-from voc12.devkit import Devkit, open_devkit
+from voc12.devkit import Devkit, open_devkit, require_classes_of_network
 from voc12.evaluation import evaluate_masks
 from voc12.lists import read_split
 from voc12.verify import missing_masks, require_masks, require_readable
@@ -38,6 +38,8 @@ def check(args: Config, planned: Planned) -> Planned:
         require_densecrf("eval_deeplab", advice="--deeplab_crf False evaluates without it")
     devkit = open_devkit(args.voc12_root, args.class_list)
     ids = read_split(devkit, args.deeplab_eval_set, flag="deeplab_eval_set")
+    if args.deeplab_weights_name not in planned:
+        require_classes_of_network(devkit, args.deeplab_weights_name)
     n_classes = len(names_with_background(devkit.classes))
     require_network(args.deeplab_network, "DeepLab", args.deeplab_weights_name, planned=planned, n_classes=n_classes)
     if _is_scored(devkit, args.deeplab_eval_set, ids):

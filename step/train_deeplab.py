@@ -13,7 +13,7 @@ from misc.training import fit
 from net.build import build_network
 from net.deeplab import MultiScale
 from net.weights import save_weights
-from voc12.classes import names_with_background
+from voc12.classes import classes_beside, names_with_background, write_classes
 from voc12.dataloader import SegmentationCrops
 from voc12.devkit import Devkit, open_devkit
 from voc12.images import require_batch
@@ -57,7 +57,7 @@ def check(args: Config, planned: Planned) -> Planned:
 
 
 def run(args: Config) -> None:
-    """Train on the masks, from `deeplab_init_weights`; write `deeplab_weights_name`."""
+    """Train on the masks, from `deeplab_init_weights`; write `deeplab_weights_name`, and its class names beside it."""
     device = resolve_device(args.device)
     devkit = open_devkit(args.voc12_root, args.class_list)
     ids, _ = _training_ids(args, devkit)
@@ -106,4 +106,5 @@ def run(args: Config) -> None:
         batches_per_step=args.deeplab_iter_size,
     )
     save_weights(base, args.deeplab_weights_name)
-    log.info("wrote %s", args.deeplab_weights_name)
+    write_classes(classes_beside(args.deeplab_weights_name), devkit.classes)
+    log.info("wrote %s and %s", args.deeplab_weights_name, classes_beside(args.deeplab_weights_name))

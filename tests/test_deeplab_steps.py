@@ -149,6 +149,38 @@ def test_evaluation_without_crf_needs_no_densecrf(trained, monkeypatch):
     assert not Path("result/voc_server").exists()
 
 
+def test_a_network_keeps_its_class_names(trained):
+    balanced = Path(WEIGHTS).read_bytes()
+    flags = {"deeplab_mask_dir": trained.root / "SegmentationClass", "deeplab_train_list": "voc12/train.txt"}
+    run(trained, train_deeplab_pass=True, eval_deeplab_pass=True, deeplab_crf=False, deeplab_max_iter=1, **flags)
+    Path(WEIGHTS).write_bytes(balanced)
+    assert Path("sess/deeplab_v2_ood.classes.txt").read_text() == "aeroplane\nbottle\ntrain\n"
+    predict = {"predict_pass": True, "predict_input": photograph(trained.work / "photos/a.png")}
+    own = trained.work / "own.txt"
+    own.write_text("cat\ndog\ncow\n")
+    for more, names in (
+        ({"voc12_root": "nowhere"}, {"background", "aeroplane", "bottle", "train"}),
+        ({"class_list": own}, {"background", "cat", "dog", "cow"}),
+    ):
+        run(trained, **predict, **more)
+        (shares,) = json.loads(Path("result/predict/classes.json").read_text()).values()
+        assert shares.keys() <= names
+        assert shares.keys() - {"background"}
+    run(trained, export_deeplab_pass=True, voc12_root="nowhere")
+    assert exported("sess/deeplab_v2_ood.pt2")[1].split("\n") == ["background", "aeroplane", "bottle", "train"]
+
+    evaluate = {"eval_deeplab_pass": True, "deeplab_crf": False}
+    sentence = "class 1 is aeroplane in sess/deeplab_v2_ood.classes.txt, cat in the data; correct --voc12_root or"
+    assert sentence in refusal(trained, **evaluate, class_list=own)
+    own.write_text("aeroplane\nbottle\n")
+    assert "class 3 is train in sess/deeplab_v2_ood.classes.txt, missing in the data" in refusal(
+        trained, **evaluate, class_list=own
+    )
+    Path("sess/deeplab_v2_ood.classes.txt").unlink()
+    hint = "expected (21, 512, 3, 3); pass the --class_list of the classes that it was trained on."
+    assert refusal(trained, **predict, voc12_root="nowhere").endswith(hint)
+
+
 def exported(path):
     extra = {CLASSES_FILE: ""}
     return torch.export.load(path, extra_files=extra).module(), extra[CLASSES_FILE]
