@@ -9,6 +9,7 @@ from misc.config import Config
 from misc.crf import require_densecrf
 from misc.imutils import write_palette
 from misc.plan import Planned, require_writable
+from misc.record import discard_scores
 from misc.segmentation import plain_and_refined_masks, plain_masks
 from misc.torchutils import resolve_device, sequential_loader
 from net.build import require_network
@@ -83,6 +84,8 @@ def run(args: Config) -> None:
     if not _is_scored(devkit, args.deeplab_eval_set, ids):
         log.info("no score: the set %s has no masks in %s", args.deeplab_eval_set, devkit.root / "SegmentationClass")
         return
+    if not args.deeplab_crf:
+        discard_scores(args.result_dir, "eval_deeplab_crf")
     for name, title in (("eval_deeplab", "DeepLab"), ("eval_deeplab_crf", "DeepLab + CRF")):
         if name in folders:
             evaluate_masks(

@@ -149,6 +149,15 @@ def test_evaluation_without_crf_needs_no_densecrf(trained, monkeypatch):
     assert not Path("result/voc_server").exists()
 
 
+def test_evaluation_without_crf_leaves_no_score_of_an_earlier_one_with_crf(trained):
+    stale = Path("result/scores/eval_deeplab_crf.json")
+    stale.parent.mkdir(parents=True)
+    stale.write_text("{}")
+    run(trained, eval_deeplab_pass=True, deeplab_crf=False)
+    assert not stale.exists()
+    assert f"removed {stale}: it is of an earlier run" in Path("sample_train_eval.log").read_text()
+
+
 def test_a_network_keeps_its_class_names(trained):
     balanced = Path(WEIGHTS).read_bytes()
     flags = {"deeplab_mask_dir": trained.root / "SegmentationClass", "deeplab_train_list": "voc12/train.txt"}
