@@ -330,6 +330,11 @@ def switches(*enabled: str) -> dict[str, bool]:
     return {name: name.removesuffix(STEP_SUFFIX) in enabled for name in names}
 
 
+def deeplab_list_flag(values: Mapping[str, Any]) -> str:
+    """The flag that names the images of train_deeplab, given the values of all flags."""
+    return "deeplab_train_list" if values.get("deeplab_train_list") else "infer_list"
+
+
 def changed_flags(values: Mapping[str, Any]) -> dict[str, Any]:
     """Those of `values` that are flags, no switches, and differ from the defaults."""
     defaults = vars(parse_config([]))

@@ -96,4 +96,5 @@ def run(args: Config) -> None:
                 name=name,
                 title=title,
                 set_flag="deeplab_eval_set",
+                weights=args.deeplab_weights_name,
             )

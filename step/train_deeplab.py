@@ -5,7 +5,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from misc.config import Config
+from misc.config import Config, deeplab_list_flag
 from misc.deeplab import deeplab_optimizer, multiscale_losses
 from misc.plan import Planned, require_outputs, require_writable_file
 from misc.torchutils import resolve_device, training_loader
@@ -32,7 +32,7 @@ def _mask_folder(args: Config) -> tuple[str, str]:
 
 def _training_ids(args: Config, devkit: Devkit) -> tuple[list[str], str]:
     """The ids of the training images, and the flag that names their list."""
-    flag = "deeplab_train_list" if args.deeplab_train_list else "infer_list"
+    flag = deeplab_list_flag(vars(args))
     return read_list(devkit, getattr(args, flag), flag=flag), flag
 
 

@@ -155,6 +155,7 @@ def test_evaluation_without_crf_leaves_no_score_of_an_earlier_one_with_crf(train
     stale.write_text("{}")
     run(trained, eval_deeplab_pass=True, deeplab_crf=False)
     assert not stale.exists()
+    assert json.loads(Path("result/scores/eval_deeplab.json").read_text())["weights"] == WEIGHTS
     assert f"removed {stale}: it is of an earlier run" in Path("sample_train_eval.log").read_text()
 
 

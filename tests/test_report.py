@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from support import ALL_STEPS, NO_STEPS, make_toy_data
+from support import ALL_STEPS, NO_STEPS, TOY_CLASSES, make_toy_data
 
 import run_sample
 from misc import instancefile
+from misc.files import write_json
 from misc.instances import Detections
 from misc.report.pictures import MASK_OPACITY, UNSURE_COLOUR, instance_colours, mask_overlay
 from voc12.classes import voc_palette
@@ -107,6 +108,7 @@ def test_report_prints_the_scores_of_the_run(finished, page):
         assert f"{title} {100 * miou:.1f} % (2 images of val)" in shown
         assert f"{100 * miou:.1f} % {title} mIoU, W-OoD" in shown
     assert "A segmentation network trained on the masks: DeepLab " in shown
+    assert "None of these images was in its training list." in shown
     ap = json.loads((finished.work / "result/scores/eval_ins_seg.json").read_text())["map"]
     assert f"{100 * ap:.1f} % Instance AP at IoU 0.5, W-OoD" in shown
     wood, control = (
@@ -248,6 +250,52 @@ def test_masks_and_instances_of_another_size_cost_their_own_pictures_only(finish
         assert f"Pictures of {image_id}: {kind}" in missing_parts(page)
     assert page.captions.count("instances") == 5
     assert page.captions.count("DeepLab") == 1
+
+
+@pytest.fixture
+def evaluated(toy):
+    """The toy data with a score of a segmentation network; gives a function that writes a run's record."""
+    scores = {"voc12_root": str(toy.root), "set": "val", "images": 2, "folder": "none", "weights": "sess/a.pth"}
+    scores |= {"classes": ["background", *TOY_CLASSES]} | dict.fromkeys(("precision", "recall", "iou"), [0.5] * 4)
+    write_json("result/scores/eval_deeplab.json", scores | {"miou": 0.5})
+
+    def record(*steps, **config):
+        flags = {"voc12_root": str(toy.root), "deeplab_weights_name": "sess/a.pth", "deeplab_eval_set": "val"}
+        flags |= {"infer_list": "voc12/train.txt", "deeplab_train_list": "", "deeplab_mask_dir": "", **config}
+        done = [{"step": step, "seconds": 1, "peak_memory_mib": {}} for step in steps]
+        content = {"started": "", "config": flags, "steps": steps, "done": done, "versions": {}, "device": "cpu"}
+        write_json(f"result/runs/{len(list(Path('result').glob('runs/*'))):03}.json", content)
+
+    record.root = toy.root
+    record.report = lambda: run(toy, **REPORT) or re.sub(r"\s+", " ", Page("result/report.html").text)
+    return record
+
+
+UNKNOWN = "A segmentation network: DeepLab 50.0 % (2 images of val). Whether it was trained on some of these images is"
+
+
+def test_the_report_says_of_the_segmentation_network_what_is_recorded(evaluated):
+    assert UNKNOWN in evaluated.report()
+    evaluated("train_deeplab", deeplab_weights_name="sess/b.pth")
+    evaluated("eval_deeplab")
+    assert UNKNOWN in evaluated.report()
+    evaluated("train_deeplab", "eval_deeplab", deeplab_weights_name="./sess/a.pth", deeplab_mask_dir="own")
+    shown = evaluated.report()
+    assert "A segmentation network trained on masks of own: DeepLab 50.0 %" in shown
+    assert "None of these images was in its training list." in shown
+    evaluated("train_deeplab")  # of the same name, but later than the evaluation
+    assert "None of these images was in its training list." in evaluated.report()
+    evaluated("eval_deeplab", deeplab_eval_set="test")
+    assert "trained on masks of own" in evaluated.report()
+    evaluated("eval_deeplab")
+    assert "A segmentation network trained on the masks: DeepLab" in evaluated.report()
+    evaluated("train_deeplab", "eval_deeplab", deeplab_train_list="voc12/val.txt")
+    assert "2 of these images were in its training list, too." in evaluated.report()
+    evaluated("train_deeplab", "eval_deeplab", deeplab_train_list="removed.txt")
+    assert "Whether it was trained on some of these images is not recorded here." in evaluated.report()
+    evaluated("train_deeplab", voc12_root="another")
+    evaluated("eval_deeplab")
+    assert UNKNOWN in evaluated.report()
 
 
 def test_instances_have_a_colour_each_and_fragments_are_grey():
