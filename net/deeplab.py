@@ -20,6 +20,8 @@ ASPP_RATES = (6, 12, 18, 24)
 """Dilations at an output stride of 8 (section 3.2, ASPP-L)."""
 ASPP_RATES_STRIDE = 8
 ASPP_WEIGHT_STD = 0.01
+SMALLEST_SIDE = 2
+"""Pixels: the smallest scale of the multi-scale network halves its input."""
 
 
 class ASPP(nn.Module):
@@ -135,8 +137,12 @@ class Segmenter(nn.Module):
         self.network = network
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) uint8 RGB, sides of two pixels at least -> logits (B, C, H, W) float32."""
-        logits = self.network(self.network.base.prepare(images))
+        """(B, 3, H, W) uint8 RGB -> logits (B, C, H, W) float32."""
+        prepared = self.network.base.prepare(images)
+        # A plain question of each side, which torch.export answers from the range of the sizes
+        if any(side < SMALLEST_SIDE for side in images.shape[-2:]):
+            prepared = F.interpolate(prepared, [max(side, SMALLEST_SIDE) for side in images.shape[-2:]])
+        logits = self.network(prepared)
         return F.interpolate(logits, images.shape[-2:], mode="bilinear", align_corners=False)
 
 

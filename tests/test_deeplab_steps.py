@@ -149,6 +149,18 @@ def test_evaluation_without_crf_needs_no_densecrf(trained, monkeypatch):
     assert not Path("result/voc_server").exists()
 
 
+def test_images_of_one_pixel_are_segmented(trained):
+    pytest.importorskip("pydensecrf")
+    sizes = {trained.ids[6]: (1, 90), trained.ids[7]: (1, 1)}
+    for image_id, size in sizes.items():
+        photograph(trained.root / "JPEGImages" / f"{image_id}.jpg", size=size)
+        Image.new("L", size[::-1]).save(trained.root / "SegmentationClass" / f"{image_id}.png")
+    run(trained, eval_deeplab_pass=True)
+    for image_id, size in sizes.items():
+        for folder in ("deeplab", "deeplab_crf"):
+            assert read_label(f"result/{folder}/{image_id}.png").shape == size
+
+
 def test_evaluation_without_crf_leaves_no_score_of_an_earlier_one_with_crf(trained):
     stale = Path("result/scores/eval_deeplab_crf.json")
     stale.parent.mkdir(parents=True)
