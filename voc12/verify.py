@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from misc.errors import InputError, first_three
 from misc.files import write_json
-from misc.imutils import IGNORE_LABEL, image_size, read_label
+from misc.imutils import IGNORE_LABEL, image_size, pixel_problem, read_label
 from misc.jsonfile import read_dict
 from voc12.derived import DERIVED_FOLDER
 from voc12.devkit import Devkit
@@ -20,9 +20,11 @@ VERIFIED_RECORD = DERIVED_FOLDER / ".verified.json"
 
 
 def _problem_of_image(path: Path) -> str | None:
-    """Why the file can't be decoded. JPEGs are decoded at an eighth of their size: it reads all of the file, faster."""
+    """Why the file can't be used. JPEGs are decoded at an eighth of their size: it reads all of the file, faster."""
     try:
         with Image.open(path) as image:
+            if problem := pixel_problem(image):
+                return problem
             image.draft("RGB", (max(1, image.width // 8), max(1, image.height // 8)))
             image.load()
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
