@@ -74,7 +74,7 @@ def sample_runs(root: str, user_flags: Sequence[str], *, with_crf: bool = True) 
 
     Raises `InputError` if the user's flags name other data, or switch steps otherwise than the sample does.
     """
-    given = [flag.split("=")[0].removeprefix("--") for flag in user_flags]
+    given = [word.split("=")[0].removeprefix("--") for word in user_flags if word.startswith("--")]
     for name in given:
         if name in DATA_FLAGS:
             raise InputError(f"--sample True runs on its own data set; drop --{name}, or drop --sample.")
