@@ -10,6 +10,7 @@ from PIL import ExifTags, Image, ImageOps
 from support import NO_STEPS
 
 import run_sample
+from misc import camfile
 from misc.crf import crf_inference_softmax
 from misc.errors import InputError
 from misc.imutils import read_image, read_label, to_chw
@@ -18,6 +19,7 @@ from misc.torchutils import set_precision
 from net.deeplab import MultiScale, Segmenter, load_segmenter
 from net.efficientnet_lite0_deeplab import DeepLab as EfficientDeepLab
 from net.resnet18_deeplab import DeepLab
+from net.resnet18_irn import EdgeDisplacement
 from net.weights import read_checkpoint, save_weights
 from step.eval_deeplab import SERVER_LAYOUT
 from step.export_deeplab import CLASSES_FILE
@@ -340,6 +342,16 @@ def test_wrong_photographs_are_refused_before_work(trained, monkeypatch):
     assert refusal(trained, predict_out_dir="photos", **flags) == sentence
     (trained.work / WEIGHTS).unlink()
     assert f"checkpoint {WEIGHTS} is missing" in refusal(trained, **flags)
+
+
+def test_a_folder_of_one_run_may_be_written_in_several_ways(toy, monkeypatch):
+    monkeypatch.setattr("run_sample.run_chain", lambda config, steps: None)
+    for image_id in toy.ids[:6]:
+        camfile.save(f"result/cam_ood/{image_id}.npy", [], torch.zeros(0, 3, 4), torch.zeros(0, 12, 16))
+    save_weights(EdgeDisplacement(), "sess/irn.pth")
+    masks = {"make_sem_seg_pass": True, "infer_list": "voc12/train.txt", "irn_weights_name": "sess/irn.pth"}
+    for folder in ("result/sem_seg_ood/", toy.work / "result/sem_seg_ood"):
+        run(toy, **masks, train_deeplab_pass=True, deeplab_mask_dir=folder)
 
 
 def test_wrong_training_input_is_refused_before_work(toy, monkeypatch):
