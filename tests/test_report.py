@@ -261,7 +261,8 @@ def evaluated(toy):
 
     def record(*steps, **config):
         flags = {"voc12_root": str(toy.root), "deeplab_weights_name": "sess/a.pth", "deeplab_eval_set": "val"}
-        flags |= {"infer_list": "voc12/train.txt", "deeplab_train_list": "", "deeplab_mask_dir": "", **config}
+        flags |= {"infer_list": "voc12/train.txt", "deeplab_train_list": "", "deeplab_mask_dir": ""}
+        flags |= {"deeplab_network": "net.own", "deeplab_init_weights": "coco.pth", **config}
         done = [{"step": step, "seconds": 1, "peak_memory_mib": {}} for step in steps]
         content = {"started": "", "config": flags, "steps": steps, "done": done, "versions": {}, "device": "cpu"}
         write_json(f"result/runs/{len(list(Path('result').glob('runs/*'))):03}.json", content)
@@ -291,11 +292,19 @@ def test_the_report_says_of_the_segmentation_network_what_is_recorded(evaluated)
     assert "A segmentation network trained on the masks: DeepLab" in evaluated.report()
     evaluated("train_deeplab", "eval_deeplab", deeplab_train_list="voc12/val.txt")
     assert "2 of these images were in its training list, too." in evaluated.report()
+    assert "net.own (start: coco.pth)" in evaluated.report()
     evaluated("train_deeplab", "eval_deeplab", deeplab_train_list="removed.txt")
     assert "Whether it was trained on some of these images is not recorded here." in evaluated.report()
     evaluated("train_deeplab", voc12_root="another")
     evaluated("eval_deeplab")
     assert UNKNOWN in evaluated.report()
+
+
+def test_a_segmentation_network_alone_has_its_colours_and_bars(evaluated):
+    shown = evaluated.report()
+    assert shown.count("unsure, not counted") == 1
+    assert "aeroplane" in shown.split("unsure, not counted")[0].rsplit("Whether it was trained", 1)[1]
+    assert Path("result/report/classes.png").is_file()
 
 
 def test_instances_have_a_colour_each_and_fragments_are_grey():

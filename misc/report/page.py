@@ -230,10 +230,13 @@ def _facts(arms: Sequence[Arm]) -> list[tuple[str, str]]:
         return []
     run = wood.last_run_of("train_cam") or wood.runs[-1]
     config = run["config"]
+    networks = [str(config.get("cam_network")), str(config.get("irn_network"))]
+    if training := wood.segmentation_training:
+        networks.append(f"{training.get('deeplab_network')} (start: {training.get('deeplab_init_weights')})")
     return [
         ("data", f"{config.get('voc12_root')}; training list {config.get('train_list')}"),
         ("OoD images", f"{config.get('ood_root')} ({config.get('ood_list')})"),
-        ("networks", f"{config.get('cam_network')}, {config.get('irn_network')}"),
+        ("networks", ", ".join(networks)),
         ("seed", str(config.get("seed"))),
         ("device", run["device"]),
         ("versions", ", ".join(f"{name} {version}" for name, version in run["versions"].items())),
