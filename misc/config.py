@@ -80,7 +80,9 @@ class Config:
     # Data
     voc12_root: str = flag("Data/VOCdevkit/VOC2012", "VOC devkit: the folder with JPEGImages, Annotations, ImageSets")
     class_list: str = flag(
-        "", "file with one class name a line; empty: <voc12_root>/classes.txt, else VOC's 20 classes"
+        "",
+        "file with one class name a line; empty: for export_deeplab and predict the one beside their weights, else "
+        "<voc12_root>/classes.txt, else VOC's 20 classes",
     )
     label_file: str = flag("voc12/cls_labels.npy", "image labels; one in voc12/ is made from the devkit's XML files")
     train_list: str = flag(
