@@ -13,6 +13,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from misc.config import Config, enabled_steps, parse_config
 from misc.errors import InputError, message_of
+from misc.plan import Plan, require_writable
 
 EXIT_BAD_INPUT, EXIT_INTERRUPTED = 2, 130
 STEP_MODULES = {
@@ -38,7 +39,7 @@ STEP_MODULES = {
 }
 
 
-def check_chain(config: Config, planned: dict[str, frozenset[str]]) -> list[tuple[str, ModuleType]]:
+def check_chain(config: Config, planned: Plan) -> list[tuple[str, ModuleType]]:
     """Check the input of all enabled steps, note in `planned` what they will make; returns the steps' modules.
 
     Raises `InputError` for bad input.
@@ -77,7 +78,6 @@ def run_built_in_sample(config: Config, arguments: Sequence[str]) -> None:
     `arguments`: the command line, whose flags change the sample's (its data, switches and control outputs stay).
     """
     from misc.crf import has_densecrf
-    from misc.plan import require_writable
     from misc.sample_recipe import sample_runs
     from voc12.sample import ensure_with_bar
 
@@ -88,7 +88,7 @@ def run_built_in_sample(config: Config, arguments: Sequence[str]) -> None:
     configs = [(title, parse_config(flags)) for title, flags in runs]
     require_writable(Path(config.sample_root).parent, flag="sample_root")
     ensure_with_bar(config.sample_root, workers=config.num_workers)
-    planned: dict[str, frozenset[str]] = {}
+    planned = Plan()
     checked = [(title, each, check_chain(each, planned)) for title, each in configs]
     for title, each, steps in checked:
         log.info("==== built-in sample: %s", title)
@@ -98,7 +98,6 @@ def run_built_in_sample(config: Config, arguments: Sequence[str]) -> None:
 def run(arguments: Sequence[str]) -> None:
     """What the command line asks for. Raises `InputError` for bad input."""
     config = parse_config(arguments)
-    from misc.plan import require_writable
     from misc.record import start_log
     from misc.torchutils import resolve_device
 
@@ -109,7 +108,7 @@ def run(arguments: Sequence[str]) -> None:
     if config.sample:
         run_built_in_sample(config, arguments)
     else:
-        run_chain(config, check_chain(config, {}))
+        run_chain(config, check_chain(config, Plan()))
 
 
 def main() -> int:

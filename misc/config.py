@@ -88,7 +88,9 @@ class Config:
     # Data
     voc12_root: str = flag("Data/VOCdevkit/VOC2012", "VOC devkit: the folder with JPEGImages, Annotations, ImageSets")
     class_list: str = flag(
-        "", "file with one class name a line; empty: <voc12_root>/classes.txt, else VOC's 20 classes"
+        "",
+        "file with one class name a line; empty: for export_deeplab and predict the one beside their weights, else "
+        "<voc12_root>/classes.txt, else VOC's 20 classes",
     )
     label_file: str = flag("voc12/cls_labels.npy", "image labels; one in voc12/ is made from the devkit's XML files")
     train_list: str = flag(
@@ -343,6 +345,11 @@ def switches(*enabled: str) -> dict[str, bool]:
     """Every step's switch: on for the steps named, off for all others."""
     names = [item.name for item in fields(Config) if item.name.endswith(STEP_SUFFIX)]
     return {name: name.removesuffix(STEP_SUFFIX) in enabled for name in names}
+
+
+def deeplab_list_flag(values: Mapping[str, Any]) -> str:
+    """The flag that names the images of train_deeplab, given the values of all flags."""
+    return "deeplab_train_list" if values.get("deeplab_train_list") else "infer_list"
 
 
 def changed_flags(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -26,9 +26,18 @@ JPEG_QUALITY = 90
 
 DEEP_TO_UINT8 = 257
 """65535 / 255: 16-bit grey to 8-bit."""
+DEEP_FORMATS = ("PNG", "PPM")
+"""Formats without 32-bit numbers: PIL's mode I holds their 16 bits."""
 
 Box = tuple[int, int, int, int]
 """top, left, height, width"""
+
+
+def pixel_problem(image: Image.Image) -> str | None:
+    """Why the pixels of an image have no brightness that is known: 32-bit numbers of any range. None if they have."""
+    if image.mode == "F" or (image.mode == "I" and image.format not in DEEP_FORMATS):
+        return f"it has 32-bit pixels of PIL's mode {image.mode}, whose range is not known, expected 8 or 16 bits"
+    return None
 
 
 def read_image(path: str | Path, *, upright: bool = False) -> np.ndarray:
@@ -36,11 +45,15 @@ def read_image(path: str | Path, *, upright: bool = False) -> np.ndarray:
 
     `upright` turns a photograph as its EXIF orientation says (a data set's masks fit the pixels as they are stored).
 
-    Raises `InputError` if the file is missing or unreadable.
+    Raises `InputError` if the file is missing, unreadable, or has 32-bit pixels.
     """
     try:
+        with Image.open(path) as stored:
+            if problem := pixel_problem(stored):
+                raise ValueError(problem)
+            is_deep = stored.mode.startswith("I")
         with iio.imopen(path, "r", plugin="pillow") as file:
-            if file.metadata(index=0)["mode"].startswith("I"):
+            if is_deep:
                 grey = (file.read(index=0) // DEEP_TO_UINT8).astype(np.uint8)
                 image = np.repeat(grey[..., None], 3, axis=2)
             else:

@@ -1,5 +1,7 @@
 """Checking, before a run begins, that each step will find what it reads and can write what it makes."""
 
+import os
+from collections import UserDict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -7,6 +9,19 @@ from misc.errors import InputError, first_three
 
 Planned = Mapping[str, frozenset[str]]
 """What earlier steps of the same run will make: checkpoints, and folders with the ids of their files."""
+
+
+class Plan(UserDict[str, frozenset[str]]):
+    """`Planned`, as steps add to it; however a path is written (`result/cam/`, `./result/cam`), it is one."""
+
+    def __setitem__(self, path: str, ids: frozenset[str]) -> None:
+        super().__setitem__(os.path.realpath(path), ids)
+
+    def __getitem__(self, path: str) -> frozenset[str]:
+        return super().__getitem__(os.path.realpath(path))
+
+    def __contains__(self, path: object) -> bool:
+        return super().__contains__(os.path.realpath(path))
 
 
 def require_outputs(

@@ -72,11 +72,13 @@ def sample_runs(root: str, user_flags: Sequence[str], *, with_crf: bool = True) 
     The user's flags come after the recipe's, and so replace them; what tells the runs apart comes last: the switches
     and the control's outputs. Without dense CRF there are no confident labels, and so no masks.
 
-    Raises `InputError` if the user's flags name other data.
+    Raises `InputError` if the user's flags name other data, or switch steps otherwise than the sample does.
     """
-    for flag in user_flags:
-        if flag.split("=")[0].removeprefix("--") in DATA_FLAGS:
-            raise InputError(f"--sample True runs on its own data set; drop {flag.split('=')[0]}, or drop --sample.")
+    given = [word.split("=")[0].removeprefix("--") for word in user_flags if word.startswith("--")]
+    for name in given:
+        if name in DATA_FLAGS:
+            raise InputError(f"--sample True runs on its own data set; drop --{name}, or drop --sample.")
+    wanted = parse_config(user_flags)
     folder = Path(root)
     train_list, val_list = (str(folder / f"ImageSets/Segmentation/{split}.txt") for split in ("train", "val"))
     data = {
@@ -89,7 +91,7 @@ def sample_runs(root: str, user_flags: Sequence[str], *, with_crf: bool = True) 
     }
     cams = ("train_cam", "make_cam", "eval_cam")
     # AdvCAM takes longer than all the rest together: it is left out unless asked for
-    advcams = ("make_advcam", "eval_advcam") if parse_config(user_flags).masks_from == "advcam" else ()
+    advcams = ("make_advcam", "eval_advcam") if wanted.masks_from == "advcam" else ()
     labels, masks = ("cam_to_ir_label", "eval_ir_label", "train_irn"), ("make_sem_seg", "eval_sem_seg")
     instances, deeplab = ("make_ins_seg", "eval_ins_seg"), ("train_deeplab", "eval_deeplab")
     last = (*labels, *masks, *instances, *deeplab) if with_crf else ()
@@ -104,6 +106,13 @@ def sample_runs(root: str, user_flags: Sequence[str], *, with_crf: bool = True) 
             (*last, "make_report"),
         ),
     )
+    own = switches(*(step for *_, steps in runs for step in steps))
+    refused = [f"--{name}" for name, on in own.items() if name in given and getattr(wanted, name) != on]
+    if refused:
+        raise InputError(
+            f"--sample True chooses its own steps, which {', '.join(refused)} would change; drop {', '.join(refused)}, "
+            "or drop --sample."
+        )
     return [
         (title, [*to_arguments(data | RECIPE | recipe), *user_flags, *to_arguments(apart | switches(*steps))])
         for title, recipe, apart, steps in runs

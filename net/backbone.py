@@ -39,7 +39,7 @@ class Backbone(nn.Module):
     def imagenet_file(self) -> Path | None:
         """The ImageNet weights of a network that has them in an installed package, or None.
 
-        Raises `InputError` if the package is missing.
+        Raises `InputError` if the package is missing; the flag that asked for it is named by `net.weights`.
         """
         return None
 

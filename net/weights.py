@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 BACKBONE_PREFIX = "backbone."
 MULTISCALE_PREFIX = "base."
 ASPP_PREFIX = "aspp."
+HEAD_PREFIXES = (ASPP_PREFIX, "classifier.")
+"""Weights whose first dimension counts the classes."""
 
 # What the original's names stand for. The two networks cut the backbone at different places.
 _COMMON_ALIASES = (
@@ -57,6 +59,7 @@ _IRN_ALIASES = (
 )
 # The last block of ResNet-101's third stage, in torchvision's and in MSRA's names
 _TORCHVISION_RESNET101, _MSRA_RESNET101 = "layer3.22.conv1.weight", "layer4.block23.reduce.conv.weight"
+ANOTHER_START = "pass another --deeplab_init_weights, or a --deeplab_network such as net.resnet101_deeplab"
 _IRN_MARK = re.compile(r"(module\.)?(fc_edge|fc_dp|edge_layers|dp_layers)")
 # Not weights: step counters, pixel pair tables (they depend on crop and radius), an ImageNet file's own classifier
 _DROPPED = re.compile(r"(.*\.)?num_batches_tracked|path_indices\d*|disp_target|_?fc\.(weight|bias)")
@@ -120,7 +123,8 @@ def load_starting_weights(network: nn.Module, source: str | Path) -> None:
     Raises `InputError` as `load_weights` does, and for a ResNet-101 whose strides lie elsewhere: no conversion between
     torchvision's and MSRA's is exact.
     """
-    wanted, given = _canonical_tensors(network), canonical_state(read_checkpoint(source), origin=str(source))
+    state = read_checkpoint(source, instead=ANOTHER_START)
+    wanted, given = _canonical_tensors(network), canonical_state(state, origin=str(source))
     if _MSRA_RESNET101 in wanted and _TORCHVISION_RESNET101 in given:
         raise InputError(
             f"{source} is torchvision's ResNet-101, with the stride of a stage in the 3x3 convolution; this network "
@@ -155,30 +159,34 @@ def _fill(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor], *, kind: st
     for name, tensor in wanted.items():
         if tensor.shape != given[name].shape:
             shapes = f"{tuple(given[name].shape)}, expected {tuple(tensor.shape)}"
-            raise InputError(f"{origin} does not fit {kind}: {name} has shape {shapes}.")
+            other_classes = name.startswith(HEAD_PREFIXES) and tensor.shape[1:] == given[name].shape[1:]
+            hint = "; pass the --class_list of the classes that it was trained on" if other_classes else ""
+            raise InputError(f"{origin} does not fit {kind}: {name} has shape {shapes}{hint}.")
     with torch.no_grad():
         for name, tensor in wanted.items():
             tensor.copy_(given[name])
 
 
-def find_checkpoint(path: str | Path) -> Path:
+def find_checkpoint(path: str | Path, *, instead: str = "train it") -> Path:
     """`path`, or the same name with the original's doubled ending `.pth.pth`, or without it.
 
-    Raises `InputError` if there is none.
+    Raises `InputError` if there is none; `instead` is what the message advises besides a download.
     """
     path = Path(path)
     for candidate in (path, Path(f"{path}.pth"), Path(str(path).removesuffix(".pth"))):
         if candidate.is_file():
             return candidate
-    raise InputError(f"checkpoint {path} is missing: train it, or download it into {path.parent}/ (see its README.md).")
+    raise InputError(
+        f"checkpoint {path} is missing: {instead}, or download it into {path.parent}/ (see its README.md)."
+    )
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
+def read_checkpoint(path: str | Path, *, instead: str = "train it") -> dict[str, Tensor]:
     """The state dict in a file, on the CPU; never runs pickled code (`weights_only=True`).
 
-    Raises `InputError` for a missing, truncated or foreign file.
+    Raises `InputError` for a missing (`instead` as in `find_checkpoint`), truncated or foreign file.
     """
-    path = find_checkpoint(path)
+    path = find_checkpoint(path, instead=instead)
     advice = "it is truncated or no PyTorch state dict; download or train it again."
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -229,7 +237,10 @@ def load_imagenet(
         load_weights(backbone, source)
         return
     known = isinstance(backbone, Backbone)
-    packaged = backbone.imagenet_file() if known else None
+    try:
+        packaged = backbone.imagenet_file() if known else None
+    except InputError as error:
+        raise InputError(f"--{flag} auto: {error}") from error
     if packaged is not None:
         load_weights(backbone, packaged)
         return

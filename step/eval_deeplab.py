@@ -9,13 +9,14 @@ from misc.config import Config
 from misc.crf import require_densecrf
 from misc.imutils import write_palette
 from misc.plan import Planned, require_writable
+from misc.record import discard_scores
 from misc.segmentation import plain_and_refined_masks, plain_masks
 from misc.torchutils import resolve_device, sequential_loader
 from net.build import require_network
 from net.deeplab import load_segmenter
 from voc12.classes import names_with_background, voc_palette
 from voc12.dataloader import WholeImages
-from voc12.devkit import Devkit, open_devkit
+from voc12.devkit import Devkit, open_devkit, require_classes_of_network
 from voc12.evaluation import evaluate_masks
 from voc12.lists import read_split
 from voc12.verify import missing_masks, require_masks, require_readable
@@ -38,6 +39,8 @@ def check(args: Config, planned: Planned) -> Planned:
         require_densecrf("eval_deeplab", advice="--deeplab_crf False evaluates without it")
     devkit = open_devkit(args.voc12_root, args.class_list)
     ids = read_split(devkit, args.deeplab_eval_set, flag="deeplab_eval_set")
+    if args.deeplab_weights_name not in planned:
+        require_classes_of_network(devkit, args.deeplab_weights_name)
     n_classes = len(names_with_background(devkit.classes))
     require_network(args.deeplab_network, "DeepLab", args.deeplab_weights_name, planned=planned, n_classes=n_classes)
     if _is_scored(devkit, args.deeplab_eval_set, ids):
@@ -81,6 +84,8 @@ def run(args: Config) -> None:
     if not _is_scored(devkit, args.deeplab_eval_set, ids):
         log.info("no score: the set %s has no masks in %s", args.deeplab_eval_set, devkit.root / "SegmentationClass")
         return
+    if not args.deeplab_crf:
+        discard_scores(args.result_dir, "eval_deeplab_crf")
     for name, title in (("eval_deeplab", "DeepLab"), ("eval_deeplab_crf", "DeepLab + CRF")):
         if name in folders:
             evaluate_masks(
@@ -91,4 +96,5 @@ def run(args: Config) -> None:
                 name=name,
                 title=title,
                 set_flag="deeplab_eval_set",
+                weights=args.deeplab_weights_name,
             )

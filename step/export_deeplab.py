@@ -13,8 +13,7 @@ from misc.plan import Planned, require_writable_file
 from misc.torchutils import backbones_in_float32
 from net.build import require_network
 from net.deeplab import load_segmenter
-from voc12.classes import names_with_background
-from voc12.devkit import class_names
+from voc12.devkit import names_of_network
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +29,7 @@ LARGEST_DIFFERENCE = 1e-4
 
 def check(args: Config, planned: Planned) -> Planned:
     """Raise `InputError` for bad input; return the outputs of this step (none that others read)."""
-    n_classes = len(names_with_background(class_names(args.voc12_root, args.class_list)))
+    n_classes = len(names_of_network(args.deeplab_weights_name, voc12_root=args.voc12_root, class_list=args.class_list))
     require_network(args.deeplab_network, "DeepLab", args.deeplab_weights_name, planned=planned, n_classes=n_classes)
     if Path(args.deeplab_export_name).suffix != SUFFIX:
         raise InputError(f"--deeplab_export_name {args.deeplab_export_name} must end in {SUFFIX}.")
@@ -42,7 +41,7 @@ def check(args: Config, planned: Planned) -> Planned:
 @backbones_in_float32()
 def run(args: Config) -> None:
     """Write `deeplab_export_name`: (B, 3, H, W) uint8 RGB of any size from 64 on -> logits (B, C, H, W)."""
-    names = names_with_background(class_names(args.voc12_root, args.class_list))
+    names = names_of_network(args.deeplab_weights_name, voc12_root=args.voc12_root, class_list=args.class_list)
     cpu = torch.device("cpu")
     model = load_segmenter(args.deeplab_network, args.deeplab_weights_name, cpu, n_classes=len(names))
     height, width = (torch.export.Dim(side, min=SMALLEST_SIDE) for side in ("height", "width"))

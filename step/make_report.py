@@ -12,7 +12,15 @@ from tqdm import tqdm
 
 from misc import camfile, instancefile
 from misc.cam import label_map, merge_high_res, scale_maps
-from misc.config import STEP_SUFFIX, Config, changed_flags, enabled_steps, parse_config, to_arguments
+from misc.config import (
+    STEP_SUFFIX,
+    Config,
+    changed_flags,
+    deeplab_list_flag,
+    enabled_steps,
+    parse_config,
+    to_arguments,
+)
 from misc.errors import InputError
 from misc.files import atomic_path
 from misc.imutils import mirror_pair, normalize, read_image, read_label, resize_image, scaled_size, to_chw
@@ -69,6 +77,7 @@ def run(args: Config) -> None:
         groups,
         segmented,
         charts,
+        trained_on=_trained_on(devkit, wood),
         data_name=f"{args.voc12_root}, {len(devkit.classes)} classes",
         examples=_examples(args, devkit),
         legend=_legend(devkit, [row for rows in [*groups.values(), segmented] for row in rows]),
@@ -116,6 +125,21 @@ def _examples(args: Config, devkit: Devkit) -> list[Captioned]:
         log.info("notice: the report shows no example images: %s", error)
         return []
     return examples
+
+
+def _trained_on(devkit: Devkit, wood: Arm) -> int | None:
+    """How many images of the segmentation network's evaluation were in its training; None where it is not known."""
+    training = wood.segmentation_training
+    if training is None:
+        return None
+    flag = deeplab_list_flag(training)
+    try:
+        trained = read_list(devkit, str(training.get(flag)), flag=flag)
+        evaluated = read_split(devkit, wood.segmentation_scores["set"], flag="deeplab_eval_set")
+    except InputError as error:
+        log.info("notice: the report does not know the segmentation network's training images: %s", error)
+        return None
+    return len({*trained} & {*evaluated})
 
 
 def _legend(devkit: Devkit, rows: Sequence[ImageRow]) -> dict[str, tuple[int, ...]]:
@@ -201,9 +225,8 @@ class _Sheet:
         }
         if not folders:
             return []
-        split = next(self._wood.scores[name]["set"] for name in SEGMENTATION_EVALUATIONS if name in self._wood.scores)
         try:
-            ids = read_split(self._devkit, split, flag="deeplab_eval_set")
+            ids = read_split(self._devkit, self._wood.segmentation_scores["set"], flag="deeplab_eval_set")
         except InputError as error:
             self.skipped.append(f"Pictures of the segmentation network: {error}")
             return []

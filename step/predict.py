@@ -17,9 +17,9 @@ from misc.segmentation import plain_and_refined_masks, plain_masks
 from misc.torchutils import resolve_device, sequential_loader
 from net.build import require_network
 from net.deeplab import load_segmenter
-from voc12.classes import names_with_background, voc_palette
+from voc12.classes import voc_palette
 from voc12.dataloader import Photographs
-from voc12.devkit import class_names
+from voc12.devkit import names_of_network
 from voc12.verify import require_readable
 
 log = logging.getLogger(__name__)
@@ -29,13 +29,17 @@ PHOTOGRAPH_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"
 
 def _photographs(predict_input: str) -> list[Path]:
     """The photograph, or those directly in the folder. Raises `InputError` if there is none."""
+    expected = "expected a photograph or a folder of photographs"
+    if not predict_input:
+        raise InputError(f"predict needs --predict_input; {expected}.")
     path = Path(predict_input)
-    if not predict_input or not path.exists():
-        problem = f"--predict_input {predict_input} is missing" if predict_input else "predict needs --predict_input"
-        raise InputError(f"{problem}; expected a photograph or a folder of photographs.")
-    if path.is_file():
-        return [path]
-    found = sorted(file for file in path.iterdir() if file.suffix.lower() in PHOTOGRAPH_SUFFIXES)
+    try:
+        if path.is_file():
+            return [path]
+        found = sorted(file for file in path.iterdir() if file.suffix.lower() in PHOTOGRAPH_SUFFIXES)
+    except OSError as error:
+        problem = "is missing" if isinstance(error, FileNotFoundError) else f"can't be read ({error.strerror})"
+        raise InputError(f"--predict_input {predict_input} {problem}; {expected}.") from error
     if not found:
         raise InputError(
             f"--predict_input {predict_input} has no photographs; expected files {', '.join(PHOTOGRAPH_SUFFIXES)}."
@@ -59,7 +63,7 @@ def check(args: Config, planned: Planned) -> Planned:
             f"--predict_out_dir {args.predict_out_dir} is the photographs' own folder, where masks could replace "
             "them; name another."
         )
-    n_classes = len(names_with_background(class_names(args.voc12_root, args.class_list)))
+    n_classes = len(names_of_network(args.deeplab_weights_name, voc12_root=args.voc12_root, class_list=args.class_list))
     require_network(args.deeplab_network, "DeepLab", args.deeplab_weights_name, planned=planned, n_classes=n_classes)
     require_writable(args.predict_out_dir, flag="predict_out_dir")
     require_readable(paths, num_workers=args.num_workers)
@@ -70,7 +74,7 @@ def run(args: Config) -> None:
     """Write `predict_out_dir`/NAME.png (ids, palette), NAME_overlay.jpg, and classes.json (share of each class)."""
     device = resolve_device(args.device)
     paths, out = _photographs(args.predict_input), Path(args.predict_out_dir)
-    names = names_with_background(class_names(args.voc12_root, args.class_list))
+    names = names_of_network(args.deeplab_weights_name, voc12_root=args.voc12_root, class_list=args.class_list)
     model = load_segmenter(args.deeplab_network, args.deeplab_weights_name, device, n_classes=len(names))
 
     reduced = Photographs(paths, long_side=args.predict_long_side)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from misc.config import Config
+from misc.config import Config, deeplab_list_flag
 from misc.deeplab import deeplab_optimizer, multiscale_losses
 from misc.plan import Planned, require_outputs, require_writable_file
 from misc.provenance import data_digest
@@ -16,7 +16,7 @@ from misc.training_state import TrainingState
 from net.build import build_network
 from net.deeplab import MultiScale
 from net.weights import save_weights, weights_digest
-from voc12.classes import names_with_background
+from voc12.classes import classes_beside, names_with_background, write_classes
 from voc12.dataloader import SegmentationCrops
 from voc12.devkit import Devkit, open_devkit
 from voc12.images import require_batch
@@ -41,7 +41,7 @@ def _mask_folder(args: Config) -> tuple[str, str]:
 
 def _training_ids(args: Config, devkit: Devkit) -> tuple[list[str], str]:
     """The ids of the training images, and the flag that names their list."""
-    flag = "deeplab_train_list" if args.deeplab_train_list else "infer_list"
+    flag = deeplab_list_flag(vars(args))
     return read_list(devkit, getattr(args, flag), flag=flag), flag
 
 
@@ -66,7 +66,7 @@ def check(args: Config, planned: Planned) -> Planned:
 
 
 def run(args: Config) -> None:
-    """Train on the masks, from `deeplab_init_weights`; write `deeplab_weights_name`."""
+    """Train on the masks, from `deeplab_init_weights`; write `deeplab_weights_name`, and its class names beside it."""
     device = resolve_device(args.device)
     devkit = open_devkit(args.voc12_root, args.class_list)
     ids, _ = _training_ids(args, devkit)
@@ -133,5 +133,6 @@ def run(args: Config) -> None:
         batches_per_step=args.deeplab_iter_size,
     )
     save_weights(base, args.deeplab_weights_name)
+    write_classes(classes_beside(args.deeplab_weights_name), devkit.classes)
     state.remove()
-    log.info("wrote %s", args.deeplab_weights_name)
+    log.info("wrote %s and %s", args.deeplab_weights_name, classes_beside(args.deeplab_weights_name))

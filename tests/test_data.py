@@ -23,6 +23,7 @@ from misc.imutils import (
 from misc.torchutils import GroupedLoader, PolyOptimizer, ShuffledBatches, size_groups, training_loader
 from voc12.classes import voc_palette
 from voc12.dataloader import AffinityCrops, ClassificationCrops, ScaledImages
+from voc12.verify import require_readable
 
 
 def test_sizes_round_half_to_even_and_never_vanish():
@@ -46,6 +47,24 @@ def test_images_of_every_kind_become_rgb(tmp_path, mode):
     assert array.dtype == np.uint8
     if mode != "CMYK":
         assert abs(int(array[2, 3, 0]) - 100) <= 1
+
+
+def test_pixels_of_an_unknown_range_are_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, dtype in (("I", np.int32), ("F", np.float32)):
+        path = tmp_path / f"{name}.tif"
+        Image.fromarray(np.ones((5, 7), dtype=dtype)).save(path)
+        sentence = f"{name}.tif.*it has 32-bit pixels of PIL's mode {name}, whose range is not known, expected 8 or 16"
+        with pytest.raises(InputError, match=sentence):
+            read_image(path)
+        with pytest.raises(InputError, match=sentence):
+            require_readable([path], num_workers=1)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "pgm"])
+def test_sixteen_bits_are_scaled_to_eight(tmp_path, suffix):
+    Image.fromarray(np.full((5, 7), 100 * 257, dtype=np.uint16)).save(tmp_path / f"deep.{suffix}")
+    assert (read_image(tmp_path / f"deep.{suffix}") == 100).all()
 
 
 def test_unreadable_files_are_named(tmp_path):

@@ -15,7 +15,7 @@ from misc.training import fit
 from misc.training_state import TrainingState
 from net import deeplab_v2, efficientnet_lite0_deeplab, resnet18_deeplab, resnet101_deeplab
 from net.backbone import dilated_resnet101, resnet18
-from net.deeplab import ASPP, MultiScale
+from net.deeplab import ASPP, BackboneDeepLab, MultiScale
 from net.deeplab_v2 import DeepLabV2
 from net.weights import load_weights, save_weights
 from voc12.dataloader import SegmentationCrops
@@ -65,6 +65,14 @@ def test_aspp_sums_dilated_convolutions_and_starts_small():
     assert all(not branch.bias.any() for branch in aspp.children())
     halved = resnet18_deeplab.DeepLab().aspp
     assert [branch.dilation[0] for branch in halved.children()] == [3, 6, 9, 12]
+
+
+@pytest.mark.parametrize("stride", [32, 64])
+def test_strides_without_whole_dilations_are_refused(stride):
+    backbone = resnet18()
+    backbone.strides = (4, 4, 8, 16, stride)
+    with pytest.raises(InputError, match=f"--deeplab_network: ResNet has an output stride of {stride}, at which the"):
+        BackboneDeepLab(backbone, n_classes=3)
 
 
 @torch.no_grad()

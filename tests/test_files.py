@@ -143,6 +143,18 @@ def test_images_are_checked_once_until_they_change(toy, monkeypatch):
         require_readable(paths, num_workers=1)
 
 
+def test_links_to_nothing_and_to_themselves_are_named(toy):
+    folder = toy.root / "JPEGImages"
+    links = [folder / "nothing.jpg", folder / "loop.jpg"]
+    links[0].symlink_to("absent.jpg")
+    links[1].symlink_to(links[1])
+    paths = [*sorted(folder.glob("2099*")), *links]
+    with pytest.raises(InputError, match=rf"2 of 10 images can't be used \({links[0]}, {links[1]}; .*No such file"):
+        require_readable(paths, num_workers=1)
+    (folder / "absent.jpg").write_bytes(paths[0].read_bytes())
+    require_readable(links[:1], num_workers=1)
+
+
 def test_masks_are_checked_again_when_their_images_change(devkit, toy):
     require_masks(devkit, toy.ids, num_workers=1)
     image = devkit.image_path(toy.ids[1])

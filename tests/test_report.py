@@ -4,18 +4,20 @@ import json
 import re
 import shutil
 import subprocess
+import tracemalloc
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from support import ALL_STEPS, NO_STEPS, make_toy_data
+from support import ALL_STEPS, NO_STEPS, TOY_CLASSES, make_toy_data
 
 import run_sample
 from misc import instancefile
+from misc.files import write_json
 from misc.instances import Detections
-from misc.report.pictures import UNSURE_COLOUR, instance_colours
+from misc.report.pictures import MASK_OPACITY, UNSURE_COLOUR, instance_colours, mask_overlay
 from voc12.classes import voc_palette
 
 REPORT = NO_STEPS | {"make_report_pass": True}
@@ -106,6 +108,7 @@ def test_report_prints_the_scores_of_the_run(finished, page):
         assert f"{title} {100 * miou:.1f} % (2 images of val)" in shown
         assert f"{100 * miou:.1f} % {title} mIoU, W-OoD" in shown
     assert "A segmentation network trained on the masks: DeepLab " in shown
+    assert "None of these images was in its training list." in shown
     ap = json.loads((finished.work / "result/scores/eval_ins_seg.json").read_text())["map"]
     assert f"{100 * ap:.1f} % Instance AP at IoU 0.5, W-OoD" in shown
     wood, control = (
@@ -258,6 +261,61 @@ def test_masks_and_instances_of_another_size_cost_their_own_pictures_only(finish
     assert page.captions.count("DeepLab") == 1
 
 
+@pytest.fixture
+def evaluated(toy):
+    """The toy data with a score of a segmentation network; gives a function that writes a run's record."""
+    scores = {"voc12_root": str(toy.root), "set": "val", "images": 2, "folder": "none", "weights": "sess/a.pth"}
+    scores |= {"classes": ["background", *TOY_CLASSES]} | dict.fromkeys(("precision", "recall", "iou"), [0.5] * 4)
+    write_json("result/scores/eval_deeplab.json", scores | {"miou": 0.5})
+
+    def record(*steps, **config):
+        flags = {"voc12_root": str(toy.root), "deeplab_weights_name": "sess/a.pth", "deeplab_eval_set": "val"}
+        flags |= {"infer_list": "voc12/train.txt", "deeplab_train_list": "", "deeplab_mask_dir": ""}
+        flags |= {"deeplab_network": "net.own", "deeplab_init_weights": "coco.pth", **config}
+        done = [{"step": step, "seconds": 1, "peak_memory_mib": {}} for step in steps]
+        content = {"started": "", "config": flags, "steps": steps, "done": done, "versions": {}, "device": "cpu"}
+        write_json(f"result/runs/{len(list(Path('result').glob('runs/*'))):03}.json", content)
+
+    record.root = toy.root
+    record.report = lambda: run(toy, **REPORT) or re.sub(r"\s+", " ", Page("result/report.html").text)
+    return record
+
+
+UNKNOWN = "A segmentation network: DeepLab 50.0 % (2 images of val). Whether it was trained on some of these images is"
+
+
+def test_the_report_says_of_the_segmentation_network_what_is_recorded(evaluated):
+    assert UNKNOWN in evaluated.report()
+    evaluated("train_deeplab", deeplab_weights_name="sess/b.pth")
+    evaluated("eval_deeplab")
+    assert UNKNOWN in evaluated.report()
+    evaluated("train_deeplab", "eval_deeplab", deeplab_weights_name="./sess/a.pth", deeplab_mask_dir="own")
+    shown = evaluated.report()
+    assert "A segmentation network trained on masks of own: DeepLab 50.0 %" in shown
+    assert "None of these images was in its training list." in shown
+    evaluated("train_deeplab")  # of the same name, but later than the evaluation
+    assert "None of these images was in its training list." in evaluated.report()
+    evaluated("eval_deeplab", deeplab_eval_set="test")
+    assert "trained on masks of own" in evaluated.report()
+    evaluated("eval_deeplab")
+    assert "A segmentation network trained on the masks: DeepLab" in evaluated.report()
+    evaluated("train_deeplab", "eval_deeplab", deeplab_train_list="voc12/val.txt")
+    assert "2 of these images were in its training list, too." in evaluated.report()
+    assert "net.own (start: coco.pth)" in evaluated.report()
+    evaluated("train_deeplab", "eval_deeplab", deeplab_train_list="removed.txt")
+    assert "Whether it was trained on some of these images is not recorded here." in evaluated.report()
+    evaluated("train_deeplab", voc12_root="another")
+    evaluated("eval_deeplab")
+    assert UNKNOWN in evaluated.report()
+
+
+def test_a_segmentation_network_alone_has_its_colours_and_bars(evaluated):
+    shown = evaluated.report()
+    assert shown.count("unsure, not counted") == 1
+    assert "aeroplane" in shown.split("unsure, not counted")[0].rsplit("Whether it was trained", 1)[1]
+    assert Path("result/report/classes.png").is_file()
+
+
 def test_instances_have_a_colour_each_and_fragments_are_grey():
     masks = np.zeros((3, 2, 4), dtype=bool)
     masks[0, 0, :2] = masks[1, 1, :2] = masks[2, :, 3] = True
@@ -267,6 +325,21 @@ def test_instances_have_a_colour_each_and_fragments_are_grey():
     assert (picture[1, :2] == UNSURE_COLOUR).all()
     assert (picture[:, 3] == voc_palette()[1]).all()
     assert not picture[:, 2].any()
+
+
+def test_an_overlay_blends_colours_and_takes_a_few_bytes_a_pixel():
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (1500, 2000, 3), dtype=np.uint8)
+    mask = rng.choice(np.array([0, 3, 255], np.uint8), image.shape[:2])
+    tracemalloc.start()
+    picture = mask_overlay(image, mask, voc_palette())
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 8 * mask.size
+    for k, colour in ((3, voc_palette()[3]), (255, UNSURE_COLOUR)):
+        blended = image[mask == k] * (1 - MASK_OPACITY) + np.array(colour) * MASK_OPACITY
+        np.testing.assert_array_equal(picture[mask == k], blended.astype(np.uint8))
+    np.testing.assert_array_equal(picture[mask == 0], (image[mask == 0] * 0.55).astype(np.uint8))
 
 
 def test_class_names_that_look_like_formulas_or_html(toy):

@@ -1,5 +1,6 @@
 """The built-in sample as a user runs it: the script's choice, the recipe, and a tiny run of it."""
 
+import re
 import shlex
 import subprocess
 from functools import partial
@@ -81,6 +82,20 @@ def test_both_arms_differ_in_the_ood_data_alone():
 def test_flags_of_the_user_replace_the_recipes():
     for _, flags in sample_runs("Data/sample", ["--seed", "7", "--sample", "True"]):
         assert parse_config(flags).seed == 7
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (("--predict_pass", "True", "--predict_input", "x.jpg"), "--predict_pass"),
+        (("--export_deeplab_pass=1", "--train_cam_pass", "no"), "--train_cam_pass, --export_deeplab_pass"),
+    ],
+)
+def test_switches_that_the_sample_would_not_heed_are_refused(flags, named):
+    sentence = f"--sample True chooses its own steps, which {named} would change; drop {named}, or drop --sample."
+    with pytest.raises(InputError, match=re.escape(sentence)):
+        sample_runs("Data/sample", flags)
+    sample_runs("Data/sample", ["--train_deeplab_pass", "True", "--predict_pass", "False"])
 
 
 def test_the_sample_makes_advcams_only_where_masks_are_to_come_from_them():

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from misc.errors import InputError
+from misc.files import atomic_path
 from misc.imutils import IGNORE_LABEL
 
 VOC_CLASSES = (
@@ -48,6 +49,17 @@ def read_classes(path: str | Path) -> tuple[str, ...]:
             f"class list {path} must hold 1 to {IGNORE_LABEL - 1} different names, has {len(names)} lines."
         )
     return names
+
+
+def write_classes(path: str | Path, names: Sequence[str]) -> None:
+    """Write class names as `read_classes` reads them."""
+    with atomic_path(path) as temporary:
+        temporary.write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+
+
+def classes_beside(weights: str | Path) -> Path:
+    """The file with the class names of a checkpoint: `NAME.classes.txt` for `NAME.pth`."""
+    return Path(f"{str(weights).removesuffix('.pth')}.classes.txt")
 
 
 def names_with_background(classes: Sequence[str]) -> list[str]:

@@ -31,7 +31,6 @@ from misc.imutils import (
 
 IRN_SCALES = (0.5, 1.5)
 LABEL_STRIDE = 4
-SMALLEST_SIDE = 2
 
 
 def _image_tensor(image: np.ndarray) -> torch.Tensor:
@@ -129,10 +128,7 @@ class ImagesWithCams(Dataset):
 
 
 class Photographs(Dataset):
-    """Photographs of any kind, upright: (3, H, W) uint8, the longer side at most `long_side` (0: any).
-
-    A side has two pixels at least: the multi-scale network halves its input.
-    """
+    """Photographs of any kind, upright: (3, H, W) uint8, the longer side at most `long_side` (0: any)."""
 
     def __init__(self, paths: Sequence[Path], *, long_side: int) -> None:
         self.paths, self.long_side = list(paths), long_side
@@ -144,8 +140,8 @@ class Photographs(Dataset):
         image = read_image(self.paths[index], upright=True)
         size = image.shape[:2]
         if 0 < self.long_side < max(size):
-            size = long_side_size(size, self.long_side)
-        return _image_tensor(resize_image(image, (max(SMALLEST_SIDE, size[0]), max(SMALLEST_SIDE, size[1]))))
+            image = resize_image(image, long_side_size(size, self.long_side))
+        return _image_tensor(image)
 
 
 class ScaledImages(Dataset):

@@ -1,10 +1,11 @@
 """The data set on disk: a folder in VOC devkit layout, and its classes."""
 
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 from misc.errors import InputError
-from voc12.classes import VOC_CLASSES, read_classes
+from voc12.classes import VOC_CLASSES, classes_beside, names_with_background, read_classes
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG")
 
@@ -54,6 +55,31 @@ def class_names(voc12_root: str, class_list: str) -> tuple[str, ...]:
     if class_list:
         return read_classes(class_list)
     return read_classes(own_list) if own_list.is_file() else VOC_CLASSES
+
+
+def names_of_network(weights: str, *, voc12_root: str, class_list: str) -> list[str]:
+    """The names of a network's mask values, from 0.
+
+    Its classes are those of `class_list`, else those that the training wrote beside `weights`, else as `class_names`.
+    """
+    trained = classes_beside(weights)
+    own = not class_list and trained.is_file()
+    return names_with_background(read_classes(trained) if own else class_names(voc12_root, class_list))
+
+
+def require_classes_of_network(devkit: Devkit, weights: str) -> None:
+    """Raise `InputError` if the training wrote other class names beside `weights` than the devkit has."""
+    trained = classes_beside(weights)
+    if not trained.is_file():
+        return
+    pairs = zip_longest(read_classes(trained), devkit.classes, fillvalue="missing")
+    for number, (theirs, ours) in enumerate(pairs, start=1):
+        if theirs != ours:
+            raise InputError(
+                f"{weights} was trained on other classes than those of --voc12_root {devkit.root}: class {number} is "
+                f"{theirs} in {trained}, {ours} in the data; correct --voc12_root or --class_list, or remove {trained} "
+                "if it is of other weights."
+            )
 
 
 def _devkits_near(path: Path) -> list[Path]:

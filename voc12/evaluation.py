@@ -100,9 +100,11 @@ def evaluate_masks(
     name: str,
     title: str,
     set_flag: str = "chainer_eval_set",
+    weights: str | None = None,
 ) -> None:
     """Score `<folder>/ID.png` on the images of a split; log the table, save it as `<result_dir>/scores/<name>.json`.
 
+    `weights`: checkpoint of the network whose masks these are, saved with the scores.
     Unsure pixels (255) of a mask count as background. Raises `InputError` for a mask that does not fit its truth.
     """
     ids = read_split(devkit, split, flag=set_flag)
@@ -122,6 +124,13 @@ def evaluate_masks(
     for key in ("false_positive", "false_negative"):
         background, foreground = scored[key][0], np.nanmean(scored[key][1:])
         log.info("%s fraction: background %.4f, foreground %.4f", key.replace("_", " "), background, foreground)
-    content = {"voc12_root": str(devkit.root), "set": split, "images": len(ids), "folder": folder, "classes": names}
+    content = {
+        "voc12_root": str(devkit.root),
+        "set": split,
+        "images": len(ids),
+        "folder": folder,
+        "weights": weights,
+        "classes": names,
+    }
     path = save_scores(result_dir, name, jsonable({**content, **scored}))
     log.info("%s mIoU %.4f (%s)", title, scored["miou"], path)

@@ -1,5 +1,6 @@
 """Reading every image and mask once before long work, so that no damaged file stops a run after hours."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -9,7 +10,7 @@ from tqdm import tqdm
 
 from misc.errors import InputError, first_three
 from misc.files import write_json
-from misc.imutils import IGNORE_LABEL, image_size, read_label
+from misc.imutils import IGNORE_LABEL, image_size, pixel_problem, read_label
 from misc.jsonfile import read_dict
 from voc12.derived import DERIVED_FOLDER
 from voc12.devkit import Devkit
@@ -19,14 +20,25 @@ VERIFIED_RECORD = DERIVED_FOLDER / ".verified.json"
 
 
 def _problem_of_image(path: Path) -> str | None:
-    """Why the file can't be decoded. JPEGs are decoded at an eighth of their size: it reads all of the file, faster."""
+    """Why the file can't be used. JPEGs are decoded at an eighth of their size: it reads all of the file, faster."""
     try:
         with Image.open(path) as image:
+            if problem := pixel_problem(image):
+                return problem
             image.draft("RGB", (max(1, image.width // 8), max(1, image.height // 8)))
             image.load()
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         return str(error)
     return None
+
+
+def _state(path: Path, others: Sequence[Path], *, kind: str) -> list[str | int] | None:
+    """What changes with a file and those that it has to fit; None if it can't be looked at, such as a dangling link."""
+    try:
+        stats = [path.stat(), *(other.stat() for other in others if other.exists())]
+    except OSError:
+        return None
+    return [kind, *(value for stat in stats for value in (stat.st_size, stat.st_mtime_ns))]
 
 
 def _verify(
@@ -41,17 +53,14 @@ def _verify(
     `partners`: for each file those that it has to fit, whose change counts as well.
     """
     record = read_dict(VERIFIED_RECORD)
-    states = {}
-    for path, others in partners.items():
-        stats = [path.stat(), *(other.stat() for other in others if other.exists())]
-        states[path] = [kind, *(value for stat in stats for value in (stat.st_size, stat.st_mtime_ns))]
-    new = [path for path, state in states.items() if record.get(str(path.resolve())) != state]
+    states = {path: _state(path, others, kind=kind) for path, others in partners.items()}
+    new = [p for p, state in states.items() if state is None or record.get(os.path.realpath(p)) != state]
     if not new:
         return
     with ThreadPoolExecutor(max(1, num_workers)) as pool:
         bar = tqdm(pool.map(problem_of, new), total=len(new), desc="checking images", unit="image")
         problems = {path: problem for path, problem in zip(new, bar, strict=True) if problem}
-    record.update({str(path.resolve()): states[path] for path in new if path not in problems})
+    record.update({os.path.realpath(path): states[path] for path in new if path not in problems})
     write_json(VERIFIED_RECORD, record)
     if problems:
         names = [str(path) for path in problems]

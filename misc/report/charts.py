@@ -9,7 +9,8 @@ from matplotlib.figure import Figure
 from misc.report.collect import EVALUATIONS, Arm
 
 COLOURS = {"W-OoD": "#1f6fb2", "Control": "#d9822b", "AdvCAM": "#2f8f5b"}
-MASK_COLOUR = "#3b3b3b"
+MASK_COLOURS = {"eval_sem_seg": "#3b3b3b", "eval_deeplab": "#7a4ea3", "eval_deeplab_crf": "#b59ad0"}
+LEGEND_COLUMNS = 3
 NOT_LOSSES = ("step", "epoch", "lr", "images_per_second", "validation_loss", "cam_miou")
 RIGHT_AXIS = ("distance",)
 """Terms of another size, whose weight in the total is small."""
@@ -90,16 +91,17 @@ def threshold_curves(arms: Sequence[Arm]) -> bytes | None:
 
 
 def class_bars(arms: Sequence[Arm]) -> bytes | None:
-    """IoU of each class that occurs: CAMs of both arms, and the masks. None if nothing was evaluated."""
+    """IoU of each class that occurs: CAMs of both arms, the masks, and the segmentation network's.
+
+    None if nothing was evaluated.
+    """
     series = []
     for arm in reversed(arms):
         if scored := arm.summary("eval_cam"):
             series.append((f"CAM, {arm.name}", COLOURS[arm.name], arm.scores["eval_cam"]["classes"], scored["iou"]))
-    for arm in arms[:1]:
-        if scored := arm.summary("eval_sem_seg"):
-            series.append(
-                (EVALUATIONS["eval_sem_seg"], MASK_COLOUR, arm.scores["eval_sem_seg"]["classes"], scored["iou"])
-            )
+    for evaluation, colour in MASK_COLOURS.items():
+        if scored := arms[0].summary(evaluation):
+            series.append((EVALUATIONS[evaluation], colour, arms[0].scores[evaluation]["classes"], scored["iou"]))
     if not series:
         return None
     names = [name for k, name in enumerate(series[0][2]) if any(iou[k] is not None for *_, iou in series)]
@@ -118,5 +120,5 @@ def class_bars(arms: Sequence[Arm]) -> bytes | None:
     axes.invert_yaxis()
     axes.set_xlabel("IoU, %")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(series))
+    axes.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=LEGEND_COLUMNS)
     return _png(figure)

@@ -37,6 +37,8 @@ class Arm:
         losses: training name -> {"step": [...], loss name: [...]}.
         instance_ap: the mean instance AP and its IoU threshold, where it was measured on this data set.
         runs: records of the runs on this data set that did more than a report, oldest first.
+        segmentation_training: flags of the training on this data set whose weights the segmentation evaluations used,
+            where it is recorded.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Arm:
     losses: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     instance_ap: tuple[float, float] | None = None
     runs: list[Record] = field(default_factory=list)
+    segmentation_training: Record | None = None
 
     @property
     def steps(self) -> list[Record]:
@@ -53,6 +56,11 @@ class Arm:
     def last_run_of(self, step: str) -> Record | None:
         """The latest run in which `step` was done."""
         return next((run for run in reversed(self.runs) if step in _done(run)), None)
+
+    @property
+    def segmentation_scores(self) -> Record | None:
+        """Scores of a segmentation evaluation (both are made in one go), None where none was done."""
+        return next((self.scores[name] for name in SEGMENTATION_EVALUATIONS if name in self.scores), None)
 
     def summary(self, evaluation: str) -> Record | None:
         """Scores of an evaluation: iou, miou, precision, recall; of CAMs at the best background score."""
@@ -106,8 +114,22 @@ def _read_losses(path: Path) -> dict[str, list[float]]:
     return {name: [line[name] for line in lines] for name in columns}
 
 
-def _same_folder(path: Any, other: str) -> bool:
-    return isinstance(path, str) and Path(path).resolve() == Path(other).resolve()
+def _same_path(path: Any, other: Any) -> bool:
+    return isinstance(path, str) and isinstance(other, str) and Path(path).resolve() == Path(other).resolve()
+
+
+def _segmentation_training(scores: Record, records: Iterable[Record]) -> Record | None:
+    """Flags of the run that wrote the weights of a segmentation evaluation: the last one before that evaluation."""
+    latest = found = None
+    for record in records:
+        config = record["config"]
+        if not _same_path(config.get("deeplab_weights_name"), scores.get("weights")):
+            continue
+        if "train_deeplab" in _done(record):
+            latest = config
+        if "eval_deeplab" in _done(record) and config.get("deeplab_eval_set") == scores["set"]:
+            found = latest
+    return found if found and _same_path(found.get("voc12_root"), scores["voc12_root"]) else None
 
 
 def collect_arm(name: str, result_dir: str | Path, voc12_root: str, class_names: Iterable[str]) -> Arm:
@@ -116,18 +138,20 @@ def collect_arm(name: str, result_dir: str | Path, voc12_root: str, class_names:
     records = [record for path in sorted((folder / RUNS_FOLDER).glob("*.json")) if _is_run(record := read_dict(path))]
     owner: dict[str, bool] = {}
     for record in records:
-        ours = _same_folder(record["config"].get("voc12_root"), voc12_root)
+        ours = _same_path(record["config"].get("voc12_root"), voc12_root)
         owner.update(dict.fromkeys(_done(record), ours))
         if ours and record["steps"] != [REPORT_STEP]:
             arm.runs.append(record)
     for evaluation in EVALUATIONS:
         content = read_dict(folder / SCORES_FOLDER / f"{evaluation}.json")
-        ours = _same_folder(content.get("voc12_root"), voc12_root) and content.get("classes") == class_names
+        ours = _same_path(content.get("voc12_root"), voc12_root) and content.get("classes") == class_names
         if ours and _is_score(content):
             arm.scores[evaluation] = content
+    if arm.segmentation_scores is not None:
+        arm.segmentation_training = _segmentation_training(arm.segmentation_scores, records)
     instances = read_dict(folder / SCORES_FOLDER / "eval_ins_seg.json")
     ap = instances.get("map"), instances.get("iou_threshold")
-    ours = _same_folder(instances.get("voc12_root"), voc12_root) and instances.get("classes") == class_names[1:]
+    ours = _same_path(instances.get("voc12_root"), voc12_root) and instances.get("classes") == class_names[1:]
     if ours and all(isinstance(number, float) for number in ap):
         arm.instance_ap = ap
     for training in TRAININGS:  # losses carry no data set: the last run that wrote them tells it

@@ -56,6 +56,7 @@ def render_page(
     segmented: list[ImageRow],
     charts: dict[str, bytes],
     *,
+    trained_on: int | None,
     data_name: str,
     examples: Sequence[Captioned],
     legend: dict[str, tuple[int, int, int]],
@@ -70,6 +71,7 @@ def render_page(
         groups: title -> images.
         segmented: images of the segmentation network's evaluation.
         charts: PNG files of `chart_files`.
+        trained_on: how many images of that evaluation the network was trained on; None where it is not known.
         data_name: of the data set.
         examples: pictures that explain the idea.
         legend: class name -> colour.
@@ -92,6 +94,7 @@ def render_page(
         charts={name: data_uri(charts[name], "png") if name in charts else "" for name in CHARTS},
         groups=[{"title": title, "rows": [_row(row) for row in rows]} for title, rows in groups.items() if rows],
         segmentation=_segmentation(wood),
+        trained_on=_trained_on(trained_on),
         segmented=[_row(row) for row in segmented],
         legend=[{"name": name, "colour": f"rgb{tuple(map(int, colour))}"} for name, colour in legend.items()],
         gain_note=gain_note,
@@ -142,9 +145,21 @@ def _segmentation(wood: Arm) -> str:
     ]
     if not reached:
         return ""
-    training = wood.last_run_of("train_deeplab")
-    folder = training["config"].get("deeplab_mask_dir") if training else None
-    return f"A segmentation network trained on {f'masks of {folder}' if folder else 'the masks'}: {', '.join(reached)}."
+    training = wood.segmentation_training
+    trained = ""
+    if training is not None:
+        folder = training.get("deeplab_mask_dir")
+        trained = f" trained on {f'masks of {folder}' if folder else 'the masks'}"
+    return f"A segmentation network{trained}: {', '.join(reached)}."
+
+
+def _trained_on(n_images: int | None) -> str:
+    """Whether the segmentation network was evaluated on images that it was trained on, in a sentence."""
+    if n_images is None:
+        return "Whether it was trained on some of these images is not recorded here."
+    if n_images == 0:
+        return "None of these images was in its training list."
+    return f"{n_images} of these images {'was' if n_images == 1 else 'were'} in its training list, too."
 
 
 def _tiles(arms: Sequence[Arm]) -> list[dict[str, str]]:
@@ -215,10 +230,13 @@ def _facts(arms: Sequence[Arm]) -> list[tuple[str, str]]:
         return []
     run = wood.last_run_of("train_cam") or wood.runs[-1]
     config = run["config"]
+    networks = [str(config.get("cam_network")), str(config.get("irn_network"))]
+    if training := wood.segmentation_training:
+        networks.append(f"{training.get('deeplab_network')} (start: {training.get('deeplab_init_weights')})")
     return [
         ("data", f"{config.get('voc12_root')}; training list {config.get('train_list')}"),
         ("OoD images", f"{config.get('ood_root')} ({config.get('ood_list')})"),
-        ("networks", f"{config.get('cam_network')}, {config.get('irn_network')}"),
+        ("networks", ", ".join(networks)),
         ("seed", str(config.get("seed"))),
         ("device", run["device"]),
         ("versions", ", ".join(f"{name} {version}" for name, version in run["versions"].items())),

@@ -13,6 +13,7 @@ from misc.instances import Detections
 
 HEAT_OPACITY, MASK_OPACITY = 0.55, 0.6
 UNSURE_COLOUR = (190, 190, 190)
+STRIP_ROWS = 64
 THUMBNAIL_SIDE, SHEET_HEIGHT, SHEET_GAP, CAPTION_HEIGHT = 300, 130, 8, 16
 JPEG_QUALITY = 85
 
@@ -37,8 +38,14 @@ def mask_colours(mask: np.ndarray, palette: np.ndarray) -> np.ndarray:
 
 def mask_overlay(image: np.ndarray, mask: np.ndarray, palette: np.ndarray) -> np.ndarray:
     """Class ids (H, W) as colours over the darkened image; unsure pixels (255) in grey."""
-    colours, shown = mask_colours(mask, palette), (mask != 0)[..., None]
-    return np.where(shown, image * (1 - MASK_OPACITY) + colours * MASK_OPACITY, image * 0.55).astype(np.uint8)
+    picture = np.empty_like(image)
+    # In strips: blending takes many bytes a pixel, and a photograph has millions of pixels
+    for top in range(0, len(image), STRIP_ROWS):
+        rows = slice(top, top + STRIP_ROWS)
+        part, colours = image[rows], mask_colours(mask[rows], palette)
+        blended = part * (1 - MASK_OPACITY) + colours * MASK_OPACITY
+        picture[rows] = np.where((mask[rows] != 0)[..., None], blended, part * 0.55)
+    return picture
 
 
 def instance_colours(detections: Detections, palette: np.ndarray) -> np.ndarray:
