@@ -5,18 +5,28 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from misc.crf import crf_inference_softmax
 from misc.parallel import ordered_map
+
+
+def at_full_size(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """(B, C, h, w) logits of a network -> (B, C, H, W), bilinear."""
+    return F.interpolate(logits, size, mode="bilinear", align_corners=False)
 
 
 @torch.no_grad()
 def class_probabilities(model: nn.Module, image: Tensor) -> Tensor:
     """(3, H, W) uint8 RGB on the model's device -> (C, H, W) float32, summing to 1 over the classes.
 
-    `model`: (1, 3, H, W) uint8 -> logits (1, C, H, W), as `net.deeplab.Segmenter`.
+    `model`: as `net.deeplab.Segmenter`, whose `network_logits` takes (1, 3, H, W) uint8.
     """
-    return model(image[None])[0].float().softmax(dim=0)
+    return _probabilities(model.network_logits(image[None]), image.shape[-2:])
+
+
+def _probabilities(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    return at_full_size(logits.float(), size)[0].softmax(dim=0)
 
 
 def plain_masks(model: nn.Module, images: Iterable[Tensor], *, device: torch.device) -> Iterator[np.ndarray]:
@@ -28,15 +38,21 @@ def plain_masks(model: nn.Module, images: Iterable[Tensor], *, device: torch.dev
 def plain_and_refined_masks(
     model: nn.Module, images: Iterable[Tensor], *, device: torch.device, workers: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """`plain_masks`, each with the same after dense CRF, which runs in `workers` processes beside the network."""
-    inputs = (
-        (image.numpy().transpose(1, 2, 0), class_probabilities(model, image.to(device)).cpu().numpy())
-        for image in images
-    )
+    """`plain_masks`, each with the same after dense CRF, which runs in `workers` processes beside the network.
+
+    The processes are sent the network's own logits: those of full size would take 64 times the memory.
+    """
+
+    @torch.no_grad()
+    def network_logits(image: Tensor) -> np.ndarray:
+        return model.network_logits(image[None].to(device)).cpu().numpy()
+
+    inputs = ((image.numpy().transpose(1, 2, 0), network_logits(image)) for image in images)
     return ordered_map(_plain_and_refined, inputs, workers=workers, flag="crf_workers")
 
 
 def _plain_and_refined(inputs: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    image, probabilities = inputs
+    image, logits = inputs
+    probabilities = _probabilities(torch.from_numpy(logits), image.shape[:2]).numpy()
     refined = crf_inference_softmax(image, probabilities)
     return probabilities.argmax(axis=0).astype(np.uint8), refined.astype(np.uint8)

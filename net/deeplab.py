@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from misc.deeplab import PYRAMID_SCALES, largest_logits
 from misc.errors import InputError
 from misc.imutils import normalize
+from misc.segmentation import at_full_size
 from net.backbone import Backbone, FrozenStatsBatchNorm2d
 from net.build import GUIDE, load_network
 from net.weights import load_imagenet, load_starting_weights
@@ -144,14 +145,17 @@ class Segmenter(nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) uint8 RGB -> logits (B, C, H, W) float32."""
+    def network_logits(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) uint8 RGB -> logits (B, C, h, w) float32, at the network's own resolution."""
         prepared = self.network.base.prepare(images)
         # A plain question of each side, which torch.export answers from the range of the sizes
         if any(side < SMALLEST_SIDE for side in images.shape[-2:]):
             prepared = F.interpolate(prepared, [max(side, SMALLEST_SIDE) for side in images.shape[-2:]])
-        logits = self.network(prepared)
-        return F.interpolate(logits, images.shape[-2:], mode="bilinear", align_corners=False)
+        return self.network(prepared)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) uint8 RGB -> logits (B, C, H, W) float32."""
+        return at_full_size(self.network_logits(images), images.shape[-2:])
 
 
 def load_segmenter(module_name: str, weights: str, device: torch.device, *, n_classes: int) -> Segmenter:

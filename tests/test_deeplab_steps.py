@@ -301,8 +301,10 @@ def test_a_photograph_is_segmented_as_it_is_seen(trained):
 
 def test_large_photographs_are_reduced_for_the_network(trained, monkeypatch):
     seen = []
-    forward = Segmenter.forward
-    monkeypatch.setattr(Segmenter, "forward", lambda self, x: seen.append(tuple(x.shape[2:])) or forward(self, x))
+    network_logits = Segmenter.network_logits
+    monkeypatch.setattr(
+        Segmenter, "network_logits", lambda self, x: seen.append(tuple(x.shape[2:])) or network_logits(self, x)
+    )
     path = photograph(trained.work / "photos/large.png", size=(200, 300))
     for long_side in (150, 0, 500):
         run(trained, predict_pass=True, predict_input=path, predict_long_side=long_side)
