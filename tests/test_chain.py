@@ -62,7 +62,8 @@ def test_chain_makes_every_output_and_no_debris(chain):
     for folder in ("result/deeplab", "result/deeplab_crf"):
         assert sorted(path.stem for path in (chain.work / folder).iterdir()) == chain.ids[6:]
     names = {path.name for path in (chain.work / "sess").iterdir()}
-    assert names == {"res50_cam_orig.pth", "res50_cam_ood.pth", "res50_irn_ood.pth", "deeplab_v2_ood.pth"}
+    networks = ("res50_cam_orig", "res50_cam_ood", "res50_irn_ood", "deeplab_v2_ood")
+    assert names == {"deeplab_v2_ood.classes.txt", *(f"{name}.pth" for name in networks)}
     metrics = {path.name for path in (chain.work / "result/metrics").iterdir()}
     assert metrics == {"train_classifier.jsonl", "train_cam.jsonl", "train_irn.jsonl", "train_deeplab.jsonl"}
     assert not list(chain.work.rglob("*.part*"))
