@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import bench_steps, measure, plain, workloads
+from benchmarks import bench_steps, compare_cams, measure, plain, workloads
 from benchmarks.bench_steps import STEPS
 from benchmarks.measure import BenchmarkError, Way, Worker, difference, flop_counter, run_once
 from benchmarks.table import Conditions, Cost, Report, Row, detail_table, load, page, require_same, save, summary_table
 from benchmarks.workloads import CPU_SIZES, Inputs
+from misc import camfile
 from misc.config import Config
 from misc.errors import InputError
 from misc.torchutils import set_seed
@@ -409,3 +410,21 @@ def test_a_missing_gpu_and_a_bad_folder_are_answered(monkeypatch, capsys, tmp_pa
         monkeypatch.setattr("sys.argv", ["bench_steps.py", *flags])
         assert bench_steps.main() == 2
         assert message in capsys.readouterr().err
+
+
+# Agreement of CAMs
+
+
+def test_labels_that_agree_are_counted(tmp_path):
+    maps = torch.tensor([[[0.9, 0.2, 0.05, 0.5]]])
+    others = torch.tensor([[[0.8, 0.1, 0.15, 0.5]]])
+    for name in ("a", "b"):
+        camfile.save(tmp_path / f"one/{name}.npy", [3], maps, maps)
+        camfile.save(tmp_path / f"two/{name}.npy", [3], others, others)
+    found = compare_cams.agreement(tmp_path / "one", tmp_path / "two", (0.3, 0.12))
+    assert found == {0.3: 1, 0.12: 0.5}
+    camfile.save(tmp_path / "two/a.npy", [4], others, others)
+    with pytest.raises(InputError, match=r"a.npy differ in size or classes"):
+        compare_cams.agreement(tmp_path / "one", tmp_path / "two", (0.3,))
+    with pytest.raises(InputError, match="don't hold CAM files of the same images, or hold none"):
+        compare_cams.agreement(tmp_path, tmp_path, (0.3,))
