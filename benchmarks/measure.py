@@ -111,7 +111,13 @@ def _matrix_product_flops(a: Tensor, b: Tensor, *_: object, **__: object) -> int
     return 2 * entries * b.shape[1]
 
 
-_matrix_product_flops._get_raw = True  # the counter hands over tensors in place of shapes
+def _added_product_flops(_summand: Tensor, a: Tensor, b: Tensor, *_: object, **__: object) -> int:
+    """Of a @ b added to a matrix: as the product counts."""
+    return _matrix_product_flops(a, b)
+
+
+for _formula in (_matrix_product_flops, _added_product_flops):
+    _formula._get_raw = True  # the counter hands over tensors in place of shapes
 
 
 class _TotalOnly:
@@ -126,7 +132,8 @@ class _TotalOnly:
 
 def flop_counter() -> FlopCounterMode:
     """Counts convolutions and matrix products, forward and backward, of all modules together."""
-    counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.mm: _matrix_product_flops})
+    formulas = {torch.ops.aten.mm: _matrix_product_flops, torch.ops.aten.addmm: _added_product_flops}
+    counter = FlopCounterMode(display=False, custom_mapping=formulas)
     counter.mod_tracker = _TotalOnly()
     return counter
 
