@@ -11,7 +11,7 @@ from support import ALL_STEPS, NO_STEPS
 from torch.nn import functional as F
 
 import run_sample
-from misc import camfile
+from misc import camfile, instancefile
 
 pytestmark = pytest.mark.slow
 
@@ -69,6 +69,7 @@ def test_chain_with_resnet50_on_real_photographs(small_subset):
         {
             **small_subset,
             **ALL_STEPS,
+            "eval_ins_seg_pass": False,  # the subset has no masks of instances
             "imagenet_weights": "none",
             "cam_crop_size": 128,
             "cam_resize_long": "128 192",
@@ -83,6 +84,11 @@ def test_chain_with_resnet50_on_real_photographs(small_subset):
             "irn_batch_size": 2,
             "irn_num_epoches": 1,
             "irn_learning_rate": 0.01,
+            "deeplab_network": "net.resnet18_deeplab",
+            "deeplab_init_weights": "none",
+            "deeplab_crop_size": 129,
+            "deeplab_batch_size": 2,
+            "deeplab_max_iter": 4,
         }
     )
     ids = (small_subset["voc12_root"] / "ImageSets/Segmentation/train.txt").read_text().splitlines()
@@ -92,9 +98,19 @@ def test_chain_with_resnet50_on_real_photographs(small_subset):
         assert high_res.shape == (len(keys), *truth[image_id].shape)
         assert cam.isfinite().all()
         assert pixels(f"result/ir_label/{image_id}.png").shape == truth[image_id].shape
-    written = json.loads(Path("result/scores/eval_sem_seg.json").read_text())
-    masks = [(pixels(f"result/sem_seg_ood/{i}.png"), truth[i]) for i in ids]
-    assert written["miou"] == pytest.approx(independent_miou(masks), abs=1e-12)
+        found = instancefile.load(f"result/ins_seg_ood/{image_id}.npy")
+        assert found.masks.shape[1:] == truth[image_id].shape
+    assert len(json.loads(Path("result/cocoann.json").read_text())["images"]) == N_TRAIN
+    val_ids = (small_subset["voc12_root"] / "ImageSets/Segmentation/val.txt").read_text().splitlines()
+    truth |= {i: pixels(small_subset["voc12_root"] / "SegmentationClass" / f"{i}.png") for i in val_ids}
+    for name, folder, scored in (
+        ("eval_sem_seg", "sem_seg_ood", ids),
+        ("eval_deeplab", "deeplab", val_ids),
+        ("eval_deeplab_crf", "deeplab_crf", val_ids),
+    ):
+        written = json.loads(Path(f"result/scores/{name}.json").read_text())
+        masks = [(pixels(f"result/{folder}/{i}.png"), truth[i]) for i in scored]
+        assert written["miou"] == pytest.approx(independent_miou(masks), abs=1e-12)
 
 
 def blurred_truth(mask, keys):
