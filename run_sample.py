@@ -5,6 +5,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType
 
@@ -12,10 +13,11 @@ from types import ModuleType
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from misc.config import Config, enabled_steps, parse_config
-from misc.errors import InputError, message_of
+from misc.errors import InputError, ProcessLost, message_of
+from misc.parallel import launched_rank
 from misc.plan import Plan, require_writable
 
-EXIT_BAD_INPUT, EXIT_INTERRUPTED = 2, 130
+EXIT_BAD_INPUT, EXIT_LOST, EXIT_INTERRUPTED = 2, 3, 130
 STEP_MODULES = {
     "train_classifier": "step.train_classifier",
     "train_cam": "step.train_cam",
@@ -37,25 +39,37 @@ STEP_MODULES = {
     "predict": "step.predict",
     "make_report": "step.make_report",
 }
+SHARED_STEPS = (
+    *("train_classifier", "train_cam", "make_cam", "make_advcam", "cam_to_ir_label", "train_irn", "make_sem_seg"),
+    *("make_ins_seg", "train_deeplab", "eval_deeplab"),
+)
+"""Steps whose work is shared by the processes that torchrun starts; the first process alone does the others."""
 
 
 def check_chain(config: Config, planned: Plan) -> list[tuple[str, ModuleType]]:
     """Check the input of all enabled steps, note in `planned` what they will make; returns the steps' modules.
 
-    Raises `InputError` for bad input.
+    Raises `InputError` for bad input. Of several processes the first one checks.
     """
     names = enabled_steps(config)
     if not names:
         raise InputError("no step is enabled; switch one on, for example --make_cam_pass True.")
+    from misc.distributed import on_first_process
+
     steps = [(name, importlib.import_module(STEP_MODULES[name])) for name in names]
-    for _, step in steps:
-        planned.update(step.check(config, planned))
+
+    def check() -> None:
+        for _, step in steps:
+            planned.update(step.check(config, planned))
+
+    on_first_process(check)
     return steps
 
 
 def run_chain(config: Config, steps: Sequence[tuple[str, ModuleType]]) -> None:
     """Run steps whose input was checked, and keep a record of them."""
     # Imported here, so that --help and wrong flags answer without loading torch
+    from misc.distributed import is_first_process, on_first_process, wait_for_all
     from misc.memory import keep_freed_memory
     from misc.record import RunRecord
     from misc.torchutils import resolve_device, set_precision, set_seed
@@ -64,12 +78,18 @@ def run_chain(config: Config, steps: Sequence[tuple[str, ModuleType]]) -> None:
     precision = set_precision(config.precision, device)
     if device.type == "cpu":
         keep_freed_memory()
-    record = RunRecord(config, device, [name for name, _ in steps], precision=precision)
-    record.announce()
+    record = None
+    if is_first_process():
+        record = RunRecord(config, device, [name for name, _ in steps], precision=precision)
+        record.announce()
     for name, step in steps:
         set_seed(config.seed)
-        with record.step(name):
-            step.run(config)
+        with record.step(name) if record else nullcontext():
+            if name in SHARED_STEPS:
+                step.run(config)
+                wait_for_all()
+            else:
+                on_first_process(step.run, config)
 
 
 def run_built_in_sample(config: Config, arguments: Sequence[str]) -> None:
@@ -78,6 +98,7 @@ def run_built_in_sample(config: Config, arguments: Sequence[str]) -> None:
     `arguments`: the command line, whose flags change the sample's (its data, switches and control outputs stay).
     """
     from misc.crf import has_densecrf
+    from misc.distributed import on_first_process
     from misc.sample_recipe import sample_runs
     from voc12.sample import ensure_with_bar
 
@@ -86,8 +107,12 @@ def run_built_in_sample(config: Config, arguments: Sequence[str]) -> None:
         log.info("notice: pydensecrf is missing (it needs Python 3.10 to 3.12): the sample stops at the CAMs")
     runs = sample_runs(config.sample_root, arguments, with_crf=has_densecrf())
     configs = [(title, parse_config(flags)) for title, flags in runs]
-    require_writable(Path(config.sample_root).parent, flag="sample_root")
-    ensure_with_bar(config.sample_root, workers=config.num_workers)
+
+    def make_data() -> None:
+        require_writable(Path(config.sample_root).parent, flag="sample_root")
+        ensure_with_bar(config.sample_root, workers=config.num_workers)
+
+    on_first_process(make_data)
     planned = Plan()
     checked = [(title, each, check_chain(each, planned)) for title, each in configs]
     for title, each, steps in checked:
@@ -98,27 +123,31 @@ def run_built_in_sample(config: Config, arguments: Sequence[str]) -> None:
 def run(arguments: Sequence[str]) -> None:
     """What the command line asks for. Raises `InputError` for bad input."""
     config = parse_config(arguments)
+    from misc.distributed import process_group
     from misc.record import start_log
     from misc.torchutils import resolve_device
 
-    resolve_device(config.device)
+    device = resolve_device(config.device)
     require_writable(Path(config.log_name).parent, flag="log_name")
     require_writable(config.result_dir, flag="result_dir")
-    start_log(config.log_name)
-    if config.sample:
-        run_built_in_sample(config, arguments)
-    else:
-        run_chain(config, check_chain(config, Plan()))
+    with process_group(device):
+        start_log(config.log_name)
+        if config.sample:
+            run_built_in_sample(config, arguments)
+        else:
+            run_chain(config, check_chain(config, Plan()))
 
 
 def main() -> int:
     """Run from the command line; returns the exit code."""
     try:
         run(sys.argv[1:])
+    except ProcessLost:
+        return EXIT_LOST  # the other process has said why
     except InputError as error:
         if logging.getLogger().handlers:
             logging.getLogger(__name__).error("error: %s", message_of(error))
-        else:
+        elif launched_rank() == 0:  # the others find the same
             print(f"error: {message_of(error)}", file=sys.stderr)
         return EXIT_BAD_INPUT
     except KeyboardInterrupt:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from misc.distributed import sum_over_processes
 from misc.imutils import IGNORE_LABEL, nearest_labels
 from misc.torchutils import PolySGD
 
@@ -27,7 +28,7 @@ def largest_logits(scale_logits: Sequence[Tensor]) -> Tensor:
 
 
 def segmentation_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross entropy over the pixels that count, 0 where none does.
+    """Mean cross entropy over the pixels that count, of all processes' images; 0 where none does.
 
     Args:
         logits: (B, C, h, w).
@@ -35,7 +36,8 @@ def segmentation_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """
     reduced = nearest_labels(labels, logits.shape[-2:]).long()
     summed = F.cross_entropy(logits, reduced, ignore_index=IGNORE_LABEL, reduction="sum")
-    return summed / (reduced != IGNORE_LABEL).sum().clamp_min(1)
+    total, n_pixels = sum_over_processes(torch.stack([summed, (reduced != IGNORE_LABEL).sum().to(summed)]))
+    return total / n_pixels.clamp_min(1)
 
 
 def multiscale_losses(scale_logits: Sequence[Tensor], labels: Tensor) -> dict[str, Tensor]:

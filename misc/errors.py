@@ -1,4 +1,4 @@
-"""The one exception for mistakes that the user can mend."""
+"""The exception for mistakes that the user can mend, and the one that follows from it in other processes."""
 
 
 class InputError(Exception):
@@ -7,6 +7,10 @@ class InputError(Exception):
     The message is one sentence that names the file or flag, says what was expected and what to do.
     `run_sample.py` prints it without a traceback and exits with code 2.
     """
+
+
+class ProcessLost(Exception):
+    """Another process of the run has stopped, and says itself why: this one can't go on without it."""
 
 
 def first_three(names: list[str]) -> str:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from misc.distributed import sum_over_processes
 from misc.imutils import IGNORE_LABEL
 
 
@@ -94,6 +95,10 @@ class ThresholdSweep:
             cell += torch.bucketize(value, thresholds) * (rows * self.n_classes) + ids.take(index)
         counts = cell.flatten().bincount(minlength=len(self._counts) * rows * self.n_classes)
         self._counts += counts.view(-1, rows, self.n_classes)[:, : self.n_classes].cpu().numpy()
+
+    def sum_over_processes(self) -> None:
+        """Count the images of all processes, each of which has counted its own."""
+        self._counts = sum_over_processes(torch.from_numpy(self._counts)).numpy()
 
     def confusions(self) -> dict[float, np.ndarray]:
         """{threshold: (C, C) confusion, rows truth}, in the order in which the thresholds were given."""

@@ -4,6 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from misc.distributed import gather_shares, max_over_processes, mean_over_processes
+
 BOTTLE = 4
 """VOC's class bottle: the original leaves OoD images that look like it out of the OoD loss."""
 GRADIENT_EPSILON = 1e-12
@@ -60,7 +62,7 @@ def distance_loss(dist: Tensor, label: Tensor, topk: float = 0.2) -> tuple[Tenso
 
     L_d = mean(d_class * label) * C / K - mean(d_ood * [d_ood < t]), where t is the floor((1 - topk) n)-th largest of
     the n OoD distances of the batch that are not zero; nothing pushes if that rank is 0. The factor is 20 / K in the
-    original, whatever the number of classes C.
+    original, whatever the number of classes C. The batch is that of all processes.
 
     Args:
         dist: (B, C + K) from `distances`.
@@ -71,11 +73,12 @@ def distance_loss(dist: Tensor, label: Tensor, topk: float = 0.2) -> tuple[Tenso
     """
     n_classes = label.shape[1]
     to_class, to_ood = dist[:, :n_classes], dist[:, n_classes:]
-    known = to_ood.detach()[to_ood > 0]
+    of_batch = gather_shares(to_ood.detach())
+    known = of_batch[of_batch > 0]
     rank = int((1 - topk) * known.numel())
     threshold = known.topk(rank).values[-1] if rank > 0 else dist.new_zeros(())
-    pull = (to_class * label).mean() * n_classes / to_ood.shape[1]
-    push = (to_ood * (to_ood < threshold)).mean()
+    pull = mean_over_processes(to_class * label) * n_classes / to_ood.shape[1]
+    push = mean_over_processes(to_ood * (to_ood < threshold))
     return pull - push, threshold
 
 
@@ -83,8 +86,8 @@ def adversarial_step(model: nn.Module, images: Tensor, step: float = 0.07) -> Te
     """Perturb OoD images so that the classifier fires harder on them (section 3.3).
 
     x' = clamp(x + step * g / (max |g| + 1e-12), min(x), max(x)), where g is the gradient of the sum over the batch of
-    each image's largest logit with respect to the pixels; the extremes are those of the whole batch. Only gradients of
-    the pixels are computed, none of the weights.
+    each image's largest logit with respect to the pixels; the extremes are those of the whole batch, of all processes.
+    Only gradients of the pixels are computed, none of the weights.
 
     Args:
         model: (B, 3, H, W) -> (logits (B, C), features).
@@ -97,19 +100,22 @@ def adversarial_step(model: nn.Module, images: Tensor, step: float = 0.07) -> Te
     with torch.enable_grad():
         logits, _ = model(pixels)
         (gradient,) = torch.autograd.grad(logits.amax(dim=1).sum(), pixels)
-    moved = images + step * gradient / (gradient.abs().max() + GRADIENT_EPSILON)
-    return moved.clamp(min=images.min(), max=images.max()).detach()
+    extremes = torch.stack([gradient.abs().max(), images.max(), -images.min()])
+    largest, high, minus_low = max_over_processes(extremes)
+    moved = images + step * gradient / (largest + GRADIENT_EPSILON)
+    return moved.clamp(min=-minus_low, max=high).detach()
 
 
 def ood_loss(logits: Tensor, ignore_class: int | None = BOTTLE) -> Tensor:
     """(B, C) logits of OoD images -> multi-label soft margin loss against all-zero labels, a scalar (equation 2).
 
-    Images whose largest logit is `ignore_class` are left out of the sum, which is divided by B all the same.
+    Images whose largest logit is `ignore_class` are left out of the sum, which is divided by B all the same. The batch
+    is that of all processes.
     """
     losses = F.multilabel_soft_margin_loss(logits, torch.zeros_like(logits), reduction="none")
     if ignore_class is not None:
         losses = losses * (logits.argmax(dim=1) != ignore_class)
-    return losses.sum() / len(logits)
+    return mean_over_processes(losses)
 
 
 def wood_losses(
@@ -129,7 +135,7 @@ def wood_losses(
 
     Args:
         model: (B, 3, H, W) -> (logits (B, C), features (B, D)).
-        images, labels: the in-distribution batch, normalised; (B, C) 0/1.
+        images, labels: the in-distribution batch, or this process's share of it, normalised; (B, C) 0/1.
         ood_images: the OoD batch, or None for none.
         prototypes: (C + K, D), or None for no distance loss.
 
@@ -145,7 +151,7 @@ def wood_losses(
         logits, features = model(torch.cat([images, perturbed]))
         logits, ood_logits = logits.split([len(images), len(ood_images)])
         features = features[: len(images)]
-    losses = {"bce": F.binary_cross_entropy_with_logits(logits, labels)}
+    losses = {"bce": mean_over_processes(F.binary_cross_entropy_with_logits(logits, labels, reduction="none"))}
     total = losses["bce"]
     if prototypes is not None:
         losses["distance"], _ = distance_loss(distances(features, prototypes), labels, topk)

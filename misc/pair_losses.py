@@ -17,6 +17,7 @@ from operator import itemgetter
 import torch
 from torch import Tensor
 
+from misc.distributed import sum_over_processes
 from misc.imutils import IGNORE_LABEL
 from misc.indexing import pair_paths, require_room
 
@@ -127,12 +128,8 @@ def _counts_and_signs(edge: Tensor, displacement: Tensor, labels: Tensor, *, rad
     return by_rank.gather(2, ranks.long().expand_as(by_rank)), signs.view(2, b, h, w).transpose(0, 1)
 
 
-def _mean_over_pairs(values: Tensor, counts: Tensor) -> Tensor:
-    return (values * counts).sum(dtype=torch.float64) / (counts.sum().double() + EPSILON)
-
-
 def pair_losses(edge: Tensor, displacement: Tensor, labels: Tensor, *, radius: int) -> dict[str, Tensor]:
-    """The IRN losses, on whatever device the inputs are.
+    """The IRN losses, on whatever device the inputs are: means over the pairs of all processes' images.
 
     Args:
         edge: (B, 1, h, w) edges in [0, 1], float32 or float64.
@@ -153,8 +150,10 @@ def pair_losses(edge: Tensor, displacement: Tensor, labels: Tensor, *, radius: i
     affinity = 1 - edge.flatten(1)
     attract = -torch.log(affinity + EPSILON)
     repel = -torch.log(1 + EPSILON - affinity)
-    pos_loss = _mean_over_pairs(attract, counts[BACKGROUND]) / 2 + _mean_over_pairs(attract, counts[FOREGROUND]) / 2
-    neg_loss = _mean_over_pairs(repel, counts[NEGATIVE])
+    affinity_sums = [
+        (values * counts[kind]).sum(dtype=torch.float64)
+        for values, kind in ((attract, BACKGROUND), (attract, FOREGROUND), (repel, NEGATIVE))
+    ]
 
     # The offset of a foreground pair is the difference of its cells: what is left is where the cells point. In
     # float64, since the terms are large and cancel
@@ -162,8 +161,13 @@ def pair_losses(edge: Tensor, displacement: Tensor, labels: Tensor, *, radius: i
     columns = torch.arange(w, device=labels.device).expand(h, w)
     foreground = (labels != 0)[:, None]
     of_cells = signs * (displacement.double() + torch.stack([rows, columns]) * foreground)
-    dp_fg = (of_cells * foreground).sum() / (2 * counts[FOREGROUND].sum().double() + EPSILON)
-    dp_bg = (of_cells * ~foreground).sum() / (2 * counts[BACKGROUND].sum().double() + EPSILON)
-    total = (pos_loss + neg_loss) / 2 + (dp_fg + dp_bg) / 2
-    losses = {"pos": pos_loss, "neg": neg_loss, "dp_fg": dp_fg, "dp_bg": dp_bg, "total": total}
+    displacement_sums = [(of_cells * foreground).sum(), (of_cells * ~foreground).sum()]
+
+    sums = torch.stack([*affinity_sums, *displacement_sums, *counts.sum(dim=(1, 2)).double()])
+    *sums, n_background, n_foreground, n_negative = sum_over_processes(sums)
+    n_values = (n_background, n_foreground, n_negative, 2 * n_foreground, 2 * n_background)
+    pos_bg, pos_fg, neg, dp_fg, dp_bg = (total / (n + EPSILON) for total, n in zip(sums, n_values, strict=True))
+    pos = pos_bg / 2 + pos_fg / 2
+    total = (pos + neg) / 2 + (dp_fg + dp_bg) / 2
+    losses = {"pos": pos, "neg": neg, "dp_fg": dp_fg, "dp_bg": dp_bg, "total": total}
     return {name: loss.to(edge.dtype) for name, loss in losses.items()}

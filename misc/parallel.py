@@ -20,9 +20,20 @@ ITEMS_PER_WORKER = 2
 """Items under way for each process: one in work, one waiting, so that memory stays bounded."""
 
 
+def launched_rank() -> int:
+    """The number that torchrun gave this process among all that it started; 0 without it."""
+    return int(os.environ.get("RANK", 0))
+
+
+def launched_local_rank() -> int:
+    """The same among those on this machine."""
+    return int(os.environ.get("LOCAL_RANK", 0))
+
+
 def usable_cores() -> int:
-    """The CPU cores that this process may use, at least one."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """The CPU cores that this process may use, at least one: processes that torchrun started share them."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
 SECONDS_BETWEEN_LOOKS = 1

@@ -19,6 +19,7 @@ import torch
 from tqdm import tqdm
 
 from misc.config import Config
+from misc.distributed import is_first_process, n_processes, rank
 from misc.files import write_json
 from misc.memory import peak_memory_mib, reset_peak_memory
 
@@ -39,7 +40,11 @@ class _ScreenHandler(logging.StreamHandler):
 
 
 def start_log(log_name: str) -> None:
-    """Send the log to the screen and to the end of `<log_name>.log`."""
+    """Send the log to the screen and to the end of `<log_name>.log`; of other processes than the first only errors."""
+    if not is_first_process():
+        line = f"process {rank()}: %(message)s"
+        logging.basicConfig(level=logging.ERROR, handlers=[_ScreenHandler()], format=line, force=True)
+        return
     path = Path(f"{log_name}.log")
     path.parent.mkdir(parents=True, exist_ok=True)
     file = logging.FileHandler(path, encoding="utf-8")
@@ -79,6 +84,7 @@ class RunRecord:
             "seed": config.seed,
             "device": device_name(device),
             "precision": precision,
+            "processes": n_processes(),
             "versions": package_versions(),
             "config": dataclasses.asdict(config),
             "done": [],
@@ -90,6 +96,8 @@ class RunRecord:
         log = logging.getLogger(__name__)
         log.info("steps: %s", ", ".join(self._content["steps"]))
         log.info("device: {device}; precision: {precision}; seed: {seed}".format(**self._content))
+        if n_processes() > 1:
+            log.info("processes: %d, which share each step's images; bars show the first one's part", n_processes())
         log.info("versions: %s", ", ".join(f"{k} {v}" for k, v in self._content["versions"].items()))
         settings = " ".join(f"{k}={v}" for k, v in self._content["config"].items())
         log.info("configuration, saved with the versions in %s:\n%s", self.path, textwrap.fill(settings, WIDTH))
@@ -134,8 +142,12 @@ def metrics_log(result_dir: str, name: str, *, n_kept: int = 0) -> Iterator[Any]
     """Yield a function that appends a dict to `<result_dir>/metrics/<name>.jsonl`, one JSON object a line.
 
     As every output the file gets its name when it is complete. Until then, and if the training stops early, it is
-    `<name>.jsonl.part`. Of an earlier run the first `n_kept` lines are kept, for a training that goes on.
+    `<name>.jsonl.part`. Of an earlier run the first `n_kept` lines are kept, for a training that goes on. Of several
+    processes the first one alone writes.
     """
+    if not is_first_process():
+        yield lambda values: None
+        return
     path = Path(result_dir) / METRICS_FOLDER / f"{name}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     growing = path.with_name(f"{path.name}.part")

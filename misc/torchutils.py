@@ -11,21 +11,33 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
+from misc.distributed import share
 from misc.errors import InputError
+from misc.parallel import launched_local_rank
 
 PIXELS_A_PLACE = 512 * 512
 """An image with more pixels takes more than one place of a batch, so that memory stays bounded."""
 
 
 def resolve_device(name: str) -> torch.device:
-    """`auto`, `cpu` or `cuda` -> a device; auto takes CUDA where there is a GPU. `InputError` for cuda without one."""
+    """`auto`, `cpu` or `cuda` -> a device; auto takes CUDA where there is a GPU.
+
+    Of several processes on a machine each has a GPU of its own. `InputError` for CUDA without a GPU, or with too few.
+    """
     if name == "cuda" and not torch.cuda.is_available():
         raise InputError(
             "--device cuda: PyTorch finds no GPU here; pass --device cpu, or install a CUDA build of PyTorch."
         )
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
+    if name == "cpu":
+        return torch.device(name)
+    if launched_local_rank() >= torch.cuda.device_count():
+        raise InputError(
+            f"each process needs a GPU, and here are {torch.cuda.device_count()}; start no more than these "
+            "(torchrun --nproc_per_node), or pass --device cpu."
+        )
+    return torch.device(name, launched_local_rank())
 
 
 def set_seed(seed: int) -> None:
@@ -145,7 +157,7 @@ class ShuffledBatches(Sampler[list[tuple[int, int]]]):
     """Batches of (epoch, index): each epoch is a new order, its incomplete last batch is left out.
 
     The order depends on seed and epoch alone, and a dataset can seed its augmentation with (seed, epoch, index), so
-    that the number of worker processes changes no sample.
+    that the number of worker processes changes no sample. Of several processes each has its share of every batch.
     """
 
     def __init__(self, n_items: int, *, batch_size: int, n_batches: int, seed: tuple[int, ...], first: int = 0) -> None:
@@ -167,7 +179,7 @@ class ShuffledBatches(Sampler[list[tuple[int, int]]]):
                 order = np.random.default_rng([*self.seed, epoch]).permutation(self.n_items)
                 order_of_epoch = epoch
             start = position * self.batch_size
-            yield [(epoch, int(index)) for index in order[start : start + self.batch_size]]
+            yield [(epoch, int(index)) for index in share(order[start : start + self.batch_size])]
 
 
 def training_loader(
@@ -242,14 +254,19 @@ def sequential_loader(
     *,
     num_workers: int,
     device: torch.device,
-    batch_size: int | None = None,
     keep_workers: bool = False,
 ) -> DataLoader:
-    """All items in order: one at a time (`batch_size` None), or in batches; `keep_workers` if read more than once."""
+    """All items in order, one at a time; `keep_workers` if they are read more than once."""
     return DataLoader(
         dataset,
-        batch_size=batch_size,
+        batch_size=None,
         num_workers=num_workers,
         pin_memory=device.type == "cuda",
         persistent_workers=keep_workers and num_workers > 0,
     )
+
+
+def batch_loader(dataset: Dataset, *, batch_size: int, num_workers: int, device: torch.device) -> DataLoader:
+    """All items in order, in batches, of which each of several processes has its share; the last may be smaller."""
+    batches = [range(first, min(first + batch_size, len(dataset))) for first in range(0, len(dataset), batch_size)]
+    return DataLoader(dataset, batch_sampler=share(batches), num_workers=num_workers, pin_memory=device.type == "cuda")

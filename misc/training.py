@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from misc.distributed import sum_gradients
 from misc.errors import InputError
 from misc.metrics import jsonable
+from misc.progress import progress
 from misc.record import metrics_log
 from misc.training_state import TrainingState
 
@@ -32,11 +33,13 @@ def fit(
 ) -> None:
     """Run `n_steps` of an optimiser on `loss_of(batch)["total"]`, with a bar and JSON lines.
 
-    It goes on from `state`, if that is of this training, and saves it now and then and at the end.
+    It goes on from `state`, if that is of this training, and saves it now and then and at the end. Of several processes
+    each calls it with its share of the batches, and gets the same parameters.
 
     Args:
         batches_from: the batches from a number on, counted from 0.
-        loss_of: batch -> named scalars, among them `total`.
+        loss_of: batch -> named scalars, among them `total`. With several processes: those of the whole batch, whose
+            gradient is of this process's part (as `misc.distributed.sum_over_processes` has it).
         batch_size: images a batch, for the speed shown.
         name: of the bar and of `<result_dir>/metrics/<name>.jsonl`.
         rate_flag: the learning rate's flag, named if the loss stops being finite (`InputError`).
@@ -50,12 +53,13 @@ def fit(
     state.restore_generators()
     with (
         metrics_log(result_dir, name, n_kept=done) as write_line,
-        tqdm(total=n_steps, initial=done, desc=name, unit="step") as bar,
+        progress(total=n_steps, initial=done, desc=name, unit="step") as bar,
     ):
         started = time.perf_counter()
         for step, group in enumerate(zip(*[batches] * batches_per_step, strict=False), start=done + 1):
             optimizer.zero_grad(set_to_none=True)
             of_batches = [_backward(loss_of(batch), share=1 / batches_per_step) for batch in group]
+            sum_gradients(optimizer)
             optimizer.step()
             values = dict(zip(of_batches[0], _mean_of(of_batches), strict=True))
             if not all(math.isfinite(value) for value in values.values()):

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import torch
 
+from misc.distributed import is_first_process, require_equal
 from misc.files import atomic_path
 
 log = logging.getLogger(__name__)
@@ -57,15 +58,20 @@ class TrainingState:
         self._saved_at = time.monotonic()
 
     def restore(self) -> int:
-        """Fill the parts from the file, if it is of this very training; returns the steps done so far, 0 if none."""
+        """Fill the parts from the file, if it is of this very training; returns the steps done so far, 0 if none.
+
+        Raises `InputError` if several processes do not agree on the training and its state.
+        """
         content = self._read() if self._resume else None
+        done = 0 if content is None else content["step"]
+        require_equal(f"{self._made_with} after {done} steps", name=self._name)
         if content is None:
             return 0
         for name, part in self._parts.items():
             part.load_state_dict(content["parts"][name])
         self._generators = content["generators"]
-        log.info("%s goes on after step %d of an interrupted run (%s)", self._name, content["step"], self.path)
-        return content["step"]
+        log.info("%s goes on after step %d of an interrupted run (%s)", self._name, done, self.path)
+        return done
 
     def restore_generators(self) -> None:
         """Set the random generators as they were: for after the loaders have started, who draw from them, too."""
@@ -99,7 +105,9 @@ class TrainingState:
             self.save(step)
 
     def save(self, step: int) -> None:
-        """Write the state after `step` steps."""
+        """Write the state after `step` steps; of several processes, whose parts are equal, the first one does it."""
+        if not is_first_process():
+            return
         cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
         content = {
             "step": step,

@@ -4,16 +4,17 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from misc import camfile
 from misc.cam import confident_label
 from misc.config import Config
 from misc.crf import require_densecrf
+from misc.distributed import share
 from misc.errors import InputError
 from misc.imutils import read_image, write_label
 from misc.parallel import ordered_map
 from misc.plan import Planned, require_outputs, require_writable
+from misc.progress import progress
 from voc12.devkit import open_devkit
 from voc12.lists import read_list
 from voc12.verify import require_readable
@@ -54,7 +55,7 @@ def _confident_label(
 def run(args: Config) -> None:
     """Write `ir_label_out_dir`/ID.png for each image of `train_list`: class ids, 0 background, 255 unsure."""
     devkit = open_devkit(args.voc12_root, args.class_list)
-    ids = read_list(devkit, args.train_list, flag="train_list")
+    ids = share(read_list(devkit, args.train_list, flag="train_list"))
     label_of = partial(
         _confident_label,
         n_classes=len(devkit.classes),
@@ -63,6 +64,6 @@ def run(args: Config) -> None:
     )
     paths = [(devkit.image_path(image_id), camfile.cam_path(args.mask_cams.folder, image_id)) for image_id in ids]
     labels = ordered_map(label_of, paths, workers=args.crf_workers, flag="crf_workers")
-    bar = tqdm(labels, desc="cam_to_ir_label", unit="image", total=len(ids))
+    bar = progress(labels, desc="cam_to_ir_label", unit="image", total=len(ids))
     for image_id, label in zip(ids, bar, strict=True):
         write_label(Path(args.ir_label_out_dir) / f"{image_id}.png", label)

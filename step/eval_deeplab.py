@@ -3,12 +3,12 @@
 import logging
 from pathlib import Path
 
-from tqdm import tqdm
-
 from misc.config import Config
 from misc.crf import require_densecrf
+from misc.distributed import on_first_process, share
 from misc.imutils import write_palette
 from misc.plan import Planned, require_writable
+from misc.progress import progress
 from misc.record import discard_scores
 from misc.segmentation import plain_and_refined_masks, plain_masks
 from misc.torchutils import resolve_device, sequential_loader
@@ -58,28 +58,40 @@ def check(args: Config, planned: Planned) -> Planned:
 
 def run(args: Config) -> None:
     """Write `deeplab_out_dir`/ID.png and `deeplab_crf_out_dir`/ID.png of `deeplab_eval_set`, and score them."""
-    device = resolve_device(args.device)
     devkit = open_devkit(args.voc12_root, args.class_list)
     ids = read_split(devkit, args.deeplab_eval_set, flag="deeplab_eval_set")
+    folders = {"eval_deeplab": Path(args.deeplab_out_dir)}
+    if args.deeplab_crf:
+        folders["eval_deeplab_crf"] = Path(args.deeplab_crf_out_dir)
+    _make_masks(args, devkit, share(ids), list(folders.values()))
+    on_first_process(_score, args, devkit, ids, folders)
+
+
+def _make_masks(args: Config, devkit: Devkit, ids: list[str], folders: list[Path]) -> None:
+    """Write ID.png without dense CRF and, if there is a second folder, with it."""
+    device = resolve_device(args.device)
     n_classes = len(names_with_background(devkit.classes))
     model = load_segmenter(args.deeplab_network, args.deeplab_weights_name, device, n_classes=n_classes)
 
     images = WholeImages([devkit.image_path(image_id) for image_id in ids])
     loader = sequential_loader(images, num_workers=args.num_workers, device=device)
-    folders = {"eval_deeplab": Path(args.deeplab_out_dir)}
     if args.deeplab_crf:
-        folders["eval_deeplab_crf"] = Path(args.deeplab_crf_out_dir)
         masks = plain_and_refined_masks(model, loader, device=device, workers=args.crf_workers)
     else:
         masks = ((mask,) for mask in plain_masks(model, loader, device=device))
     server = Path(args.deeplab_server_dir) / SERVER_LAYOUT
-    for image_id, of_image in zip(ids, tqdm(masks, total=len(ids), desc="DeepLab masks", unit="image"), strict=True):
-        for folder, mask in zip(folders.values(), of_image, strict=True):
+    bar = progress(masks, total=len(ids), desc="DeepLab masks", unit="image")
+    for image_id, of_image in zip(ids, bar, strict=True):
+        for folder, mask in zip(folders, of_image, strict=True):
             write_palette(folder / f"{image_id}.png", mask, voc_palette())
         if args.deeplab_eval_set == TEST_SET:
             write_palette(server / f"{image_id}.png", of_image[-1], voc_palette())
 
+
+def _score(args: Config, devkit: Devkit, ids: list[str], folders: dict[str, Path]) -> None:
+    """Score the masks where there is a ground truth. `folders`: {name of the score: folder of its masks}."""
     if args.deeplab_eval_set == TEST_SET:
+        server = Path(args.deeplab_server_dir) / SERVER_LAYOUT
         log.info("wrote %d masks for VOC's evaluation server into %s", len(ids), server)
     if not _is_scored(devkit, args.deeplab_eval_set, ids):
         log.info("no score: the set %s has no masks in %s", args.deeplab_eval_set, devkit.root / "SegmentationClass")

@@ -2,13 +2,12 @@
 
 import logging
 
-from tqdm import tqdm
-
 from misc import instancefile
 from misc.config import Config
 from misc.errors import InputError
 from misc.metrics import InstanceScorer, ap_table, jsonable
 from misc.plan import Planned
+from misc.progress import progress
 from misc.record import save_scores
 from voc12.devkit import open_devkit
 from voc12.evaluation import require_evaluable
@@ -44,7 +43,7 @@ def run(args: Config) -> None:
     devkit = open_devkit(args.voc12_root, args.class_list)
     ids = read_split(devkit, args.chainer_eval_set)
     scorer = InstanceScorer(IOU_THRESH)
-    for image_id in tqdm(ids, desc="eval_ins_seg", unit="image"):
+    for image_id in progress(ids, desc="eval_ins_seg", unit="image"):
         path = instancefile.instance_path(args.ins_seg_out_dir, image_id)
         found = instancefile.load(path, len(devkit.classes))
         masks, classes = read_instances(devkit, image_id)

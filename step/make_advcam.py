@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from misc import camfile
 from misc.advcam import SCALES, advcam_batch, default_batch_size
@@ -15,6 +14,7 @@ from misc.errors import InputError
 from misc.files import background_writer
 from misc.imutils import image_size, mirror_pair, normalize
 from misc.plan import Planned, require_writable
+from misc.progress import progress
 from misc.provenance import Provenance, data_digest
 from misc.torchutils import GroupedLoader, places, resolve_device, resolve_precision, size_groups
 from net.build import ADVCAM_ATTRIBUTES, load_network, require_cell_classifier, require_network
@@ -107,7 +107,7 @@ def run(args: Config) -> None:
     """
     device = resolve_device(args.device)
     devkit = open_devkit(args.voc12_root, args.class_list)
-    images = read_labelled_images(devkit, args.train_list, flag="train_list", label_file=args.label_file)
+    images = read_labelled_images(devkit, args.train_list, flag="train_list", label_file=args.label_file).shared()
     paths = [camfile.cam_path(args.advcam_out_dir, image_id) for image_id in images.ids]
     model = load_network(args.cam_network, "CAM", args.cam_weights_name, device, n_classes=len(devkit.classes))
     model.requires_grad_(False)
@@ -122,7 +122,7 @@ def run(args: Config) -> None:
         },
     )
     sources = [data_digest([path], label) for path, label in zip(images.paths, images.labels, strict=True)]
-    bar = tqdm(paths, desc="looking for finished files", unit="file")
+    bar = progress(paths, desc="looking for finished files", unit="file")
     pending = [i for i, path in enumerate(bar) if not provenance.covers(path, sources[i])]
     if replaced := sum(paths[i].is_file() for i in pending):
         log.info(
@@ -139,7 +139,7 @@ def run(args: Config) -> None:
     groups = size_groups(sizes, max_pairs, n_parts=n_places)
     scaled = ScaledImages([images.paths[i] for i in pending], images.labels[pending], SCALES)
     loader = GroupedLoader(scaled, groups, num_workers=args.num_workers, device=device)
-    with tqdm(total=len(pending), desc="make_advcam", unit="image") as bar, background_writer() as submit:
+    with progress(total=len(pending), desc="make_advcam", unit="image") as bar, background_writer() as submit:
         for batch in loader:
             indices = [pending[item["index"]] for item in batch]
             example = images.paths[indices[0]]

@@ -1,7 +1,6 @@
 """Step 2: multi-scale class activation maps of the images of `train_list`."""
 
 import torch
-from tqdm import tqdm
 
 from misc import camfile
 from misc.cam import batch_scale_maps, merge_scales
@@ -9,6 +8,7 @@ from misc.config import Config
 from misc.files import background_writer
 from misc.imutils import image_size
 from misc.plan import Planned, require_writable
+from misc.progress import progress
 from misc.torchutils import GroupedLoader, places, resolve_device, size_groups
 from net.build import load_network, require_network
 from voc12.dataloader import ScaledImages
@@ -31,14 +31,14 @@ def run(args: Config) -> None:
     """Write `cam_out_dir`/ID.npy for each image, from `cam_weights_name`."""
     device = resolve_device(args.device)
     devkit = open_devkit(args.voc12_root, args.class_list)
-    images = read_labelled_images(devkit, args.train_list, flag="train_list", label_file=args.label_file)
+    images = read_labelled_images(devkit, args.train_list, flag="train_list", label_file=args.label_file).shared()
     model = load_network(args.cam_network, "CAM", args.cam_weights_name, device, n_classes=len(devkit.classes))
 
     scaled = ScaledImages(images.paths, images.labels, args.cam_scales)
     sizes = [image_size(path) for path in images.paths]
     groups = size_groups(sizes, args.make_cam_batch_size, n_parts=[places(size) for size in sizes])
     loader = GroupedLoader(scaled, groups, num_workers=args.num_workers, device=device)
-    with tqdm(total=len(images), desc="make_cam", unit="image") as bar, background_writer() as submit:
+    with progress(total=len(images), desc="make_cam", unit="image") as bar, background_writer() as submit:
         for group in loader:
             scales = [torch.stack(at_scale).to(device) for at_scale in zip(*(i["images"] for i in group), strict=True)]
             maps = batch_scale_maps(model, scales)

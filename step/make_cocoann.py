@@ -2,8 +2,6 @@
 
 import logging
 
-from tqdm import tqdm
-
 from misc import instancefile
 from misc.coco import FIRST_ID, annotations_of
 from misc.config import Config
@@ -11,6 +9,7 @@ from misc.errors import InputError
 from misc.files import json_list_writer
 from misc.imutils import image_size
 from misc.plan import Planned, require_outputs, require_writable_file
+from misc.progress import progress
 from voc12.devkit import open_devkit
 from voc12.lists import read_list
 from voc12.verify import require_readable
@@ -54,7 +53,7 @@ def run(args: Config) -> None:
     }
     n_annotations = n_runs = 0
     with json_list_writer(args.cocoann_path, content, "annotations") as append:
-        bar = tqdm(ids, desc="make_cocoann", unit="image")
+        bar = progress(ids, desc="make_cocoann", unit="image")
         for number, (image_id, size) in enumerate(zip(bar, sizes, strict=True), start=FIRST_ID):
             path = instancefile.instance_path(args.ins_seg_out_dir, image_id)
             found = instancefile.load(path, len(devkit.classes))

@@ -2,6 +2,7 @@
 
 from misc import instancefile
 from misc.config import Config
+from misc.distributed import share
 from misc.files import background_writer
 from misc.instances import detect_instances
 from misc.plan import Planned, require_writable
@@ -27,7 +28,7 @@ def run(args: Config) -> None:
     """Write `ins_seg_out_dir`/ID.npy for each image of `infer_list`."""
     device = resolve_device(args.device)
     devkit = open_devkit(args.voc12_root, args.class_list)
-    ids = read_list(devkit, args.infer_list, flag="infer_list")
+    ids = share(read_list(devkit, args.infer_list, flag="infer_list"))
     model = load_network(args.irn_network, "EdgeDisplacement", args.irn_weights_name, device)
 
     title = "make_ins_seg_labels"

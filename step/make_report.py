@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from misc import camfile, instancefile
 from misc.cam import label_map, merge_high_res, scale_maps
@@ -26,6 +25,7 @@ from misc.files import atomic_path
 from misc.imutils import mirror_pair, normalize, read_image, read_label, resize_image, scaled_size, to_chw
 from misc.metrics import confusion_matrix, scores
 from misc.plan import Planned, require_writable
+from misc.progress import progress
 from misc.report.collect import SEGMENTATION_EVALUATIONS, Arm, collect_arm
 from misc.report.page import ImageRow, chart_files, render_page
 from misc.report.pictures import (
@@ -190,7 +190,7 @@ class _Sheet:
         shuffled = [ids[index] for index in rng.permutation(len(ids))]
         scored = {}
         if self._control_folder:
-            for image_id in tqdm(shuffled[:n_scanned], desc="gains and losses", unit="image"):
+            for image_id in progress(shuffled[:n_scanned], desc="gains and losses", unit="image"):
                 if (pair := self._before_and_after(image_id)) is not None:
                     scored[image_id] = pair
         by_gain = sorted(scored, key=lambda image_id: scored[image_id][1] - scored[image_id][0])
@@ -203,7 +203,7 @@ class _Sheet:
             "Largest losses": losses,
             "At random": others[: n_shown - len(losses) - len(gains)],
         }
-        bar = tqdm(total=sum(map(len, chosen.values())), desc="pictures", unit="image")
+        bar = progress(total=sum(map(len, chosen.values())), desc="pictures", unit="image")
         rows = {}
         with bar:
             for title, group in chosen.items():

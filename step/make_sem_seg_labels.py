@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from misc.config import Config
+from misc.distributed import share
 from misc.files import background_writer
 from misc.imutils import write_label, write_palette
 from misc.masks import semantic_mask
@@ -32,7 +33,7 @@ def run(args: Config) -> None:
     """Write `sem_seg_out_dir`/ID.png (ids) and ID_palette.png (colours) for each image of `infer_list`."""
     device = resolve_device(args.device)
     devkit = open_devkit(args.voc12_root, args.class_list)
-    ids = read_list(devkit, args.infer_list, flag="infer_list")
+    ids = share(read_list(devkit, args.infer_list, flag="infer_list"))
     model = load_network(args.irn_network, "EdgeDisplacement", args.irn_weights_name, device)
 
     title = "make_sem_seg_labels"

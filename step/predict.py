@@ -4,7 +4,6 @@ import logging
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from misc.config import Config
 from misc.crf import require_densecrf
@@ -12,6 +11,7 @@ from misc.errors import InputError
 from misc.files import write_json
 from misc.imutils import read_image, resize_label, write_jpeg, write_palette
 from misc.plan import Planned, require_writable
+from misc.progress import progress
 from misc.report.pictures import mask_overlay
 from misc.segmentation import plain_and_refined_masks, plain_masks
 from misc.torchutils import resolve_device, sequential_loader
@@ -85,7 +85,7 @@ def run(args: Config) -> None:
     else:
         masks = plain_masks(model, loader, device=device)
     shares = {}
-    bar = tqdm(masks, total=len(paths), desc="predict", unit="image")
+    bar = progress(masks, total=len(paths), desc="predict", unit="image")
     for path, name, small in zip(paths, _output_names(paths), bar, strict=True):
         photograph = read_image(path, upright=True)
         mask = resize_label(small, photograph.shape[:2])

@@ -13,15 +13,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from misc.cam import merge_high_res, scale_maps
 from misc.config import DEFAULT_IGNORED_CLASS, Config
+from misc.distributed import gather_shares, is_first_process, n_processes, share
 from misc.errors import InputError
 from misc.imutils import normalize
 from misc.metrics import ThresholdSweep
 from misc.ood import class_prototypes, kmeans, wood_losses
 from misc.plan import Planned, require_writable_file
+from misc.progress import progress
 from misc.provenance import data_digest
 from misc.torchutils import (
     resolve_device,
@@ -68,10 +69,15 @@ def check(args: Config, planned: Planned) -> Planned:
     ood_paths = _ood_paths(args)
     if args.ood_coeff > 0:
         require_batch(ood_paths, args.ood_batch_size, list_flag="ood_list", batch_flag="ood_batch_size")
-    if args.distance_lambda > 0 and len(ood_paths) < args.cluster_K:
-        raise InputError(
-            f"--cluster_K {args.cluster_K} is more than the {len(ood_paths)} images of --ood_list; lower it."
-        )
+    if args.distance_lambda > 0:
+        if len(ood_paths) < args.cluster_K:
+            raise InputError(
+                f"--cluster_K {args.cluster_K} is more than the {len(ood_paths)} images of --ood_list; lower it."
+            )
+        if len(ood_paths) < n_processes():
+            raise InputError(
+                f"--ood_list has {len(ood_paths)} images, fewer than the {n_processes()} processes; start fewer."
+            )
     _ignored_class(devkit, args.ood_ignore_class)
     network = build_network(args.cam_network, "Net", n_classes=len(devkit.classes))
     require_same_weights(args.cam_network, network, "CAM", n_classes=len(devkit.classes))
@@ -166,6 +172,7 @@ def run(args: Config) -> None:
     selection_images = _selection_images(args, devkit)
     selection = None
     if selection_images is not None:
+        selection_images = selection_images.shared()
         cam_network = build_network(args.cam_network, "CAM", n_classes=n_classes).to(device).eval()
         scaled = ScaledImages(
             selection_images.paths,
@@ -212,9 +219,10 @@ def run(args: Config) -> None:
     if selection is not None:
         model.load_state_dict(selection.best_state)
         log.info("kept the weights of step %d of %d: CAM mIoU %.4f", selection.best_step, n_steps, selection.best_miou)
-    save_weights(model, args.cam_weights_name)
-    state.remove()
-    log.info("wrote %s", args.cam_weights_name)
+    if is_first_process():
+        save_weights(model, args.cam_weights_name)
+        state.remove()
+        log.info("wrote %s", args.cam_weights_name)
 
 
 def _ood_paths(args: Config) -> list[Path]:
@@ -255,9 +263,9 @@ def _selection_images(args: Config, devkit: Devkit) -> LabelledImages | None:
 
 @torch.no_grad()
 def _features_of(model: nn.Module, images: WholeImages, *, num_workers: int, device: torch.device, name: str) -> Tensor:
-    """(N, D) pooled features of whole images, one image at a time since their sizes differ."""
+    """(n, D) pooled features of whole images, one image at a time since their sizes differ."""
     loader = sequential_loader(images, num_workers=num_workers, device=device)
-    bar = tqdm(loader, desc=f"features of {name}", unit="image")
+    bar = progress(loader, desc=f"features of {name}", unit="image")
     return torch.cat([model(normalize(image.to(device, non_blocking=True))[None])[1] for image in bar])
 
 
@@ -273,8 +281,9 @@ def _prototypes(
 ) -> Tensor:
     """(C + K, D): the mean feature of each class and of each cluster of OoD images, from the starting weights."""
     options = {"num_workers": num_workers, "device": device}
-    features = _features_of(model, WholeImages(train.paths), name="training images", **options)
-    ood_features = _features_of(model, WholeImages(ood_paths, long_side=long_side), name="OoD images", **options)
+    images, ood_images = WholeImages(share(train.paths)), WholeImages(share(ood_paths), long_side=long_side)
+    features = gather_shares(_features_of(model, images, name="training images", **options))
+    ood_features = gather_shares(_features_of(model, ood_images, name="OoD images", **options))
     _, clusters = kmeans(ood_features, n_clusters)
     return torch.cat([class_prototypes(features, torch.from_numpy(train.labels).to(device)), clusters])
 
@@ -299,7 +308,9 @@ class CheckpointSelection:
     def __init__(
         self, model: nn.Module, cam_network: nn.Module, loader: DataLoader, *, n_classes: int, due: frozenset[int]
     ) -> None:
-        """`loader` yields items of `ScaledImages` with masks; `due` are the steps at which to look."""
+        """`loader` yields items of `ScaledImages` with masks, of several processes each one's share; `due` are the
+        steps at which to look.
+        """
         self._n_classes = n_classes
         self._model, self._cam_network, self._loader, self._due = model, cam_network, loader, due
         self.best_miou, self.best_step = -math.inf, 0
@@ -321,10 +332,11 @@ class CheckpointSelection:
         self._cam_network.load_state_dict(self._model.state_dict())
         device = next(self._cam_network.parameters()).device
         sweep = ThresholdSweep(SELECTION_THRESHOLDS, self._n_classes + 1)
-        for item in tqdm(self._loader, desc=f"CAM mIoU at step {step}", unit="image", leave=False):
+        for item in progress(self._loader, desc=f"CAM mIoU at step {step}", unit="image", leave=False):
             images = [image.to(device, non_blocking=True) for image in item["images"]]
             high_res = merge_high_res(scale_maps(self._cam_network, images), item["size"], item["keys"])
             sweep.add(high_res, item["keys"], item["mask"])
+        sweep.sum_over_processes()
         threshold, scored = sweep.best()
         log.info("step %d: CAM mIoU %.4f at background score %g", step, scored["miou"], threshold)
         if not self.best_state or scored["miou"] > self.best_miou:  # masks without any pixel that counts: mIoU NaN

@@ -7,13 +7,14 @@ import torch
 from torch.nn import functional as F
 
 from misc.config import Config
+from misc.distributed import is_first_process, mean_over_processes, sum_over_processes
 from misc.imutils import normalize
 from misc.plan import Planned, require_writable_file
 from misc.provenance import data_digest
 from misc.torchutils import (
+    batch_loader,
     resolve_device,
     resolve_precision,
-    sequential_loader,
     training_loader,
     two_rate_optimizer,
 )
@@ -79,25 +80,29 @@ def run(args: Config) -> None:
         num_workers=args.num_workers,
         device=device,
     )
-    val_batches = sequential_loader(
+    val_batches = batch_loader(
         TopLeftCrops(val.paths, val.labels, crop_size=args.cam_crop_size),
         batch_size=args.cam_batch_size,
         num_workers=args.num_workers,
         device=device,
     )
 
-    def loss_of(batch: dict) -> dict[str, torch.Tensor]:
+    def losses_of_images(batch: dict) -> torch.Tensor:
         logits, _ = model(normalize(batch["image"].to(device, non_blocking=True), batch["box"]))
         labels = batch["label"].to(device, non_blocking=True)
-        return {"total": F.multilabel_soft_margin_loss(logits, labels)}
+        return F.multilabel_soft_margin_loss(logits, labels, reduction="none")
+
+    def loss_of(batch: dict) -> dict[str, torch.Tensor]:
+        return {"total": mean_over_processes(losses_of_images(batch))}
 
     @torch.no_grad()
     def validate(step: int) -> dict[str, float]:
         if step % steps_per_epoch:
             return {}
-        summed = sum(float(loss_of(batch)["total"]) * len(batch["image"]) for batch in val_batches)
-        log.info("epoch %d: validation loss %.4f", step // steps_per_epoch, summed / len(val))
-        return {"validation_loss": summed / len(val)}
+        of_share = sum(float(losses_of_images(batch).sum()) for batch in val_batches)
+        loss = float(sum_over_processes(torch.tensor(of_share, dtype=torch.float64))) / len(val)
+        log.info("epoch %d: validation loss %.4f", step // steps_per_epoch, loss)
+        return {"validation_loss": loss}
 
     optimizer = two_rate_optimizer(
         *model.trainable_parameters(),
@@ -131,6 +136,7 @@ def run(args: Config) -> None:
         state=state,
         after_step=validate,
     )
-    save_weights(model, args.cam_init_weights_name)
-    state.remove()
-    log.info("wrote %s", args.cam_init_weights_name)
+    if is_first_process():
+        save_weights(model, args.cam_init_weights_name)
+        state.remove()
+        log.info("wrote %s", args.cam_init_weights_name)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from misc.config import Config, deeplab_list_flag
 from misc.deeplab import deeplab_optimizer, multiscale_losses
+from misc.distributed import is_first_process
 from misc.plan import Planned, require_outputs, require_writable_file
 from misc.provenance import data_digest
 from misc.torchutils import resolve_device, resolve_precision, training_loader
@@ -132,7 +133,8 @@ def run(args: Config) -> None:
         state=state,
         batches_per_step=args.deeplab_iter_size,
     )
-    save_weights(base, args.deeplab_weights_name)
-    write_classes(classes_beside(args.deeplab_weights_name), devkit.classes)
-    state.remove()
-    log.info("wrote %s and %s", args.deeplab_weights_name, classes_beside(args.deeplab_weights_name))
+    if is_first_process():
+        save_weights(base, args.deeplab_weights_name)
+        write_classes(classes_beside(args.deeplab_weights_name), devkit.classes)
+        state.remove()
+        log.info("wrote %s and %s", args.deeplab_weights_name, classes_beside(args.deeplab_weights_name))

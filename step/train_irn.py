@@ -7,16 +7,17 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from misc.config import Config
+from misc.distributed import is_first_process, sum_over_processes
 from misc.imutils import normalize
 from misc.plan import Planned, require_outputs, require_writable_file
+from misc.progress import progress
 from misc.provenance import data_digest
 from misc.torchutils import (
+    batch_loader,
     resolve_device,
     resolve_precision,
-    sequential_loader,
     training_loader,
     two_rate_optimizer,
 )
@@ -124,26 +125,30 @@ def run(args: Config) -> None:
         state=state,
     )
     infer_crops = TopLeftCrops([devkit.image_path(image_id) for image_id in infer_ids], crop_size=args.irn_crop_size)
-    infer_batches = sequential_loader(
+    infer_batches = batch_loader(
         infer_crops, batch_size=args.irn_batch_size, num_workers=args.num_workers, device=device
     )
     _store_mean_displacement(model, infer_batches, device=device)
-    save_weights(model, args.irn_weights_name)
-    state.remove()
-    log.info("wrote %s", args.irn_weights_name)
+    if is_first_process():
+        save_weights(model, args.irn_weights_name)
+        state.remove()
+        log.info("wrote %s", args.irn_weights_name)
 
 
 @torch.no_grad()
 def _store_mean_displacement(model: nn.Module, batches: DataLoader, *, device: torch.device) -> None:
     """Make the mean displacement over the data the network's mean shift: the mean per batch, then over batches.
 
-    The vector is zero during this pass, and padded cells count, both as in the original.
+    The vector is zero during this pass, and padded cells count, both as in the original. `batches`: of several
+    processes each one's share.
     """
     model.eval()
-    model.mean_shift.running_mean.zero_()
-    means = []
-    for batch in tqdm(batches, desc="mean displacement", unit="batch"):
+    mean_shift = model.mean_shift.running_mean.zero_()
+    sum_of_means, n_batches = torch.zeros_like(mean_shift, dtype=torch.float64), 0
+    for batch in progress(batches, desc="mean displacement", unit="batch"):
         images = normalize(batch["image"].to(device, non_blocking=True), batch["box"])
         _, displacement = model.edge_and_displacement(images)
-        means.append(displacement.mean(dim=(0, 2, 3)))
-    model.mean_shift.running_mean.copy_(torch.stack(means).mean(dim=0))
+        sum_of_means += displacement.mean(dim=(0, 2, 3))
+        n_batches += 1
+    sums = sum_over_processes(torch.cat([sum_of_means, sum_of_means.new_tensor([n_batches])]))
+    mean_shift.copy_(sums[:-1] / sums[-1])

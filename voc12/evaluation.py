@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from misc import camfile
 from misc.errors import InputError
 from misc.imutils import IGNORE_LABEL, read_label
 from misc.metrics import ThresholdSweep, class_table, confusion_matrix, jsonable, scores
 from misc.plan import Planned, require_outputs
+from misc.progress import progress
 from misc.record import save_scores
 from voc12.classes import names_with_background
 from voc12.devkit import Devkit, open_devkit
@@ -60,7 +60,7 @@ def evaluate_cams(
     ids = read_split(devkit, split)
     names = names_with_background(devkit.classes)
     sweep = ThresholdSweep((*thresholds, threshold_apart), len(names))
-    for image_id in tqdm(ids, desc=name, unit="image"):
+    for image_id in progress(ids, desc=name, unit="image"):
         path = camfile.cam_path(folder, image_id)
         keys, _, high_res = camfile.load(path, len(devkit.classes))
         truth = read_label(devkit.mask_path(image_id))
@@ -110,7 +110,7 @@ def evaluate_masks(
     ids = read_split(devkit, split, flag=set_flag)
     names = names_with_background(devkit.classes)
     confusion = np.zeros((len(names), len(names)), dtype=np.int64)
-    for image_id in tqdm(ids, desc=name, unit="image"):
+    for image_id in progress(ids, desc=name, unit="image"):
         path = Path(folder) / f"{image_id}.png"
         mask = read_label(path)
         mask[mask == IGNORE_LABEL] = 0

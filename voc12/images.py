@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from misc.distributed import n_processes, share
 from misc.errors import InputError
 from voc12.devkit import Devkit
 from voc12.labels import read_labels
@@ -20,6 +21,10 @@ class LabelledImages:
     paths: list[Path]
     labels: np.ndarray
 
+    def shared(self) -> "LabelledImages":
+        """This process's share of the images."""
+        return LabelledImages(share(self.ids), share(self.paths), share(self.labels))
+
     def __len__(self) -> int:
         return len(self.ids)
 
@@ -31,7 +36,12 @@ def read_labelled_images(devkit: Devkit, list_path: str | Path, *, flag: str, la
 
 
 def require_batch(items: Sequence, batch_size: int, *, list_flag: str, batch_flag: str) -> None:
-    """Raise `InputError` if a training list is shorter than one batch."""
+    """Raise `InputError` if a training list is shorter than one batch, or a batch has fewer images than processes."""
+    if batch_size < n_processes():
+        raise InputError(
+            f"--{batch_flag} {batch_size} is less than the {n_processes()} processes, of which each takes a share of "
+            f"the batch; raise --{batch_flag} or start fewer."
+        )
     if len(items) < batch_size:
         raise InputError(
             f"--{list_flag} has {len(items)} images, fewer than one batch (--{batch_flag} {batch_size}); "

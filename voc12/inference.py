@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from misc import camfile
 from misc.cam import CAM_STRIDE
@@ -16,6 +15,7 @@ from misc.config import CamSource
 from misc.errors import InputError
 from misc.imutils import mirror_pair, normalize
 from misc.plan import Planned, require_outputs
+from misc.progress import progress
 from misc.torchutils import sequential_loader
 from voc12.dataloader import ImagesWithCams
 from voc12.devkit import Devkit
@@ -67,7 +67,7 @@ def walk_inputs(
     cam_paths = [camfile.cam_path(cam_folder, image_id) for image_id in ids]
     items = ImagesWithCams(paths, cam_paths, len(devkit.classes))
     loader = sequential_loader(items, num_workers=num_workers, device=device)
-    bar = tqdm(loader, desc=title, unit="image")
+    bar = progress(loader, desc=title, unit="image")
     for image_id, path, cam_path, item in zip(ids, paths, cam_paths, bar, strict=True):
         image, cam, keys = item["image"], item["cam"], np.array(item["keys"], dtype=np.int64)
         size = tuple(image.shape[1:])

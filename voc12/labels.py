@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from misc.errors import InputError, first_three
 from misc.objectfile import load_object, save_object
+from misc.progress import progress
 from voc12.derived import DERIVED_FOLDER, is_derived, record_derived
 from voc12.devkit import Devkit
 
@@ -55,7 +55,7 @@ def _derive_labels(devkit: Devkit, label_file: Path) -> None:
         return
     labels = {
         _label_key(file.stem): labels_of_annotation(file, devkit.classes)
-        for file in tqdm(annotations, desc="reading annotations", unit="file")
+        for file in progress(annotations, desc="reading annotations", unit="file")
     }
     save_object(label_file, labels)
     record_derived(label_file, source=source)

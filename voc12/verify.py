@@ -6,12 +6,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from PIL import Image
-from tqdm import tqdm
 
 from misc.errors import InputError, first_three
 from misc.files import write_json
 from misc.imutils import IGNORE_LABEL, image_size, pixel_problem, read_label
 from misc.jsonfile import read_dict
+from misc.progress import progress
 from voc12.derived import DERIVED_FOLDER
 from voc12.devkit import Devkit
 from voc12.instances import read_instances
@@ -58,7 +58,7 @@ def _verify(
     if not new:
         return
     with ThreadPoolExecutor(max(1, num_workers)) as pool:
-        bar = tqdm(pool.map(problem_of, new), total=len(new), desc="checking images", unit="image")
+        bar = progress(pool.map(problem_of, new), total=len(new), desc="checking images", unit="image")
         problems = {path: problem for path, problem in zip(new, bar, strict=True) if problem}
     record.update({os.path.realpath(path): states[path] for path in new if path not in problems})
     write_json(VERIFIED_RECORD, record)

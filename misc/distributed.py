@@ -1,0 +1,172 @@
+"""A run in several processes, as torchrun starts them: who does what, and sums over all of them.
+
+Results are those of one process, up to the rounding of sums. A batch has the size that the flags say, whatever the
+number of processes, and each of these takes its `share` of the images. What a loss needs of the whole batch is summed
+over the processes, so that each computes the loss of the whole batch; their gradients, each of its own images, add up
+to that loss's gradient.
+
+Without torchrun a run is one process, and these functions pass on what they are given. In several, all of them must be
+called by every process, in the same order.
+"""
+
+import gc
+import hashlib
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+from misc.errors import InputError, ProcessLost
+
+Items = TypeVar("Items", bound=Sequence)
+
+PATIENCE = timedelta(days=7)
+"""How long a process waits for another, which may have hours of work alone (reading every image of a list)."""
+GPU_BACKENDS, CPU_BACKENDS = "cpu:gloo,cuda:nccl", "cpu:gloo"
+
+
+@contextmanager
+def process_group(device: torch.device) -> Iterator[None]:
+    """Join the processes that torchrun started; without it nothing is done. `device`: that of this process."""
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        yield
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group(GPU_BACKENDS if device.type == "cuda" else CPU_BACKENDS, timeout=PATIENCE)
+    succeeded = False
+    try:
+        yield
+        succeeded = True
+    finally:
+        if succeeded or device.type == "cpu":  # NCCL could wait for a process that is gone
+            dist.destroy_process_group()
+            gc.collect()  # a cycle that holds the group would keep its threads until the exit, which they would abort
+
+
+def n_processes() -> int:
+    """How many processes share the work."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """This process's number, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def is_first_process() -> bool:
+    """Whether this process is the one that writes logs, weights and scores."""
+    return rank() == 0
+
+
+def share(items: Items) -> Items:
+    """This process's items: every n-th of n processes."""
+    return items[rank() :: n_processes()]
+
+
+def _collective(function: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+    """Run a function of torch.distributed. Raises `ProcessLost` where another process is gone."""
+    try:
+        function(*args, **kwargs)
+    except RuntimeError as error:
+        raise ProcessLost(str(error)) from error
+
+
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        total = x.clone(memory_format=torch.contiguous_format)
+        _collective(dist.all_reduce, total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient
+
+
+def sum_over_processes(x: Tensor) -> Tensor:
+    """The sum over processes of tensors of one shape. Its gradient is that of this process's own summand."""
+    return x if n_processes() == 1 else _Sum.apply(x)
+
+
+def mean_over_processes(values: Tensor) -> Tensor:
+    """The mean of all elements of all processes' tensors (of any number of elements); gradient as in a sum."""
+    if n_processes() == 1:
+        return values.mean()
+    count = torch.full((), values.numel(), dtype=values.dtype, device=values.device)
+    total, n_elements = sum_over_processes(torch.stack([values.sum(), count]))
+    return total / n_elements
+
+
+def max_over_processes(x: Tensor) -> Tensor:
+    """The elementwise maximum over processes, without a gradient."""
+    x = x.detach()
+    if n_processes() > 1:
+        x = x.clone()
+        _collective(dist.all_reduce, x, op=dist.ReduceOp.MAX)
+    return x
+
+
+def gather_shares(rows: Tensor) -> Tensor:
+    """Each process's (n, ...) rows of its `share` of items -> (N, ...): those of all items, in their order."""
+    if n_processes() == 1:
+        return rows
+    n_rows = int(sum_over_processes(torch.tensor(len(rows))))
+    missing = math.ceil(n_rows / n_processes()) - len(rows)
+    padded = torch.cat([rows, rows.new_zeros((missing, *rows.shape[1:]))])
+    gathered = [torch.empty_like(padded) for _ in range(n_processes())]
+    _collective(dist.all_gather, gathered, padded)
+    return torch.stack(gathered, dim=1).flatten(0, 1)[:n_rows]
+
+
+def sum_gradients(optimizer: torch.optim.Optimizer) -> None:
+    """Replace the gradients of an optimiser's parameters by their sums over processes, in one transfer."""
+    if n_processes() == 1:
+        return
+    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    total = sum_over_processes(torch.cat([p.grad.flatten() for p in parameters]))
+    for parameter, gradient in zip(parameters, total.split([p.numel() for p in parameters]), strict=True):
+        parameter.grad.copy_(gradient.view_as(parameter))
+
+
+def require_equal(text: str, *, name: str) -> None:
+    """Raise `InputError`, in every process, unless all have the same `text`: what `name` is determined by."""
+    if n_processes() == 1:
+        return
+    digest = torch.frombuffer(bytearray(hashlib.sha256(text.encode()).digest()), dtype=torch.uint8).int()
+    if not torch.equal(max_over_processes(digest), -max_over_processes(-digest)):
+        raise InputError(
+            f"{name}: the processes see different files (data, starting weights or saved states); give all machines "
+            "the same files and one --result_dir that they share."
+        )
+
+
+def on_first_process(function: Callable[..., Any], *args: Any) -> None:
+    """When every process has come here, let the first one call a function while the others wait for it.
+
+    Raises what the function raises; in the others `ProcessLost`.
+    """
+    if n_processes() == 1:
+        function(*args)
+        return
+    wait_for_all()
+    failed, fine = torch.tensor(1), torch.tensor(0)
+    if is_first_process():
+        try:
+            function(*args)
+        except InputError:
+            max_over_processes(failed)
+            raise
+    if max_over_processes(fine):
+        raise ProcessLost("the first process found bad input")
+
+
+def wait_for_all() -> None:
+    """Return when every process has come here. Raises `ProcessLost` where one is gone."""
+    sum_over_processes(torch.tensor(0))

@@ -1,0 +1,228 @@
+"""A run in several processes, as torchrun starts them, gives what one process gives."""
+
+import json
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from support import ALL_STEPS, NO_STEPS, make_toy_data
+
+import run_sample
+from misc import camfile, instancefile
+from misc.errors import InputError
+from misc.imutils import read_label, write_label
+from misc.parallel import usable_cores
+from misc.torchutils import resolve_device
+from misc.training_state import TrainingState
+from net.resnet18_cam import Net
+from net.weights import read_checkpoint, save_weights
+from voc12.images import require_batch
+
+ROOT = Path(run_sample.__file__).parent
+ROUNDING = 1e-5
+
+
+def torchrun(*command, n, cwd):
+    """Run a Python script in `n` processes."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(n)]
+    line = [sys.executable, *launcher, *map(str, command)]
+    return subprocess.run(line, cwd=cwd, capture_output=True, text=True, check=False)
+
+
+def run_in_processes(toy, n, **flags):
+    return torchrun(ROOT / "run_sample.py", *toy.flags(**NO_STEPS | flags), n=n, cwd=toy.work)
+
+
+def assert_equal_weights(given, expected):
+    assert given.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert (given[name] - tensor).abs().max() <= ROUNDING * tensor.abs().max(), name
+
+
+@pytest.fixture(scope="module")
+def one_and_two(tmp_path_factory):
+    """Working directories of the whole chain in one process and in two, of which a batch of three is no multiple."""
+    pytest.importorskip("pydensecrf")
+    flags = {
+        **ALL_STEPS,
+        "make_advcam_pass": True,
+        "adv_iter": 2,
+        "cam_batch_size": 3,
+        "ood_batch_size": 3,
+        "irn_batch_size": 3,
+        "deeplab_batch_size": 3,
+        "cam_num_epoches": 2,
+        "cam_select_interval": 1,
+    }
+    one, two = (make_toy_data(tmp_path_factory.mktemp(name)) for name in ("one", "two"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(one.work)
+        run_sample.run(one.flags(**flags))
+    done = run_in_processes(two, 2, **flags)
+    assert done.returncode == 0, done.stderr
+    return one, two
+
+
+@pytest.mark.parametrize("name", ["res50_cam_orig", "res50_cam_ood", "res50_irn_ood", "deeplab_v2_ood"])
+def test_trainings_end_with_equal_weights(one_and_two, name):
+    one, two = (read_checkpoint(toy.work / "sess" / f"{name}.pth") for toy in one_and_two)
+    assert_equal_weights(two, one)
+
+
+@pytest.mark.parametrize("name", ["train_classifier", "train_cam", "train_irn", "train_deeplab"])
+def test_losses_are_those_of_the_whole_batch(one_and_two, name):
+    def lines(toy):
+        return [json.loads(line) for line in (toy.work / f"result/metrics/{name}.jsonl").read_text().splitlines()]
+
+    expected, given = map(lines, one_and_two)
+    assert len(expected) == len(given) > 0
+    for line, of_two in zip(expected, given, strict=True):
+        for values in (line, of_two):
+            del values["images_per_second"]
+        assert of_two == pytest.approx(line, rel=1e-4, abs=1e-6)
+
+
+def test_maps_masks_and_scores_are_equal(one_and_two):
+    one, two = one_and_two
+    compared = set()
+    for path in sorted(one.work.rglob("*.*")):
+        other = two.work / path.relative_to(one.work)
+        folder = path.parent.name
+        if path.suffix == ".png":
+            assert np.mean(read_label(path) == read_label(other)) >= 0.999, other
+        elif folder.startswith("cam_ood") and path.suffix == ".npy":
+            (keys, cam, high_res), (other_keys, *others) = camfile.load(path), camfile.load(other)
+            assert np.array_equal(keys, other_keys)
+            for array, of_two in zip((cam, high_res), others, strict=True):
+                np.testing.assert_allclose(of_two, array, atol=ROUNDING)
+        elif folder == "ins_seg_ood":
+            found, of_two = (instancefile.load(file, 3) for file in (path, other))
+            assert np.array_equal(found.masks, of_two.masks)
+        elif folder == "scores":
+            scores, of_two = (json.loads(file.read_text()) for file in (path, other))
+            if "miou" in scores:
+                assert of_two["miou"] == pytest.approx(scores["miou"], abs=1e-3)
+        else:
+            continue
+        compared.add(folder)
+    outputs = {"cam_ood", "cam_ood_advcam", "ir_label", "sem_seg_ood", "ins_seg_ood", "deeplab", "deeplab_crf"}
+    assert compared == {*outputs, "scores"}
+
+
+def test_the_first_process_keeps_the_record(one_and_two):
+    _, two = one_and_two
+    (path,) = (two.work / "result/runs").iterdir()
+    record = json.loads(path.read_text())
+    assert record["processes"] == 2
+    assert [entry["step"] for entry in record["done"]] == record["steps"]
+    log = (two.work / "sample_train_eval.log").read_text()
+    assert log.count("wrote sess/res50_cam_ood.pth") == 1
+    assert not list(two.work.rglob("*.part*"))
+
+
+COLLECTIVES = textwrap.dedent("""
+    import torch
+    from misc import distributed
+    from misc.errors import InputError
+
+    with distributed.process_group(torch.device("cpu")):
+        rank = distributed.rank()
+        assert distributed.n_processes() == 3
+        items = list(range(7))
+        rows = torch.tensor(distributed.share(items)).float()[:, None] * torch.ones(2)
+        assert distributed.gather_shares(rows)[:, 1].tolist() == items
+        assert distributed.gather_shares(torch.ones(int(rank == 0), 4)).shape == (1, 4), "two shares are empty"
+
+        values = rows[:, 0].clone().requires_grad_()
+        mean = distributed.mean_over_processes(values)
+        assert mean == 3, "processes with more values count more"
+        mean.backward()
+        assert torch.allclose(values.grad, torch.full_like(values, 1 / 7))
+
+        weight = torch.nn.Parameter(torch.ones(2, 2).T)
+        never_used = torch.nn.Parameter(torch.ones(1))
+        (weight * torch.tensor([[0.0, 1.0], [2.0, rank]])).sum().backward()
+        distributed.sum_gradients(torch.optim.SGD([weight, never_used]))
+        assert weight.grad.tolist() == [[0, 3], [6, 3]]
+
+        assert distributed.max_over_processes(torch.tensor([rank, -rank])).tolist() == [2, 0]
+        distributed.require_equal("the same", name="a training")
+        try:
+            distributed.require_equal(f"that of {rank}", name="a training")
+        except InputError as error:
+            assert "a training: the processes see different files" in str(error)
+        else:
+            raise AssertionError("not noticed")
+        called = []
+        distributed.on_first_process(called.append, rank)
+        assert called == ([0] if rank == 0 else [])
+""")
+
+
+def test_sums_and_shares_of_three_processes(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    (tmp_path / "collectives.py").write_text(COLLECTIVES)
+    done = torchrun("collectives.py", n=3, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_training_is_resumed_by_another_number_of_processes(toy, monkeypatch):
+    torch.manual_seed(1)
+    save_weights(Net(n_classes=3), "sess/res50_cam_orig.pth")
+    flags = {"train_cam_pass": True, "cam_num_epoches": 2, "state_minutes": 0}
+    run_sample.run(toy.flags(**NO_STEPS | flags | {"cam_weights_name": "sess/expected.pth"}))
+
+    def save_or_stop(state, done):
+        if done == 4:
+            raise KeyboardInterrupt
+        state.save(done)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingState, "save_if_due", save_or_stop)
+        with pytest.raises(KeyboardInterrupt):
+            run_sample.run(toy.flags(**NO_STEPS | flags))
+    done = run_in_processes(toy, 2, **flags)
+    assert done.returncode == 0, done.stderr
+    assert "train_cam goes on after step 3 of an interrupted run" in done.stdout
+    assert_equal_weights(read_checkpoint("sess/res50_cam_ood.pth"), read_checkpoint("sess/expected.pth"))
+
+
+def test_bad_input_of_one_process_stops_all_and_keeps_what_is_done(toy):
+    pytest.importorskip("pydensecrf")
+    for image_id in toy.ids[:6]:
+        mask = read_label(toy.root / "SegmentationClass" / f"{image_id}.png")
+        maps = np.zeros((1, *mask.shape), dtype=np.float32)
+        camfile.save(camfile.cam_path("result/cam_ood", image_id), np.array([0]), maps[:, ::4, ::4], maps)
+    write_label("result/cam_ood/damaged.png", np.zeros((1, 1), dtype=np.uint8))
+    damaged = camfile.cam_path("result/cam_ood", toy.ids[1])
+    Path("result/cam_ood/damaged.png").rename(damaged)
+    done = run_in_processes(toy, 2, cam_to_ir_label_pass=True)
+    assert done.returncode != 0
+    assert f"process 1: error: CAM file {damaged} can't be read" in done.stderr
+    assert 'run_sample.py", line' not in done.stderr, "no traceback of ours"
+    assert sorted(path.stem for path in Path("result/ir_label").iterdir()) == toy.ids[0:6:2]
+
+
+def test_a_batch_needs_an_image_for_each_process(toy):
+    done = run_in_processes(toy, 3, train_deeplab_pass=True, deeplab_mask_dir=toy.root / "SegmentationClass")
+    assert done.returncode != 0
+    assert done.stderr.count("error: --deeplab_batch_size 2 is less than the 3 processes") == 1
+    require_batch([0, 1], 2, list_flag="train_list", batch_flag="deeplab_batch_size")
+
+
+def test_each_process_has_a_gpu_of_its_own_and_its_part_of_the_cores(monkeypatch):
+    all_cores = usable_cores()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert resolve_device("auto") == torch.device("cuda", 1)
+    assert resolve_device("cpu") == torch.device("cpu")
+    assert usable_cores() == max(1, all_cores // 2)
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(InputError, match=r"each process needs a GPU, and here are 2; start no more than these"):
+        resolve_device("cuda")
