@@ -6,6 +6,7 @@
 # leaves it out. An interrupted training goes on; after a finished one `--train_cam_pass False` keeps its weights, and
 # with them AdvCAM's finished images.
 # DeepLab-v2 on the masks comes last, where its start is in sess/ or a flag names one.
+# Several GPUs: WOOD_PROCESSES=8 bash bash_run_sample.sh, or WOOD_PROCESSES=gpu for all that this machine has.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 source misc/environment.sh
@@ -46,8 +47,12 @@ if [ "$sample" = auto ] && [ ! -d "$voc12_root/JPEGImages" ]; then
 fi
 
 use_environment requirements.txt
+run=("$PYTHON" run_sample.py)
+if [ "${WOOD_PROCESSES:-1}" != 1 ]; then
+    run=("$PYTHON" -m torch.distributed.run --standalone --nproc_per_node "$WOOD_PROCESSES" run_sample.py)
+fi
 if [ "$sample" = asked ]; then
-    exec "$PYTHON" run_sample.py "$@"
+    exec "${run[@]}" "$@"
 fi
 
 # The in-distribution classifier is trained only if there is none
@@ -70,7 +75,7 @@ fi
 
 # One run, so that all input is checked before the first step. The authors make the first CAMs for train alone; here
 # they are made for train_aug, which contains it.
-exec "$PYTHON" run_sample.py \
+exec "${run[@]}" \
     --train_classifier_pass "$train_classifier" \
     --train_list voc12/train_aug.txt --infer_list voc12/train_aug.txt --chainer_eval_set train \
     --train_cam_pass True --make_cam_pass True --eval_cam_pass True \

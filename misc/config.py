@@ -70,9 +70,13 @@ class Config:
     precision: Literal["auto", "fp32", "tf32", "bf16"] = flag(
         "auto", "fp32; tf32, what auto takes on CUDA; bf16: backbones in bfloat16 (not in the original)"
     )
-    num_workers: int = flag(half_the_cores, "processes that read and prepare images; 0: none", low=0)
+    num_workers: int = flag(
+        half_the_cores, "processes that read and prepare images, for each of torchrun's; 0: none", low=0
+    )
     crf_workers: int = flag(
-        usable_cores, "processes of dense CRF, by default one a core; 0: none (not in the original)", low=0
+        usable_cores,
+        "processes of dense CRF, for each of torchrun's; by default one a core; 0: none (not in the original)",
+        low=0,
     )
     resume: bool = flag(
         True,

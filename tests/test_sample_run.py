@@ -129,6 +129,13 @@ def test_script_without_voc_runs_the_sample_and_says_so_first(script):
     assert "did you mean --voc12_root Data/VOC2012?" in script()
 
 
+def test_script_starts_as_many_processes_as_asked_for(script, monkeypatch):
+    monkeypatch.setenv("WOOD_PROCESSES", "gpu")
+    assert "-m torch.distributed.run --standalone --nproc_per_node gpu run_sample.py --sample True" in script()
+    monkeypatch.setenv("WOOD_PROCESSES", "1")
+    assert "torch.distributed" not in script()
+
+
 def test_script_with_voc_runs_voc(script):
     (script.folder / "Data/VOCdevkit/VOC2012/JPEGImages").mkdir(parents=True)
     shown = script("--seed", "3")
