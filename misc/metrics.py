@@ -42,17 +42,18 @@ def scores(confusion: np.ndarray) -> dict[str, Any]:
         iou, recall, precision = hits / union, hits / truth, hits / predicted
         return {
             "iou": iou,
-            "miou": _nan_mean(iou),
+            "miou": nan_mean(iou),
             "precision": precision,
             "recall": recall,
             "false_positive": 1 - truth / union,
             "false_negative": 1 - predicted / union,
             "pixel_accuracy": float(hits.sum() / truth.sum()),
-            "mean_class_accuracy": _nan_mean(recall),
+            "mean_class_accuracy": nan_mean(recall),
         }
 
 
-def _nan_mean(values: np.ndarray) -> float:
+def nan_mean(values: np.ndarray) -> float:
+    """The mean of the values that are not NaN; NaN if there is none."""
     known = values[~np.isnan(values)]
     return float(known.mean()) if known.size else float("nan")
 
@@ -185,7 +186,7 @@ class InstanceScorer:
             precision, recall = found / np.arange(1, len(ranked) + 1), found / np.count_nonzero(truth == label)
             envelope = np.maximum.accumulate(precision[::-1])[::-1]
             ap[label] = (np.diff(recall, prepend=0.0) * envelope).sum()
-        return {"ap": ap, "map": _nan_mean(ap)}
+        return {"ap": ap, "map": nan_mean(ap)}
 
 
 def instance_ap(
@@ -222,7 +223,7 @@ def class_table(names: Sequence[str], scored: dict[str, Any]) -> str:
     for name, *values in zip(names, *columns, strict=True):
         if not np.isnan(values[0]):
             rows.append(f"{name:{width}}  {values[0]:6.4f}     {values[1]:6.4f}  {values[2]:6.4f}")
-    means = [_nan_mean(np.asarray(column)) for column in columns]
+    means = [nan_mean(np.asarray(column)) for column in columns]
     rows.append(f"{'mean':{width}}  {means[0]:6.4f}     {means[1]:6.4f}  {means[2]:6.4f}")
     return "\n".join(rows)
 

@@ -11,7 +11,11 @@ from net.deeplab import BackboneDeepLab
 
 
 class FiveConvolutions(Backbone):
-    """Stage outputs have ceil(H / stride) x ceil(W / stride) cells. Without batch norm, none needs to be frozen."""
+    """Stage outputs have ceil(H / stride) x ceil(W / stride) cells. Without batch norm, none needs to be frozen.
+
+    Softplus is smooth, so that rounding moves results a little but decides nothing, as it can at the kink of a ReLU or
+    between equal values under a maximum: tests compare runs of this network to the last digits.
+    """
 
     channels = (16, 16, 32, 32, 64)
     strides = (4, 4, 8, 16, 16)
@@ -20,7 +24,7 @@ class FiveConvolutions(Backbone):
         super().__init__()
         inputs, steps = (3, *self.channels), (4, 1, 2, 2, 1)
         self.blocks = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(inputs[i], inputs[i + 1], 5, stride=steps[i], padding=2), nn.ReLU())
+            nn.Sequential(nn.Conv2d(inputs[i], inputs[i + 1], 5, stride=steps[i], padding=2), nn.Softplus(beta=5))
             for i in range(len(steps))
         )
 

@@ -32,8 +32,8 @@ class ToyData:
             "ood_list": self.ood_list,
             "num_workers": 0,
             "device": "cpu",
-            "cam_network": "net.resnet18_cam",
-            "irn_network": "net.resnet18_irn",
+            "cam_network": "tests.own_network",
+            "irn_network": "tests.own_network",
             "imagenet_weights": "none",
             "cam_crop_size": 64,
             "cam_resize_long": (48, 80),
@@ -49,7 +49,7 @@ class ToyData:
             "irn_num_epoches": 1,
             "irn_learning_rate": 0.01,
             "crf_workers": 0,
-            "deeplab_network": "net.resnet18_deeplab",
+            "deeplab_network": "tests.own_network",
             "deeplab_init_weights": "none",
             "deeplab_crop_size": 65,
             "deeplab_batch_size": 2,
@@ -110,6 +110,9 @@ def give_all_one_size(toy: ToyData, size: tuple[int, int] = TOY_SIZES[0]) -> Non
         pixels = np.random.default_rng(number).integers(0, 255, (*size, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(toy.root / "JPEGImages" / f"{image_id}.jpg")
 
+
+RESNET18 = {f"{kind}_network": f"net.resnet18_{kind}" for kind in ("cam", "irn", "deeplab")}
+"""Networks of the project, in place of the toy data's small ones."""
 
 ALL_STEPS = {
     f"{step}_pass": True

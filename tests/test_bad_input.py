@@ -13,10 +13,9 @@ from misc import camfile, instancefile
 from misc.errors import InputError, message_of
 from misc.imutils import write_label
 from misc.instances import Detections
-from net.resnet18_cam import Net
-from net.resnet18_irn import AffinityDisplacementLoss, EdgeDisplacement
 from net.weights import save_weights
 from tests import own_network
+from tests.own_network import AffinityDisplacementLoss, EdgeDisplacement, Net
 
 
 def write(path, *lines):
@@ -249,7 +248,7 @@ def test_checkpoints_are_checked_before_work(toy, step):
     assert f"{path} is no checkpoint of" in refusal(arguments)
     if network is Net:
         save_weights(Net(n_classes=20), path)
-        assert "classifier.weight has shape (20, 512, 1, 1), expected (3, 512, 1, 1)" in refusal(arguments)
+        assert "classifier.weight has shape (20, 64, 1, 1), expected (3, 64, 1, 1)" in refusal(arguments)
 
 
 @pytest.mark.parametrize(("step", "flag"), [("make_advcam", "advcam_out_dir"), ("make_ins_seg", "ins_seg_out_dir")])

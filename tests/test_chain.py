@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from pycocotools.coco import COCO
-from support import ALL_STEPS, NO_STEPS, give_all_one_size, make_toy_data
+from support import ALL_STEPS, NO_STEPS, RESNET18, give_all_one_size, make_toy_data
 
 import run_sample
 from misc import camfile, instancefile
@@ -18,9 +18,9 @@ from misc.cam import batch_scale_maps
 from misc.imutils import read_label, write_label
 from misc.instances import Detections
 from misc.metrics import confusion_matrix, scores
-from net.resnet18_cam import Net
 from net.weights import read_checkpoint, save_weights
 from step.train_cam import selection_steps
+from tests.own_network import Net
 from voc12.devkit import open_devkit
 from voc12.instances import read_instances
 
@@ -33,12 +33,12 @@ def run(toy, **flags):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """The toy data after the whole chain has run on it, for tests that only look."""
+    """The toy data after the whole chain, with ResNet-18, has run on it, for tests that only look."""
     pytest.importorskip("pydensecrf")
     toy = make_toy_data(tmp_path_factory.mktemp("chain"))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(toy.work)
-        run(toy, **ALL_STEPS)
+        run(toy, **ALL_STEPS, **RESNET18)
     return toy
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import ExifTags, Image, ImageOps
-from support import NO_STEPS
+from support import NO_STEPS, TOY_CLASSES, make_toy_data
 
 import run_sample
 from misc import camfile
@@ -18,12 +18,11 @@ from misc.segmentation import class_probabilities, plain_and_refined_masks, plai
 from misc.torchutils import set_precision
 from net.deeplab import MultiScale, Segmenter, load_segmenter
 from net.efficientnet_lite0_deeplab import DeepLab as EfficientDeepLab
-from net.resnet18_deeplab import DeepLab
-from net.resnet18_irn import EdgeDisplacement
 from net.weights import read_checkpoint, save_weights
 from step.eval_deeplab import SERVER_LAYOUT
 from step.export_deeplab import CLASSES_FILE
-from voc12.classes import voc_palette
+from tests.own_network import DeepLab, EdgeDisplacement
+from voc12.classes import classes_beside, voc_palette, write_classes
 
 WEIGHTS = "sess/deeplab_v2_ood.pth"
 CPU = torch.device("cpu")
@@ -40,19 +39,27 @@ def refusal(toy, **flags):
     return str(caught.value)
 
 
+def save_balanced_network():
+    """A random network in which no class outweighs the others and every class wins somewhere."""
+    network = DeepLab(n_classes=4)
+    images = network.prepare(torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8))
+    with torch.no_grad():
+        network.aspp.c0.bias -= network(images).mean(dim=(0, 2, 3))
+        scale = 1 / network(images).std()
+        for parameter in network.aspp.parameters():
+            parameter *= scale
+    save_weights(network, WEIGHTS)
+
+
 @pytest.fixture
 def trained(toy):
-    """The toy data with a random network in which no class outweighs the others."""
-    network = DeepLab(n_classes=4)
-    with torch.no_grad():
-        logits = network(network.prepare(torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)))
-        network.aspp.c0.bias -= logits.mean(dim=(0, 2, 3))
-    save_weights(network, WEIGHTS)
+    """The toy data with a balanced network."""
+    save_balanced_network()
     return toy
 
 
 def segmenter():
-    return load_segmenter("net.resnet18_deeplab", WEIGHTS, CPU, n_classes=4)
+    return load_segmenter("tests.own_network", WEIGHTS, CPU, n_classes=4)
 
 
 def photograph(path, size=(40, 60), mode="RGB", **options):
@@ -72,12 +79,11 @@ def photograph(path, size=(40, 60), mode="RGB", **options):
 def test_training_on_masks_of_ones_own_learns_them(toy):
     losses = Path("result/metrics/train_deeplab.jsonl")
     flags = {
-        "deeplab_network": "net.efficientnet_lite0_deeplab",
         "deeplab_mask_dir": toy.root / "SegmentationClass",
         "deeplab_train_list": "voc12/train.txt",
-        "deeplab_learning_rate": 0.001,
+        "deeplab_learning_rate": 0.02,
     }
-    run(toy, train_deeplab_pass=True, deeplab_init_weights="auto", deeplab_max_iter=30, **flags)
+    run(toy, train_deeplab_pass=True, deeplab_max_iter=40, **flags)
     totals = [json.loads(line)["total"] for line in losses.read_text().splitlines()]
     assert np.mean(totals[-5:]) < 0.8 * np.mean(totals[:3])
     first = read_checkpoint(WEIGHTS)
@@ -190,8 +196,6 @@ def test_a_network_keeps_its_class_names(trained):
         (shares,) = json.loads(Path("result/predict/classes.json").read_text()).values()
         assert shares.keys() <= names
         assert shares.keys() - {"background"}
-    run(trained, export_deeplab_pass=True, voc12_root="nowhere")
-    assert exported("sess/deeplab_v2_ood.pt2")[1].split("\n") == ["background", "aeroplane", "bottle", "train"]
 
     evaluate = {"eval_deeplab_pass": True, "deeplab_crf": False}
     sentence = "class 1 is aeroplane in sess/deeplab_v2_ood.classes.txt, cat in the data; correct --voc12_root or"
@@ -201,8 +205,24 @@ def test_a_network_keeps_its_class_names(trained):
         trained, **evaluate, class_list=own
     )
     Path("sess/deeplab_v2_ood.classes.txt").unlink()
-    hint = "expected (21, 512, 3, 3); pass the --class_list of the classes that it was trained on."
+    hint = "expected (21, 64, 3, 3); pass the --class_list of the classes that it was trained on."
     assert refusal(trained, **predict, voc12_root="nowhere").endswith(hint)
+
+
+@pytest.fixture(scope="module")
+def program_file(tmp_path_factory):
+    """A program that export_deeplab wrote, in a run of another precision and without the data set, and its network's
+    working directory. Exporting takes seconds, so that it is done once.
+    """
+    toy = make_toy_data(tmp_path_factory.mktemp("export"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(toy.work)
+        torch.manual_seed(0)
+        save_balanced_network()
+        write_classes(classes_beside(WEIGHTS), TOY_CLASSES)
+        run(toy, export_deeplab_pass=True, voc12_root="nowhere", precision="bf16")
+        set_precision("fp32", CPU)
+    return toy.work / "sess/deeplab_v2_ood.pt2"
 
 
 def exported(path):
@@ -210,10 +230,11 @@ def exported(path):
     return torch.export.load(path, extra_files=extra).module(), extra[CLASSES_FILE]
 
 
-def test_the_exported_program_gives_equal_logits_at_any_size(trained):
-    run(trained, export_deeplab_pass=True)
-    program, classes = exported("sess/deeplab_v2_ood.pt2")
-    assert classes.split("\n") == ["background", "aeroplane", "bottle", "train"]
+def test_the_exported_program_gives_equal_logits_at_any_size(program_file, monkeypatch):
+    """Also after a run in bf16, which is no property of the program."""
+    monkeypatch.chdir(program_file.parent.parent)
+    program, classes = exported(program_file)
+    assert classes.split("\n") == ["background", *TOY_CLASSES]
     model = segmenter()
     for size in ((1, 3, 64, 64), (3, 3, 101, 97), (2, 3, 128, 75)):
         images = torch.randint(0, 256, size, dtype=torch.uint8)
@@ -221,24 +242,14 @@ def test_the_exported_program_gives_equal_logits_at_any_size(trained):
             expected = model(images)
             torch.testing.assert_close(program(images), expected, rtol=1e-5, atol=1e-5)
         assert expected.shape == (size[0], 4, *size[2:])
-        assert expected.std() > 0.01
+        assert expected.std() > 0.1
 
 
-def test_the_exported_program_moves_to_another_device(trained):
+def test_the_exported_program_moves_to_another_device(program_file):
     move_to_device_pass = pytest.importorskip("torch.export.passes").move_to_device_pass
-    run(trained, export_deeplab_pass=True)
-    program = move_to_device_pass(torch.export.load("sess/deeplab_v2_ood.pt2"), "meta").module()
+    program = move_to_device_pass(torch.export.load(program_file), "meta").module()
     logits = program(torch.zeros(1, 3, 70, 80, dtype=torch.uint8, device="meta"))
     assert (logits.shape, logits.device.type) == ((1, 4, 70, 80), "meta")
-
-
-def test_the_exported_program_does_not_depend_on_the_precision_of_the_run(trained):
-    run(trained, export_deeplab_pass=True, precision="bf16")
-    program, _ = exported("sess/deeplab_v2_ood.pt2")
-    images = torch.randint(0, 256, (1, 3, 66, 80), dtype=torch.uint8)
-    set_precision("fp32", CPU)
-    with torch.no_grad():
-        torch.testing.assert_close(program(images), segmenter()(images), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.slow
@@ -402,7 +413,7 @@ def test_wrong_input_of_evaluation_and_export_is_refused_before_work(trained):
     sentence = "--deeplab_export_name sess/a.pth must end in .pt2."
     assert refusal(trained, export_deeplab_pass=True, deeplab_export_name="sess/a.pth") == sentence
     save_weights(DeepLab(n_classes=21), WEIGHTS)
-    sentence = "aspp.c0.weight has shape (21, 512, 3, 3), expected (4, 512, 3, 3)"
+    sentence = "aspp.c0.weight has shape (21, 64, 3, 3), expected (4, 64, 3, 3)"
     for flags in (
         on,
         {"export_deeplab_pass": True},

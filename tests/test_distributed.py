@@ -18,8 +18,8 @@ from misc.imutils import read_label, write_label
 from misc.parallel import usable_cores
 from misc.torchutils import resolve_device
 from misc.training_state import TrainingState
-from net.resnet18_cam import Net
 from net.weights import read_checkpoint, save_weights
+from tests.own_network import Net
 from voc12.images import require_batch
 
 ROOT = Path(run_sample.__file__).parent

@@ -15,8 +15,8 @@ import run_sample
 from misc.imutils import read_label, write_label
 from misc.torchutils import PolySGD
 from misc.training_state import TrainingState
-from net.resnet18_cam import Net
 from net.weights import read_checkpoint, save_weights
+from tests.own_network import Net
 
 WEIGHTS = {
     "train_classifier": ("cam_init_weights_name", "sess/res50_cam_orig.pth"),

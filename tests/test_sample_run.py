@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TINY = {"n_train": 9, "n_val": 2, "n_ood": 4, "long_side": 96}
 TINY_FLAGS = (
     *("--sample", "True", "--num_workers", "0", "--device", "cpu", "--imagenet_weights", "none"),
-    *("--cam_network", "net.resnet18_cam", "--irn_network", "net.resnet18_irn", "--cam_batch_size", "4"),
+    *("--cam_network", "tests.own_network", "--irn_network", "tests.own_network", "--cam_batch_size", "4"),
     *(
         "--cam_crop_size",
         "64",
@@ -32,7 +32,7 @@ TINY_FLAGS = (
     ),
     *("--ood_batch_size", "2", "--cluster_K", "3", "--ood_long_side", "96", "--irn_crop_size", "80"),
     *("--irn_batch_size", "4", "--irn_num_epoches", "1", "--irn_learning_rate", "0.01", "--report_images", "3"),
-    *("--deeplab_network", "net.resnet18_deeplab", "--deeplab_init_weights", "none", "--deeplab_max_iter", "2"),
+    *("--deeplab_network", "tests.own_network", "--deeplab_init_weights", "none", "--deeplab_max_iter", "2"),
     *("--deeplab_batch_size", "2", "--deeplab_crop_size", "65", "--crf_workers", "0"),
 )
 

@@ -9,7 +9,7 @@ import numpy as np
 from misc import camfile
 from misc.errors import InputError
 from misc.imutils import IGNORE_LABEL, read_label
-from misc.metrics import ThresholdSweep, class_table, confusion_matrix, jsonable, scores
+from misc.metrics import ThresholdSweep, class_table, confusion_matrix, jsonable, nan_mean, scores
 from misc.plan import Planned, require_outputs
 from misc.progress import progress
 from misc.record import save_scores
@@ -122,7 +122,7 @@ def evaluate_masks(
     scored = scores(confusion)
     log.info("%s", class_table(names, scored))
     for key in ("false_positive", "false_negative"):
-        background, foreground = scored[key][0], np.nanmean(scored[key][1:])
+        background, foreground = scored[key][0], nan_mean(scored[key][1:])
         log.info("%s fraction: background %.4f, foreground %.4f", key.replace("_", " "), background, foreground)
     content = {
         "voc12_root": str(devkit.root),
