@@ -4,6 +4,7 @@ import logging
 from functools import partial
 
 import torch
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from misc.config import Config
@@ -51,6 +52,12 @@ def check(args: Config, planned: Planned) -> Planned:
     return {args.cam_init_weights_name: frozenset()}
 
 
+def classification_losses(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    """(B, 3, H, W) normalised images, (B, C) labels 0/1 -> (B,) multi-label soft margin losses."""
+    logits, _ = model(images)
+    return F.multilabel_soft_margin_loss(logits, labels, reduction="none")
+
+
 def run(args: Config) -> None:
     """Train on `train_list`, report the loss on `val_list` each epoch, write `cam_init_weights_name`."""
     device = resolve_device(args.device)
@@ -87,12 +94,11 @@ def run(args: Config) -> None:
         device=device,
     )
 
-    def losses_of_images(batch: dict) -> torch.Tensor:
-        logits, _ = model(normalize(batch["image"].to(device, non_blocking=True), batch["box"]))
-        labels = batch["label"].to(device, non_blocking=True)
-        return F.multilabel_soft_margin_loss(logits, labels, reduction="none")
+    def losses_of_images(batch: dict) -> Tensor:
+        images = normalize(batch["image"].to(device, non_blocking=True), batch["box"])
+        return classification_losses(model, images, batch["label"].to(device, non_blocking=True))
 
-    def loss_of(batch: dict) -> dict[str, torch.Tensor]:
+    def loss_of(batch: dict) -> dict[str, Tensor]:
         return {"total": mean_over_processes(losses_of_images(batch))}
 
     @torch.no_grad()

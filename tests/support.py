@@ -151,10 +151,10 @@ def seeded_array(key: str, shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
     return (rng.standard_normal(shape) * 0.05).astype(np.float32)
 
 
-def seeded_state(module: nn.Module) -> dict[str, Tensor]:
+def seeded_state(module: nn.Module, seed: int = 0) -> dict[str, Tensor]:
     """{canonical name: tensor} of the recordings' weights, for every weight of `module`."""
     names = {name.removeprefix(BACKBONE_PREFIX): tensor.shape for name, tensor in module.state_dict().items()}
-    return {name: torch.from_numpy(np.asarray(seeded_array(name, tuple(shape)))) for name, shape in names.items()}
+    return {name: torch.from_numpy(np.asarray(seeded_array(name, tuple(shape), seed))) for name, shape in names.items()}
 
 
 def relative_error(given: np.ndarray | Tensor, expected: np.ndarray) -> float:
