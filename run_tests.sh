@@ -5,8 +5,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 source misc/environment.sh
 use_environment tests/requirements.txt
 
-# Threads that spin while they wait slow each other down where cores are few
-export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
+# Test files run side by side, one thread each; arguments such as -n 0 (all in one process) replace that
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
 "$PYTHON" -m ruff check .
 "$PYTHON" -m ruff format --check .
-exec "$PYTHON" -m pytest "$@"
+exec "$PYTHON" -m pytest -n logical --maxprocesses 4 --dist loadscope "$@"

@@ -96,7 +96,10 @@ def test_classifier_and_cam(recorded, photograph, image_id):
     assert relative_error(high_res[:, ::5, ::5], recording[f"{image_id}_high_res_sub5"]) < 1e-4
 
 
-@pytest.mark.parametrize(("n_iter", "image_id", "batch_size"), [(5, IDS[0], 2), (12, IDS[0], 1), (12, IDS[1], 1)])
+@pytest.mark.parametrize(
+    ("n_iter", "image_id", "batch_size"),
+    [(5, IDS[0], 2), (12, IDS[1], 1), pytest.param(12, IDS[0], 1, marks=pytest.mark.slow)],
+)
 def test_advcam(recorded, n_iter, image_id, batch_size):
     recording = recorded(f"advcam_iter{n_iter}.npz")
     image, keys = recording[f"{image_id}_img"], recording[f"{image_id}_keys"]

@@ -13,7 +13,7 @@ from support import NO_STEPS
 
 import run_sample
 from misc.imutils import read_label, write_label
-from misc.torchutils import PolySGD
+from misc.torchutils import PolyOptimizer
 from misc.training_state import TrainingState
 from net.weights import read_checkpoint, save_weights
 from tests.own_network import Net
@@ -128,7 +128,7 @@ def test_a_state_at_the_end_is_taken_for_the_result(ready, monkeypatch):
         patch.setattr("step.train_irn._store_mean_displacement", stop)
         with pytest.raises(KeyboardInterrupt):
             train(ready, "train_irn")
-    monkeypatch.setattr(PolySGD, "step", lambda self: pytest.fail("a step was done again"))
+    monkeypatch.setattr(PolyOptimizer, "step", lambda self: pytest.fail("a step was done again"))
     weights, lines = train(ready, "train_irn")
     assert lines == losses
     assert all(torch.equal(tensor, expected[name]) for name, tensor in weights.items())
