@@ -13,7 +13,7 @@ import torch
 
 from misc import camfile
 from misc.errors import InputError
-from misc.objectfile import _ArrayUnpickler, load_object
+from misc.objectfile import load_object
 from misc.training_state import TrainingState
 from net.weights import load_weights, read_checkpoint
 from tests import own_network
@@ -76,12 +76,21 @@ OBJECT_ATTACKS = {
 }
 
 
+def write_pickle(content: bytes) -> None:
+    with open("x.npy", "wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "|O", "fortran_order": False, "shape": ()})
+        file.write(content)
+
+
 def write_object_file(content: object, *, protocol: int) -> None:
     boxed = np.empty((), dtype=object)
     boxed[()] = content
-    with open("x.npy", "wb") as file:
-        np.lib.format.write_array_header_1_0(file, {"descr": "|O", "fortran_order": False, "shape": ()})
-        pickle.dump(boxed, file, protocol=protocol)
+    write_pickle(pickle.dumps(boxed, protocol=protocol))
+
+
+def name_in_pickle(module: str, name: str) -> bytes:
+    """The start of a pickle of protocol 4, in which a name may lead through the attributes of a module."""
+    return b"\x80\x04" + b"".join(b"\x8c" + bytes([len(text)]) + text.encode() for text in (module, name)) + b"\x93"
 
 
 @pytest.mark.parametrize("protocol", [3, 5])
@@ -89,19 +98,17 @@ def write_object_file(content: object, *, protocol: int) -> None:
 def test_object_files_run_no_code(name, protocol):
     write_object_file({"keys": OBJECT_ATTACKS[name]()}, protocol=protocol)
     assert attack_succeeds(lambda: np.load("x.npy", allow_pickle=True))
-    for load in (lambda: load_object("x.npy", kind="file"), lambda: camfile.load("x.npy")):
-        assert not attack_succeeds(load)
-        with pytest.raises(InputError, match="x.npy can't be read"):
-            load()
+    assert not attack_succeeds(lambda: load_object("x.npy", kind="file"))
+    with pytest.raises(InputError, match="CAM file x.npy"):
+        camfile.load("x.npy")
 
 
 def test_a_name_with_dots_is_no_way_around():
-    """From protocol 4 on a name may lead through the attributes of a module."""
     inner = saved(Attack())
-    names = b"\x8c\x05torch\x8c\x18storage._load_from_bytes\x93"  # two short strings, then the global of that name
-    content = b"\x80\x04" + names + b"B" + len(inner).to_bytes(4, "little") + inner + b"\x85R."
-    assert attack_succeeds(lambda: pickle.loads(content))
-    assert not attack_succeeds(lambda: _ArrayUnpickler(io.BytesIO(content)).load())
+    content = name_in_pickle("torch", "storage._load_from_bytes") + b"B" + len(inner).to_bytes(4, "little") + inner
+    write_pickle(content + b"\x85R.")
+    assert attack_succeeds(lambda: np.load("x.npy", allow_pickle=True))
+    assert not attack_succeeds(lambda: load_object("x.npy", kind="file"))
 
 
 OF_NUMPY = np.zeros(1).__reduce__()[0].__module__.removesuffix(".multiarray")
@@ -125,10 +132,11 @@ OF_NUMPY = np.zeros(1).__reduce__()[0].__module__.removesuffix(".multiarray")
     ],
 )
 def test_no_other_name_is_admitted(module, name):
-    content = b"\x80\x04" + b"".join(b"\x8c" + bytes([len(x)]) + x.encode() for x in (module, name)) + b"\x93."
+    content = name_in_pickle(module, name) + b"."
     assert pickle.loads(content) is not None
-    with pytest.raises(pickle.UnpicklingError, match=f"{module}.{name} is not admitted"):
-        _ArrayUnpickler(io.BytesIO(content)).load()
+    write_pickle(content)
+    with pytest.raises(InputError, match=rf"\({module}.{name} is not admitted\)"):
+        load_object("x.npy", kind="file")
 
 
 CONTENTS = {
@@ -137,7 +145,7 @@ CONTENTS = {
     "numbers of NumPy": [np.float32(0.5), np.int64(3), np.bool_(True)],
     "tensors": torch.arange(6.0).reshape(2, 3),
     "a part of a tensor": torch.arange(12).reshape(4, 3)[1:, 1],
-    "dicts and lists": {"a": [1, 2.5, "x", None], "b": OrderedDict(c=(True,))},
+    "a list": [1, 2.5, "x", None, True],
 }
 
 
