@@ -4,48 +4,27 @@ import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 from PIL import Image
-from support import ToyData, make_toy_data
+from support import (
+    CAM_START,
+    CAM_WEIGHTS,
+    DEEPLAB_WEIGHTS,
+    IRN_WEIGHTS,
+    OWN_NETWORKS,
+    ToyData,
+    make_all_inputs,
+    make_toy_data,
+)
+from torch import nn
 
 import run_sample
-from misc import camfile, instancefile
-from misc.config import switches
+from misc.config import parse_config, switches
 from misc.errors import InputError
-from misc.imutils import read_label, write_label
-from misc.instances import Detections
+from misc.plan import Plan
 from net.weights import save_weights
+from step import make_report
 from tests import own_network
-from voc12.classes import write_classes
-
-CAM_START, CAM_WEIGHTS = "sess/res50_cam_orig.pth", "sess/res50_cam_ood.pth"
-IRN_WEIGHTS, DEEPLAB_WEIGHTS = "sess/res50_irn_ood.pth", "sess/deeplab_v2_ood.pth"
-NETWORKS = dict.fromkeys(("cam_network", "irn_network", "deeplab_network"), "tests.own_network")
-
-
-def make_all_inputs(toy: ToyData) -> None:
-    """All that any step reads, beside the toy data, in the working directory."""
-    work = toy.work
-    for image_id in toy.ids:
-        mask = read_label(toy.root / "SegmentationClass" / f"{image_id}.png")
-        height, width = mask.shape
-        cam = torch.ones(1, -(-height // 4), -(-width // 4))
-        for folder in ("cam_ood", "cam_ood_advcam"):
-            camfile.save(work / f"result/{folder}/{image_id}.npy", [2], cam, torch.ones(1, height, width))
-        for folder in ("ir_label", "sem_seg_ood"):
-            write_label(work / f"result/{folder}/{image_id}.png", mask)
-        nothing = Detections(np.zeros(0), np.zeros((0, height, width), bool), np.zeros(0, int))
-        instancefile.save(work / f"result/ins_seg_ood/{image_id}.npy", nothing)
-    for path in (CAM_START, CAM_WEIGHTS):
-        save_weights(own_network.Net(n_classes=3), work / path)
-    save_weights(own_network.EdgeDisplacement(), work / IRN_WEIGHTS)
-    save_weights(own_network.DeepLab(n_classes=4), work / DEEPLAB_WEIGHTS)
-    write_classes(work / "sess/deeplab_v2_ood.classes.txt", ("aeroplane", "bottle", "train"))
-    photograph = work / "photos/a.jpg"
-    photograph.parent.mkdir()
-    Image.new("RGB", (20, 20)).save(photograph)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +47,7 @@ def ready(prepared, tmp_path, monkeypatch) -> ToyData:
 
 
 def arguments(toy: ToyData, *steps: str, **flags: object) -> list[str]:
-    return toy.flags(**NETWORKS | {"predict_input": "photos"} | switches(*steps) | flags)
+    return toy.flags(**OWN_NETWORKS | {"predict_input": "photos"} | switches(*steps) | flags)
 
 
 @dataclass(frozen=True)
@@ -460,3 +439,51 @@ def test_what_an_earlier_step_will_not_make_is_told(ready, maker, list_of_maker,
     sentence = rf"{maker} will not make 1 of the 6 images of .* \(2099_000001\) in {output}; give both steps"
     with pytest.raises(InputError, match=sentence):
         run_sample.run(arguments(ready, maker, reader, **{list_of_maker: "short.txt"}))
+
+
+def test_the_report_needs_a_folder_that_can_be_written(ready):
+    """The sample's runs have result folders of their own, of which the command line knows none."""
+    with pytest.raises(InputError, match="--result_dir: can't write into photos/a.jpg"):
+        make_report.check(parse_config(arguments(ready, "make_report", result_dir="photos/a.jpg/x")), Plan())
+
+
+class OtherCAM(own_network.CAM):
+    def __init__(self, n_classes: int) -> None:
+        super().__init__(n_classes)
+        self.classifier = nn.Conv2d(64, n_classes, kernel_size=1)
+
+
+class OtherEdgeDisplacement(own_network.EdgeDisplacement):
+    def __init__(self) -> None:
+        super().__init__()
+        self.more = nn.Conv2d(1, 1, kernel_size=1)
+
+
+@pytest.mark.parametrize(
+    ("step", "network", "sentence"),
+    [
+        ("train_cam", OtherCAM, r"--cam_network: .*CAM has not the weights of Net \(classifier.bias differ"),
+        ("train_irn", OtherEdgeDisplacement, r"--irn_network: .* has not the weights of .* \(more.bias, more.weight"),
+        ("make_advcam", OtherCAM, r"--cam_network: AdvCAM needs a classifier of shape \(C, D, 1, 1\) without bias"),
+    ],
+)
+def test_networks_that_later_steps_could_not_use_are_told(ready, monkeypatch, step, network, sentence):
+    monkeypatch.setattr(own_network, network.__name__.removeprefix("Other"), network)
+    if step == "make_advcam":
+        save_weights(network(n_classes=3), CAM_WEIGHTS)
+    with pytest.raises(InputError, match=sentence):
+        run_sample.run(arguments(ready, step))
+
+
+@pytest.mark.parametrize(
+    ("module", "flags", "sentence"),
+    [
+        ("voc12.images", {}, "--cam_batch_size 2 is less than the 6 processes, of which each takes a share"),
+        ("step.train_cam", {}, "--ood_list has 5 images, fewer than the 6 processes; start fewer."),
+        ("voc12.images", {"cam_batch_size": 6, "ood_batch_size": 4}, "--ood_batch_size 4 is less than the 6 processes"),
+    ],
+)
+def test_more_processes_than_images_are_told(ready, monkeypatch, module, flags, sentence):
+    monkeypatch.setattr(f"{module}.n_processes", lambda: 6)
+    with pytest.raises(InputError, match=sentence):
+        run_sample.run(arguments(ready, "train_cam", **flags))
