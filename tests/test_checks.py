@@ -390,6 +390,28 @@ def test_steps_that_need_dense_crf_say_so(ready, monkeypatch, step, flags, sente
         run_sample.run(arguments(ready, step, **flags))
 
 
+@pytest.mark.parametrize(
+    ("step", "flags"),
+    [
+        ("train_classifier", {"cam_batch_size": 6}),
+        ("train_cam", {"cam_batch_size": 6, "ood_batch_size": 5, "cluster_K": 5}),
+        ("train_cam", {"ood_coeff": 0, "ood_batch_size": 9}),  # no batch of them is drawn
+        ("train_cam", {"distance_lambda": 0, "cluster_K": 9}),  # no cluster is made
+        ("train_cam", {"ood_coeff": 0, "distance_lambda": 0, "ood_root": "nowhere"}),  # none is read
+        ("train_cam", {"cam_select": "last"}),
+        ("train_irn", {"irn_batch_size": 6}),
+        ("train_deeplab", {"deeplab_batch_size": 6}),
+        ("eval_deeplab", {"deeplab_crf": False, "deeplab_crf_out_dir": "photos/a.jpg/x"}),
+    ],
+)
+def test_just_enough_and_what_is_not_used_pass(ready, monkeypatch, step, flags):
+    begun = []
+    monkeypatch.setattr("run_sample.run_chain", lambda config, steps: begun.extend(name for name, _ in steps))
+    monkeypatch.setattr("step.train_cam.n_processes", lambda: 5)
+    run_sample.run(arguments(ready, step, **flags))
+    assert begun == [step]
+
+
 HANDED_ON = [
     ("train_classifier", "train_cam", CAM_START),
     ("train_cam", "make_cam", CAM_WEIGHTS),

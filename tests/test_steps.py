@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support import OWN_NETWORKS, TOY_SIZES, make_all_inputs
+from support import IRN_WEIGHTS, OWN_NETWORKS, TOY_SIZES, make_all_inputs
 
 import run_sample
 from misc import camfile, instancefile
 from misc.config import switches
-from misc.imutils import read_label
+from misc.errors import InputError
+from misc.imutils import mirror_pair, normalize, read_image, read_label, to_chw, write_label
 from misc.instances import Detections
+from net.build import load_network
 from voc12.classes import voc_palette
 
 # No value is a default or another flag's
@@ -137,17 +139,45 @@ def test_palette_masks_hold_the_same_in_colour(ready):
             np.testing.assert_array_equal(np.array(image.convert("RGB")), voc_palette()[plain])
 
 
+def normalised_pair(toy, image_id):
+    return mirror_pair(normalize(torch.from_numpy(to_chw(read_image(toy.root / "JPEGImages" / f"{image_id}.jpg")))))
+
+
+@torch.no_grad()
 def test_what_the_walk_starts_from_is_each_images_own(ready, monkeypatch):
-    """Size, class, CAM at stride 4 and the network's answer to the normalised image and its mirror image."""
+    """Size, class, CAM at stride 4, and the network's answer to the normalised image and its mirror image."""
     for number, image_id in enumerate(ready.ids):
         height, width = TOY_SIZES[number]
         cam = torch.full((1, -(-height // 4), -(-width // 4)), 0.1 * number)
         camfile.save(f"result/cam_ood/{image_id}.npy", [number % 3], cam, torch.ones(1, height, width))
-    calls = watch(monkeypatch, "step.make_ins_seg_labels.detect_instances")
+    calls = watch(monkeypatch, "step.make_ins_seg_labels.detect_instances", HANDED_ON["make_ins_seg"][1])
     run(ready, "make_ins_seg")
     assert [call["size"] for call in calls] == list(TOY_SIZES[:6])
     assert [call["keys"].tolist() for call in calls] == [[0], [1], [2], [0], [1], [2]]
     assert [call["cam"].unique().item() for call in calls] == pytest.approx([0.1 * number for number in range(6)])
+    network = load_network("tests.own_network", "EdgeDisplacement", IRN_WEIGHTS, torch.device("cpu"))
+    for call, image_id in zip(calls, ready.ids[:6], strict=True):
+        edge, displacement = network(normalised_pair(ready, image_id))
+        torch.testing.assert_close(call["edge"], edge)
+        torch.testing.assert_close(call["displacement"], displacement)
+
+
+def test_advcam_climbs_from_the_normalised_image_and_its_mirror_image(ready, monkeypatch):
+    calls = watch(monkeypatch, *HANDED_ON["make_advcam"][:2])
+    run(ready, "make_advcam")
+    pairs = {tuple(pairs[1.0].shape[2:]): pairs for call in calls for pairs in call["images"]}
+    for image_id, (height, width) in zip(ready.ids[:6], TOY_SIZES, strict=False):
+        at_scale = pairs[height, width]
+        torch.testing.assert_close(at_scale[1.0], normalised_pair(ready, image_id))
+        assert {scale: tuple(pair.shape) for scale, pair in at_scale.items()} == {
+            scale: (2, 3, round(height * scale), round(width * scale)) for scale in (0.5, 1.0, 1.5, 2.0)
+        }
+
+
+def test_a_cam_of_another_size_is_told_before_its_label_is_made(ready):
+    camfile.save(f"result/cam_ood/{ready.ids[0]}.npy", [0], torch.ones(1, 3, 3), torch.ones(1, 9, 9))
+    with pytest.raises(InputError, match=r"2099_000001.npy is not of the size of .*2099_000001.jpg; make it again"):
+        run(ready, "cam_to_ir_label")
 
 
 def test_cams_are_made_at_the_scales_that_are_asked_for(ready, monkeypatch):
@@ -162,30 +192,62 @@ def test_cams_are_made_at_the_scales_that_are_asked_for(ready, monkeypatch):
         assert (keys.tolist(), high_res.shape[1:]) == ([number % 3], TOY_SIZES[number])
 
 
-@pytest.mark.parametrize(
-    ("step", "folder", "suffix", "title"),
-    [
-        ("eval_cam", "cam_ood", ".npy", "CAM"),
-        ("eval_advcam", "cam_ood_advcam", ".npy", "AdvCAM"),
-        ("eval_ir_label", "ir_label", ".png", "CAM + CRF"),
-        ("eval_sem_seg", "sem_seg_ood", ".png", "mask"),
-    ],
-)
-def test_evaluations_read_their_own_folder_and_set(ready, step, folder, suffix, title):
-    """What other evaluations read is not there; the score is saved and told under the step's own name."""
+def only_outputs_of(toy, folder):
+    """Of all folders that evaluations read, only one has files, and these of the images of val alone."""
     for other in ("cam_ood", "cam_ood_advcam", "ir_label", "sem_seg_ood", "ins_seg_ood"):
-        kept = set(ready.ids[6:]) if other == folder else set()
         for path in Path("result", other).iterdir():
-            if path.stem not in kept:
+            if other != folder or path.stem not in toy.ids[6:]:
                 path.unlink()
-    run(ready, step, chainer_eval_set="val")
+
+
+def scores_of_val(toy, step, title):
+    """What an evaluation saves and tells of the two images of val, an aeroplane and a bottle."""
+    run(toy, step, chainer_eval_set="val")
     scored = json.loads(Path(f"result/scores/{step}.json").read_text())
-    assert (scored["set"], scored["images"], scored["folder"]) == ("val", 2, f"result/{folder}")
-    assert f" {title} mIoU {scored.get('best', scored)['miou']:.4f} " in Path("sample_train_eval.log").read_text()
-    if suffix == ".npy":
-        assert scored["miou_by_threshold"].keys() == {"0.2", "0.3"}
-        assert scored["best_threshold"] == 0.2  # of equals the first
-        # CAMs of 1 everywhere: every pixel has the class of its image, at any background score
-        assert scored["miou_at_cam_eval_thres"] == scored["miou_by_threshold"]["0.3"] == scored["best"]["miou"]
-    else:
-        assert scored["miou"] == 1
+    assert (scored["set"], scored["images"]) == ("val", 2)
+    miou = scored.get("best", scored)["miou"]
+    assert f" {title} mIoU {miou:.4f} " in Path("sample_train_eval.log").read_text()
+    return scored
+
+
+def truth_of(toy, image_id):
+    return read_label(toy.root / "SegmentationClass" / f"{image_id}.png")
+
+
+@pytest.mark.parametrize(
+    ("step", "folder", "title"), [("eval_cam", "cam_ood", "CAM"), ("eval_advcam", "cam_ood_advcam", "AdvCAM")]
+)
+def test_evaluations_of_cams(ready, step, folder, title):
+    """The threshold apart separates object and background; of those that are asked for none does."""
+    only_outputs_of(ready, folder)
+    n_pixels, n_background = 0, 0
+    for image_id in ready.ids[6:]:
+        truth = truth_of(ready, image_id)
+        key = int(truth[(truth > 0) & (truth < 255)][0]) - 1
+        high_res = torch.where(torch.from_numpy(truth) == 0, 0.25, 0.29)[None]
+        camfile.save(f"result/{folder}/{image_id}.npy", [key], high_res, high_res)
+        n_pixels += (truth != 255).sum()
+        n_background += (truth == 0).sum()
+    scored = scores_of_val(ready, step, title)
+    assert scored["folder"] == f"result/{folder}"
+    assert scored["miou_at_cam_eval_thres"] == 1
+    assert scored["miou_by_threshold"].keys() == {"0.2", "0.3"}
+    # Above the threshold nothing: all is background
+    assert scored["miou_by_threshold"]["0.3"] == pytest.approx(n_background / n_pixels / 3)
+    assert scored["best"]["miou"] == max(scored["miou_by_threshold"].values()) < 1
+
+
+@pytest.mark.parametrize(
+    ("step", "folder", "title"), [("eval_ir_label", "ir_label", "CAM + CRF"), ("eval_sem_seg", "sem_seg_ood", "mask")]
+)
+def test_evaluations_of_masks(ready, step, folder, title):
+    """One image is unsure everywhere, which counts as background, the other is right."""
+    only_outputs_of(ready, folder)
+    unsure, right = (truth_of(ready, image_id) for image_id in ready.ids[6:])
+    write_label(f"result/{folder}/{ready.ids[6]}.png", np.full_like(unsure, 255))
+    scored = scores_of_val(ready, step, title)
+    assert scored["folder"] == f"result/{folder}"
+    background = (unsure == 0).sum() + (right == 0).sum()
+    of_background = background / (background + (unsure == 1).sum())
+    assert scored["iou"] == pytest.approx([of_background, 0, 1, None], nan_ok=True)
+    assert scored["miou"] == pytest.approx((of_background + 0 + 1) / 3)
