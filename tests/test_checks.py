@@ -221,6 +221,7 @@ WRONG: dict[str, list[tuple]] = {
             r"classifier.weight has shape \(20, 64, 1, 1\), expected \(3, 64, 1, 1\)",
         ),
         not_writable("cam_weights_name"),
+        ({"cam_weights_name": "new/"}, "--cam_weights_name new/ is a folder; expected the name of a checkpoint"),
         cut_image(1, 11),
         (Cut("ood/scene3.jpg"), r"1 of 11 images can't be used \(.*ood/scene3.jpg; "),
         (

@@ -14,7 +14,7 @@ import run_sample
 from misc import camfile, instancefile
 from misc.config import switches
 from misc.errors import InputError
-from misc.imutils import mirror_pair, normalize, read_image, read_label, to_chw, write_label
+from misc.imutils import normalize, read_image, read_label, to_chw, write_label
 from misc.instances import Detections
 from net.build import load_network
 from voc12.classes import voc_palette
@@ -140,7 +140,8 @@ def test_palette_masks_hold_the_same_in_colour(ready):
 
 
 def normalised_pair(toy, image_id):
-    return mirror_pair(normalize(torch.from_numpy(to_chw(read_image(toy.root / "JPEGImages" / f"{image_id}.jpg")))))
+    image = normalize(torch.from_numpy(to_chw(read_image(toy.root / "JPEGImages" / f"{image_id}.jpg"))))
+    return torch.stack([image, image.flip(-1)])
 
 
 @torch.no_grad()
