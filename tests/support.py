@@ -10,8 +10,13 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from misc import camfile, instancefile
+from misc.imutils import read_label, write_label
 from misc.indexing import pair_paths
-from net.weights import BACKBONE_PREFIX
+from misc.instances import Detections
+from net.weights import BACKBONE_PREFIX, save_weights
+from tests import own_network
+from voc12.classes import write_classes
 
 
 @dataclass(frozen=True)
@@ -113,6 +118,33 @@ def give_all_one_size(toy: ToyData, size: tuple[int, int] = TOY_SIZES[0]) -> Non
 
 RESNET18 = {f"{kind}_network": f"net.resnet18_{kind}" for kind in ("cam", "irn", "deeplab")}
 """Networks of the project, in place of the toy data's small ones."""
+
+CAM_START, CAM_WEIGHTS = "sess/res50_cam_orig.pth", "sess/res50_cam_ood.pth"
+IRN_WEIGHTS, DEEPLAB_WEIGHTS = "sess/res50_irn_ood.pth", "sess/deeplab_v2_ood.pth"
+
+
+def make_all_inputs(toy: ToyData) -> None:
+    """All that any step reads, in the working directory: image k carries class k modulo 3, networks are random."""
+    work = toy.work
+    for number, image_id in enumerate(toy.ids):
+        mask = read_label(toy.root / "SegmentationClass" / f"{image_id}.png")
+        height, width = mask.shape
+        key, cam = number % len(TOY_CLASSES), torch.ones(1, -(-height // 4), -(-width // 4))
+        for folder in ("cam_ood", "cam_ood_advcam"):
+            camfile.save(work / f"result/{folder}/{image_id}.npy", [key], cam, torch.ones(1, height, width))
+        for folder in ("ir_label", "sem_seg_ood"):
+            write_label(work / f"result/{folder}/{image_id}.png", mask)
+        nothing = Detections(np.zeros(0), np.zeros((0, height, width), bool), np.zeros(0, int))
+        instancefile.save(work / f"result/ins_seg_ood/{image_id}.npy", nothing)
+    for path in (CAM_START, CAM_WEIGHTS):
+        save_weights(own_network.Net(n_classes=len(TOY_CLASSES)), work / path)
+    save_weights(own_network.EdgeDisplacement(), work / IRN_WEIGHTS)
+    save_weights(own_network.DeepLab(n_classes=1 + len(TOY_CLASSES)), work / DEEPLAB_WEIGHTS)
+    write_classes(work / "sess/deeplab_v2_ood.classes.txt", TOY_CLASSES)
+    photograph = work / "photos/a.jpg"
+    photograph.parent.mkdir()
+    Image.new("RGB", (20, 20)).save(photograph)
+
 
 ALL_STEPS = {
     f"{step}_pass": True

@@ -4,6 +4,7 @@ import json
 import time
 import tracemalloc
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,12 +14,13 @@ from PIL import Image
 from misc import camfile
 from misc.errors import InputError
 from misc.files import atomic_path, background_writer, json_list_writer
+from misc.imutils import read_label
 from misc.objectfile import load_object
 from voc12.classes import VOC_CLASSES
 from voc12.devkit import open_devkit
 from voc12.labels import read_labels
 from voc12.lists import read_list, read_ood_paths
-from voc12.verify import VERIFIED_RECORD, require_masks, require_readable
+from voc12.verify import VERIFIED_RECORD, require_instances, require_masks, require_readable
 
 
 @pytest.fixture
@@ -60,6 +62,13 @@ def test_labels_come_from_the_annotations_and_follow_them(devkit, toy):
         "<annotation><object><name>train</name></object><object><name>bottle</name></object></annotation>"
     )
     assert read_labels(devkit, "voc12/cls_labels.npy", toy.ids[:1]).tolist() == [[0, 1, 1]]
+
+
+def test_labels_follow_the_class_list(devkit, toy):
+    label_file = "voc12/cls_labels.npy"
+    assert read_labels(devkit, label_file, toy.ids[:2]).tolist() == [[1, 0, 0], [0, 1, 0]]
+    turned = replace(devkit, classes=("train", "bottle", "aeroplane"))
+    assert read_labels(turned, label_file, toy.ids[:2]).tolist() == [[0, 0, 1], [0, 1, 0]]
 
 
 def test_label_file_of_the_original(devkit, tmp_path):
@@ -141,6 +150,28 @@ def test_images_are_checked_once_until_they_change(toy, monkeypatch):
     paths[2].write_bytes(content[: len(content) * 2 // 3])
     with pytest.raises(InputError, match=rf"1 of 8 images can't be used \({paths[2]}; .*truncated"):
         require_readable(paths, num_workers=1)
+
+
+def test_what_was_refused_is_looked_at_again(devkit, toy):
+    path = devkit.image_path(toy.ids[0])
+    path.write_bytes(path.read_bytes()[:300])
+    for _ in range(2):
+        with pytest.raises(InputError, match="1 of 1 images can't be used"):
+            require_readable([path], num_workers=1)
+
+
+def test_masks_are_checked_again_for_other_classes(devkit, toy):
+    require_masks(devkit, toy.ids, num_workers=1)
+    with pytest.raises(InputError, match="the mask has class id 3, the class list ends at 2"):
+        require_masks(replace(devkit, classes=("aeroplane", "bottle")), toy.ids, num_workers=1)
+
+
+def test_instances_are_checked_again_when_their_classes_change(devkit, toy):
+    require_instances(devkit, toy.ids, num_workers=1)
+    path = devkit.mask_path(toy.ids[1])
+    Image.fromarray(np.zeros_like(read_label(path))).save(path)
+    with pytest.raises(InputError, match="instance 1 of .*2099_000002.png has id 0 in SegmentationClass"):
+        require_instances(devkit, toy.ids, num_workers=1)
 
 
 def test_links_to_nothing_and_to_themselves_are_named(toy):
