@@ -192,6 +192,9 @@ class Config:
     cocoann_format: Literal["polygon", "rle"] = flag(
         "polygon", "how COCO annotations hold a mask; both decode to the same mask (not in the original)"
     )
+    cocoann_min_score: float = flag(
+        1e-5, "make_cocoann leaves out what scores less, such as fragments; 0 keeps all (not in the original)", low=0
+    )
 
     # Segmentation network: DeepLab-v2 (the original sends its users to another repository for it)
     deeplab_network: str = flag("net.deeplab_v2", "module with the class DeepLab")
