@@ -41,7 +41,7 @@ from misc.imutils import (
     write_palette,
 )
 from misc.ood import class_prototypes, kmeans
-from misc.torchutils import backbone_precision, resolve_device, training_loader, two_rate_optimizer
+from misc.torchutils import Stream, backbone_precision, resolve_device, training_loader, two_rate_optimizer
 from net.build import build_network
 from voc12.classes import voc_palette
 from voc12.dataloader import AffinityCrops, ClassificationCrops, SegmentationCrops, WholeImages
@@ -441,8 +441,8 @@ def train_cam(args: Config) -> None:
         max_step=n_steps,
     )
     for batch, ood_batch in zip(
-        batches(train.paths, train.labels, args.cam_batch_size, (args.seed,)),
-        batches(ood_paths, no_labels, args.ood_batch_size, (args.seed, 1)),
+        batches(train.paths, train.labels, args.cam_batch_size, (args.seed, Stream.CAM)),
+        batches(ood_paths, no_labels, args.ood_batch_size, (args.seed, Stream.CAM_OOD)),
         strict=True,
     ):
         loss = wood_loss(
@@ -502,7 +502,7 @@ def train_irn(args: Config) -> None:
         [devkit.image_path(image_id) for image_id in ids],
         [Path(args.ir_label_out_dir) / f"{image_id}.png" for image_id in ids],
         crop_size=args.irn_crop_size,
-        seed=(args.seed,),
+        seed=(args.seed, Stream.IRN),
     )
     heads = list(model.named_parameters())
     optimizer = two_rate_optimizer(
@@ -513,7 +513,7 @@ def train_irn(args: Config) -> None:
         max_step=n_steps,
     )
     for batch in _training_batches(
-        _WithPairLabels(crops), args, batch_size=args.irn_batch_size, n_batches=n_steps, seed=(args.seed,)
+        _WithPairLabels(crops), args, batch_size=args.irn_batch_size, n_batches=n_steps, seed=(args.seed, Stream.IRN)
     ):
         labels = [batch[name].to(device, non_blocking=True) for name in ("bg_pos", "fg_pos", "neg")]
         loss = irn_loss(*model(batch["image"].to(device, non_blocking=True)), *labels)
