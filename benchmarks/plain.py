@@ -727,12 +727,16 @@ def make_sem_seg_labels(args: Config) -> None:
 
 
 def deeplab_loss(logits: list[Tensor], labels: Tensor) -> Tensor:
-    """Cross entropies of the maps of all scales and of their maximum; (B, H, W) uint8 labels resized one by one."""
+    """Balanced cross entropies of the maps of all scales and of their maximum; (B, H, W) uint8 labels are resized."""
     total = 0
     for each in [*logits, _largest(logits)]:
         size = tuple(each.shape[2:])
         reduced = np.stack([resize_label(label, size) for label in labels.cpu().numpy()]).astype(np.int64)
-        total = total + F.cross_entropy(each, torch.from_numpy(reduced).to(each.device), ignore_index=UNSURE)
+        targets = torch.from_numpy(reduced).to(each.device)
+        of_pixels = F.cross_entropy(each, targets, ignore_index=UNSURE, reduction="none")
+        for kind in (targets == 0, (targets != 0) & (targets != UNSURE)):
+            if kind.any():
+                total = total + of_pixels[kind].mean() / 2
     return total
 
 
@@ -748,7 +752,7 @@ def train_deeplab(args: Config) -> None:
         [Path(args.deeplab_mask_dir) / f"{image_id}.png" for image_id in ids],
         scales=args.deeplab_scales,
         crop_size=args.deeplab_crop_size,
-        seed=(args.seed,),
+        seed=(args.seed, Stream.DEEPLAB),
     )
     branches = model.aspp.children
     optimizer = deeplab_optimizer(
@@ -762,7 +766,11 @@ def train_deeplab(args: Config) -> None:
     n_batches = args.deeplab_max_iter * args.deeplab_iter_size
     batches = iter(
         _training_batches(
-            _OnCpu(crops), args, batch_size=args.deeplab_batch_size, n_batches=n_batches, seed=(args.seed,)
+            _OnCpu(crops),
+            args,
+            batch_size=args.deeplab_batch_size,
+            n_batches=n_batches,
+            seed=(args.seed, Stream.DEEPLAB),
         )
     )
     for _ in range(args.deeplab_max_iter):
