@@ -5,7 +5,8 @@
 # On VOC the masks come from AdvCAM's maps, as the authors' do. AdvCAM is by far the longest step: `--masks_from cam`
 # leaves it out. An interrupted training goes on; after a finished one `--train_cam_pass False` keeps its weights, and
 # with them AdvCAM's finished images.
-# DeepLab-v2 on the masks comes last, where its start is in sess/ or a flag names one.
+# DeepLab-v2 on the masks comes last, where its start is in sess/ or a flag names one. Its settings are the defaults, those
+# that AdvCAM's author states for AdvCAM (docs/deeplab.md, which has deeplab-pytorch's own as one line of flags, too).
 # Several GPUs: WOOD_PROCESSES=8 bash bash_run_sample.sh, or WOOD_PROCESSES=gpu for all that this machine has.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"

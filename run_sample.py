@@ -11,6 +11,8 @@ from types import ModuleType
 
 # Threads that spin while they wait slow each other down where cores are few; must be set before torch is loaded
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# The processes that load images share the cores out already: OpenCV would start a thread a core in each
+os.environ.setdefault("OPENCV_FOR_THREADS_NUM", "1")
 
 from misc.config import Config, enabled_steps, parse_config
 from misc.errors import InputError, ProcessLost, message_of

@@ -41,7 +41,7 @@ from misc.imutils import (
     write_palette,
 )
 from misc.ood import class_prototypes, kmeans
-from misc.torchutils import backbone_precision, resolve_device, training_loader, two_rate_optimizer
+from misc.torchutils import Stream, backbone_precision, resolve_device, training_loader, two_rate_optimizer
 from net.build import build_network
 from voc12.classes import voc_palette
 from voc12.dataloader import AffinityCrops, ClassificationCrops, SegmentationCrops, WholeImages
@@ -441,8 +441,8 @@ def train_cam(args: Config) -> None:
         max_step=n_steps,
     )
     for batch, ood_batch in zip(
-        batches(train.paths, train.labels, args.cam_batch_size, (args.seed,)),
-        batches(ood_paths, no_labels, args.ood_batch_size, (args.seed, 1)),
+        batches(train.paths, train.labels, args.cam_batch_size, (args.seed, Stream.CAM)),
+        batches(ood_paths, no_labels, args.ood_batch_size, (args.seed, Stream.CAM_OOD)),
         strict=True,
     ):
         loss = wood_loss(
@@ -502,7 +502,7 @@ def train_irn(args: Config) -> None:
         [devkit.image_path(image_id) for image_id in ids],
         [Path(args.ir_label_out_dir) / f"{image_id}.png" for image_id in ids],
         crop_size=args.irn_crop_size,
-        seed=(args.seed,),
+        seed=(args.seed, Stream.IRN),
     )
     heads = list(model.named_parameters())
     optimizer = two_rate_optimizer(
@@ -513,7 +513,7 @@ def train_irn(args: Config) -> None:
         max_step=n_steps,
     )
     for batch in _training_batches(
-        _WithPairLabels(crops), args, batch_size=args.irn_batch_size, n_batches=n_steps, seed=(args.seed,)
+        _WithPairLabels(crops), args, batch_size=args.irn_batch_size, n_batches=n_steps, seed=(args.seed, Stream.IRN)
     ):
         labels = [batch[name].to(device, non_blocking=True) for name in ("bg_pos", "fg_pos", "neg")]
         loss = irn_loss(*model(batch["image"].to(device, non_blocking=True)), *labels)
@@ -727,12 +727,16 @@ def make_sem_seg_labels(args: Config) -> None:
 
 
 def deeplab_loss(logits: list[Tensor], labels: Tensor) -> Tensor:
-    """Cross entropies of the maps of all scales and of their maximum; (B, H, W) uint8 labels resized one by one."""
+    """Balanced cross entropies of the maps of all scales and of their maximum; (B, H, W) uint8 labels are resized."""
     total = 0
     for each in [*logits, _largest(logits)]:
         size = tuple(each.shape[2:])
         reduced = np.stack([resize_label(label, size) for label in labels.cpu().numpy()]).astype(np.int64)
-        total = total + F.cross_entropy(each, torch.from_numpy(reduced).to(each.device), ignore_index=UNSURE)
+        targets = torch.from_numpy(reduced).to(each.device)
+        of_pixels = F.cross_entropy(each, targets, ignore_index=UNSURE, reduction="none")
+        for kind in (targets == 0, (targets != 0) & (targets != UNSURE)):
+            if kind.any():
+                total = total + of_pixels[kind].mean() / 2
     return total
 
 
@@ -748,7 +752,7 @@ def train_deeplab(args: Config) -> None:
         [Path(args.deeplab_mask_dir) / f"{image_id}.png" for image_id in ids],
         scales=args.deeplab_scales,
         crop_size=args.deeplab_crop_size,
-        seed=(args.seed,),
+        seed=(args.seed, Stream.DEEPLAB),
     )
     branches = model.aspp.children
     optimizer = deeplab_optimizer(
@@ -762,7 +766,11 @@ def train_deeplab(args: Config) -> None:
     n_batches = args.deeplab_max_iter * args.deeplab_iter_size
     batches = iter(
         _training_batches(
-            _OnCpu(crops), args, batch_size=args.deeplab_batch_size, n_batches=n_batches, seed=(args.seed,)
+            _OnCpu(crops),
+            args,
+            batch_size=args.deeplab_batch_size,
+            n_batches=n_batches,
+            seed=(args.seed, Stream.DEEPLAB),
         )
     )
     for _ in range(args.deeplab_max_iter):

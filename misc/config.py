@@ -192,8 +192,12 @@ class Config:
     cocoann_format: Literal["polygon", "rle"] = flag(
         "polygon", "how COCO annotations hold a mask; both decode to the same mask (not in the original)"
     )
+    cocoann_min_score: float = flag(
+        1e-5, "make_cocoann leaves out what scores less, such as fragments; 0 keeps all (not in the original)", low=0
+    )
 
-    # Segmentation network: DeepLab-v2 (the original sends its users to another repository for it)
+    # Segmentation network: DeepLab-v2 (the original sends its users to another repository for it; the recipe here is
+    # the one that AdvCAM's author states for AdvCAM, see docs/deeplab.md)
     deeplab_network: str = flag("net.deeplab_v2", "module with the class DeepLab")
     deeplab_init_weights: str = flag(
         "auto", "start of train_deeplab: auto (ImageNet), a file of the network or its backbone, or none"
@@ -204,10 +208,16 @@ class Config:
     deeplab_train_list: str = flag("", "images of train_deeplab; empty: those of --infer_list")
     deeplab_mask_dir: str = flag("", "masks of train_deeplab, ID.png; empty: those in --sem_seg_out_dir")
     deeplab_crop_size: int = flag(321, "side of the training crop, pixels", low=33)
-    deeplab_scales: tuple[float, ...] = flag((0.5, 0.75, 1.0, 1.25, 1.5), "scales before the crop, one drawn", low=0.01)
+    deeplab_scales: tuple[float, ...] = flag(
+        (0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0), "scales before the crop, one drawn", low=0.01
+    )
     deeplab_batch_size: int = flag(5, "images a batch", low=1)
     deeplab_iter_size: int = flag(2, "batches whose gradients are averaged for one step", low=1)
-    deeplab_max_iter: int = flag(20000, "steps", low=1)
+    deeplab_loss: Literal["balanced", "plain"] = flag(
+        "balanced",
+        "balanced: the mean of the cross entropies of background and of foreground pixels; plain: of all pixels",
+    )
+    deeplab_max_iter: int = flag(30000, "steps", low=1)
     deeplab_learning_rate: float = flag(
         2.5e-4, "learning rate of the backbone; 10 times this for the ASPP's weights, 20 times for its biases", low=0
     )

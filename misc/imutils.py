@@ -1,6 +1,7 @@
 """Images as uint8 arrays: reading, writing, resizing, cropping; normalisation on the device.
 
-Resizing is PIL's, on uint8: bicubic for images (antialiased; other libraries differ), nearest for labels.
+Resizing is PIL's, on uint8: bicubic for images (antialiased; other libraries differ), nearest for labels. (DeepLab's
+training images are OpenCV's: `misc.deeplab.scaled_pair`.)
 """
 
 from pathlib import Path
@@ -206,7 +207,7 @@ def to_chw(image: np.ndarray) -> np.ndarray:
 
 
 def normalize(images: Tensor, boxes: Tensor | None = None) -> Tensor:
-    """(..., 3, H, W) uint8 RGB -> float32 (x / 255 - mean) / std, on the images' device.
+    """(..., 3, H, W) RGB in 0 .. 255, uint8 or float32 -> float32 (x / 255 - mean) / std, on the images' device.
 
     `boxes` (B, 4), as (top, left, height, width), marks the part of each crop that the image fills; the rest becomes
     zero: the padding of a crop is zero *after* normalisation, that is the mean colour.
@@ -217,7 +218,10 @@ def normalize(images: Tensor, boxes: Tensor | None = None) -> Tensor:
 
 
 def subtract_bgr_mean(images: Tensor, boxes: Tensor | None = None) -> Tensor:
-    """(..., 3, H, W) uint8 RGB -> float32 BGR minus the mean, in units of 0 .. 255; `boxes` as in `normalize`."""
+    """(..., 3, H, W) RGB, uint8 or float32 -> float32 BGR minus the mean, all in units of 0 .. 255.
+
+    `boxes` as in `normalize`.
+    """
     mean = torch.tensor(BGR_MEAN, device=images.device).view(3, 1, 1)
     return _zero_outside(images.flip(-3).float() - mean, boxes)
 

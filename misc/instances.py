@@ -34,6 +34,10 @@ class Detections:
     def __len__(self) -> int:
         return len(self.scores)
 
+    def select(self, chosen: np.ndarray) -> "Detections":
+        """Those that `chosen` (N,) bool marks."""
+        return Detections(self.scores[chosen], self.masks[chosen], self.classes[chosen])
+
 
 def _interpolate(field: Tensor, position: Tensor) -> Tensor:
     """(2, h, w) float64 values of a field between its cells, at (2, h, w) positions inside it."""

@@ -61,6 +61,8 @@ DEEPLAB = {
     "deeplab_crop_size": 161,
     "deeplab_batch_size": 8,
     "deeplab_iter_size": 1,
+    "deeplab_scales": (0.5, 0.75, 1.0, 1.25, 1.5),
+    "deeplab_loss": "plain",
     "deeplab_max_iter": 200,
     "deeplab_learning_rate": 5e-4,
 }

@@ -4,6 +4,7 @@ import math
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from enum import IntEnum
 from itertools import islice
 from typing import Any
 
@@ -38,6 +39,25 @@ def resolve_device(name: str) -> torch.device:
             "(torchrun --nproc_per_node), or pass --device cpu."
         )
     return torch.device(name, launched_local_rank())
+
+
+class Stream(IntEnum):
+    """The random streams of a run's seed: each training has its own, so that no two draw the same orders and crops."""
+
+    CLASSIFIER = 0
+    CAM = 1
+    CAM_OOD = 2
+    IRN = 3
+    DEEPLAB = 4
+
+
+def generator(seed: Sequence[int], *place: int) -> np.random.Generator:
+    """The random numbers of a place, such as an epoch, or an epoch and an index, in the stream of a `seed`.
+
+    `seed`: the run's seed and a `Stream`. Other seeds, streams and places have other numbers.
+    """
+    run_seed, *stream = seed
+    return np.random.default_rng(np.random.SeedSequence(run_seed, spawn_key=(*stream, *place)))
 
 
 def set_seed(seed: int) -> None:
@@ -156,8 +176,9 @@ def two_rate_optimizer(
 class ShuffledBatches(Sampler[list[tuple[int, int]]]):
     """Batches of (epoch, index): each epoch is a new order, its incomplete last batch is left out.
 
-    The order depends on seed and epoch alone, and a dataset can seed its augmentation with (seed, epoch, index), so
-    that the number of worker processes changes no sample. Of several processes each has its share of every batch.
+    The order depends on seed and epoch alone, and a dataset draws its augmentation from the `generator` of (seed,
+    epoch, index), so that the number of worker processes changes no sample. Of several processes each has its share of
+    every batch.
     """
 
     def __init__(self, n_items: int, *, batch_size: int, n_batches: int, seed: tuple[int, ...], first: int = 0) -> None:
@@ -176,7 +197,7 @@ class ShuffledBatches(Sampler[list[tuple[int, int]]]):
         for batch in self.batches:
             epoch, position = divmod(batch, per_epoch)
             if epoch != order_of_epoch:
-                order = np.random.default_rng([*self.seed, epoch]).permutation(self.n_items)
+                order = generator(self.seed, epoch).permutation(self.n_items)
                 order_of_epoch = epoch
             start = position * self.batch_size
             yield [(epoch, int(index)) for index in share(order[start : start + self.batch_size])]

@@ -27,6 +27,7 @@ def fit(
     name: str,
     result_dir: str,
     rate_flag: str,
+    other_help: str = "",
     state: TrainingState,
     after_step: Callable[[int], dict[str, float]] | None = None,
     batches_per_step: int = 1,
@@ -43,6 +44,7 @@ def fit(
         batch_size: images a batch, for the speed shown.
         name: of the bar and of `<result_dir>/metrics/<name>.jsonl`.
         rate_flag: the learning rate's flag, named if the loss stops being finite (`InputError`).
+        other_help: what else to do then, beside lowering it.
         after_step: called with the number of steps done; what it returns joins the JSON line.
         batches_per_step: batches whose losses and gradients are averaged for a step, one after the other.
     """
@@ -63,9 +65,8 @@ def fit(
             optimizer.step()
             values = dict(zip(of_batches[0], _mean_of(of_batches), strict=True))
             if not all(math.isfinite(value) for value in values.values()):
-                raise InputError(
-                    f"{name}: the loss is no longer finite at step {step} ({values}); lower --{rate_flag}."
-                )
+                help_with_it = f"lower --{rate_flag}" + (f", or {other_help}" if other_help else "")
+                raise InputError(f"{name}: the loss is no longer finite at step {step} ({values}); {help_with_it}.")
             rate = optimizer.param_groups[0]["lr"]
             line = {"step": step, "epoch": step / steps_per_epoch, "lr": rate, **values}
             now = time.perf_counter()

@@ -60,9 +60,9 @@ class SegmentationBase(nn.Module):
 
     @staticmethod
     def prepare(images: Tensor, boxes: Tensor | None = None) -> Tensor:
-        """(B, 3, H, W) uint8 RGB -> the float32 images that the weights expect; outside of the boxes zero.
+        """(B, 3, H, W) RGB in 0 .. 255 -> the float32 images that the weights expect; outside of the boxes zero.
 
-        `boxes` (B, 4) as in `misc.imutils.normalize`.
+        Whole images are uint8, training crops float32. `boxes` (B, 4) as in `misc.imutils.normalize`.
         """
         return normalize(images, boxes)
 

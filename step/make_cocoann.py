@@ -51,7 +51,7 @@ def run(args: Config) -> None:
             for number, (path, (height, width)) in enumerate(zip(image_paths, sizes, strict=True), start=FIRST_ID)
         ],
     }
-    n_annotations = n_runs = 0
+    n_annotations = n_runs = n_left_out = 0
     with json_list_writer(args.cocoann_path, content, "annotations") as append:
         bar = progress(ids, desc="make_cocoann", unit="image")
         for number, (image_id, size) in enumerate(zip(bar, sizes, strict=True), start=FIRST_ID):
@@ -59,11 +59,19 @@ def run(args: Config) -> None:
             found = instancefile.load(path, len(devkit.classes))
             if found.masks.shape[1:] != size:
                 raise InputError(f"instance file {path} is not of the size of its image; make it again.")
+            kept = found.select(found.scores >= args.cocoann_min_score)
             first_id = FIRST_ID + n_annotations
-            for annotation in annotations_of(found, image_id=number, first_id=first_id, polygons=polygons):
+            for annotation in annotations_of(kept, image_id=number, first_id=first_id, polygons=polygons):
                 append(annotation)
                 n_runs += isinstance(annotation["segmentation"], dict)
-            n_annotations += len(found)
+            n_annotations += len(kept)
+            n_left_out += len(found) - len(kept)
     log.info("wrote %s: %d instances in %d images", args.cocoann_path, n_annotations, len(ids))
+    if n_left_out:
+        log.info(
+            "%d instances that score below %g are left out; --cocoann_min_score 0 keeps them",
+            n_left_out,
+            args.cocoann_min_score,
+        )
     if polygons and n_runs:
         log.info("notice: %d masks are run lengths, since no polygon gave them back exactly", n_runs)

@@ -25,6 +25,7 @@ from misc.plan import Planned, require_writable_file
 from misc.progress import progress
 from misc.provenance import data_digest
 from misc.torchutils import (
+    Stream,
     resolve_device,
     resolve_precision,
     sequential_loader,
@@ -46,8 +47,6 @@ SELECTION_SPLIT = "train"
 SELECTION_THRESHOLDS = (0.06, 0.08, 0.10, 0.12)
 SELECTION_STARTS = 0.75
 """Part of the last epoch after which checkpoints are compared."""
-OOD_STREAM = 1
-"""Sets the random stream of the OoD batches apart from that of the images."""
 
 SETTINGS = (
     *("seed", "cam_network", "cam_crop_size", "cam_resize_long", "cam_batch_size", "cam_num_epoches"),
@@ -135,14 +134,14 @@ def run(args: Config) -> None:
             device=device,
         )
 
-    train_from = loader_of(train.paths, train.labels, args.cam_batch_size, (args.seed,))
+    train_from = loader_of(train.paths, train.labels, args.cam_batch_size, (args.seed, Stream.CAM))
 
     def ood_from(first: int) -> Iterable:
         return itertools.repeat(None)
 
     if args.ood_coeff > 0:
         no_labels = np.zeros((len(ood_paths), n_classes), dtype=np.float32)
-        ood_from = loader_of(ood_paths, no_labels, args.ood_batch_size, (args.seed, OOD_STREAM))
+        ood_from = loader_of(ood_paths, no_labels, args.ood_batch_size, (args.seed, Stream.CAM_OOD))
 
     def images_of(batch: dict[str, Tensor]) -> Tensor:
         return normalize(batch["image"].to(device, non_blocking=True), batch["box"])

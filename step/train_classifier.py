@@ -13,6 +13,7 @@ from misc.imutils import normalize
 from misc.plan import Planned, require_writable_file
 from misc.provenance import data_digest
 from misc.torchutils import (
+    Stream,
     batch_loader,
     resolve_device,
     resolve_precision,
@@ -71,19 +72,20 @@ def run(args: Config) -> None:
 
     steps_per_epoch = len(train) // args.cam_batch_size
     n_steps = steps_per_epoch * args.cam_num_epoches
+    seed = (args.seed, Stream.CLASSIFIER)
     crops = ClassificationCrops(
         train.paths,
         train.labels,
         resize_long=args.cam_resize_long,
         crop_size=args.cam_crop_size,
-        seed=(args.seed,),
+        seed=seed,
     )
     batches_from = partial(
         training_loader,
         crops,
         batch_size=args.cam_batch_size,
         n_batches=n_steps,
-        seed=(args.seed,),
+        seed=seed,
         num_workers=args.num_workers,
         device=device,
     )

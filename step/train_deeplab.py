@@ -11,7 +11,7 @@ from misc.deeplab import deeplab_optimizer, multiscale_losses
 from misc.distributed import is_first_process
 from misc.plan import Planned, require_outputs, require_writable_file
 from misc.provenance import data_digest
-from misc.torchutils import resolve_device, resolve_precision, training_loader
+from misc.torchutils import Stream, resolve_device, resolve_precision, training_loader
 from misc.training import fit
 from misc.training_state import TrainingState
 from net.build import build_network
@@ -26,9 +26,14 @@ from voc12.verify import require_fitting_masks, require_readable
 
 SETTINGS = (
     *("seed", "deeplab_network", "deeplab_crop_size", "deeplab_scales", "deeplab_batch_size", "deeplab_iter_size"),
-    *("deeplab_max_iter", "deeplab_learning_rate", "deeplab_weight_decay"),
+    *("deeplab_loss", "deeplab_max_iter", "deeplab_learning_rate", "deeplab_weight_decay"),
 )
 """The flags that determine the training."""
+OTHER_HELP = {
+    "plain": "pass --deeplab_loss balanced",
+    "balanced": "start from other weights (--deeplab_init_weights); --deeplab_loss is balanced already",
+}
+"""What helps beside a lower learning rate where a loss stops being finite."""
 
 log = logging.getLogger(__name__)
 
@@ -80,26 +85,28 @@ def run(args: Config) -> None:
 
     image_paths = [devkit.image_path(image_id) for image_id in ids]
     mask_paths = [Path(folder) / f"{image_id}.png" for image_id in ids]
+    seed = (args.seed, Stream.DEEPLAB)
     crops = SegmentationCrops(
         image_paths,
         mask_paths,
         scales=args.deeplab_scales,
         crop_size=args.deeplab_crop_size,
-        seed=(args.seed,),
+        seed=seed,
     )
     batches_from = partial(
         training_loader,
         crops,
         batch_size=args.deeplab_batch_size,
         n_batches=args.deeplab_max_iter * args.deeplab_iter_size,
-        seed=(args.seed,),
+        seed=seed,
         num_workers=args.num_workers,
         device=device,
     )
 
     def loss_of(batch: dict[str, Tensor]) -> dict[str, Tensor]:
         images = base.prepare(batch["image"].to(device, non_blocking=True), batch["box"])
-        return multiscale_losses(model.scale_logits(images), batch["label"].to(device, non_blocking=True))
+        labels = batch["label"].to(device, non_blocking=True)
+        return multiscale_losses(model.scale_logits(images), labels, loss=args.deeplab_loss)
 
     optimizer = deeplab_optimizer(
         *base.trainable_parameters(),
@@ -130,6 +137,7 @@ def run(args: Config) -> None:
         name="train_deeplab",
         result_dir=args.result_dir,
         rate_flag="deeplab_learning_rate",
+        other_help=OTHER_HELP[args.deeplab_loss],
         state=state,
         batches_per_step=args.deeplab_iter_size,
     )

@@ -15,6 +15,7 @@ from misc.plan import Planned, require_outputs, require_writable_file
 from misc.progress import progress
 from misc.provenance import data_digest
 from misc.torchutils import (
+    Stream,
     batch_loader,
     resolve_device,
     resolve_precision,
@@ -78,13 +79,14 @@ def run(args: Config) -> None:
     n_steps = steps_per_epoch * args.irn_num_epoches
     image_paths = [devkit.image_path(image_id) for image_id in ids]
     label_paths = [Path(args.ir_label_out_dir) / f"{image_id}.png" for image_id in ids]
-    crops = AffinityCrops(image_paths, label_paths, crop_size=args.irn_crop_size, seed=(args.seed,))
+    seed = (args.seed, Stream.IRN)
+    crops = AffinityCrops(image_paths, label_paths, crop_size=args.irn_crop_size, seed=seed)
     batches_from = partial(
         training_loader,
         crops,
         batch_size=args.irn_batch_size,
         n_batches=n_steps,
-        seed=(args.seed,),
+        seed=seed,
         num_workers=args.num_workers,
         device=device,
     )

@@ -321,6 +321,21 @@ def test_a_diverging_training_stops_with_advice_and_keeps_its_losses(toy):
     assert not list((toy.work / "sess").iterdir())
 
 
+@pytest.mark.parametrize(
+    ("loss", "advice"),
+    [
+        ("plain", "lower --deeplab_learning_rate, or pass --deeplab_loss balanced."),
+        ("balanced", "or start from other weights (--deeplab_init_weights); --deeplab_loss is balanced already."),
+    ],
+)
+def test_a_diverging_deeplab_names_what_helps(toy, loss, advice):
+    masks = toy.root / "SegmentationClass"
+    flags = {"train_deeplab_pass": True, "deeplab_mask_dir": masks, "deeplab_train_list": "voc12/train.txt"}
+    sentence = refusal(toy.flags(**NO_STEPS | flags, deeplab_learning_rate=1e30, deeplab_loss=loss))
+    assert "no longer finite at step" in sentence
+    assert sentence.endswith(advice)
+
+
 def test_cuda_without_a_gpu(toy, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert "--device cuda: PyTorch finds no GPU here" in refusal(toy.flags(device="cuda"))

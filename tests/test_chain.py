@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from pycocotools.coco import COCO
-from support import ALL_STEPS, NO_STEPS, RESNET18, give_all_one_size, make_toy_data
+from support import ALL_STEPS, NO_STEPS, RESNET18, TOY_SIZES, give_all_one_size, make_toy_data
 
 import run_sample
 from misc import camfile, instancefile
@@ -122,12 +122,29 @@ def test_coco_annotations_give_the_instances_back(chain, form, tmp_path, capsys)
     for image in images:
         found = instancefile.load(f"result/ins_seg_ood/{Path(image['file_name']).stem}.npy")
         assert found.masks.shape[1:] == (image["height"], image["width"])
+        found = found.select(found.scores >= 1e-5)
         annotations = coco.loadAnns(coco.getAnnIds(imgIds=image["id"]))
         assert [each["category_id"] - 1 for each in annotations] == found.classes.tolist()
         for annotation, mask in zip(annotations, found.masks, strict=True):
             np.testing.assert_array_equal(coco.annToMask(annotation), mask)
             assert annotation["area"] == mask.sum()
     assert "are run lengths" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("flags", "kept"), [({}, [0.5, 0.25]), ({"cocoann_min_score": 0}, [0.5, 0, 9e-6, 0.25])])
+def test_coco_annotations_leave_out_what_scores_nothing(toy, flags, kept):
+    (toy.work / "one.txt").write_text(f"{toy.ids[0]}\n")
+    masks = np.zeros((4, *TOY_SIZES[0]), dtype=bool)
+    for number in range(4):
+        masks[number, 5 * number] = True
+    detections = Detections(np.array([0.5, 0, 9e-6, 0.25], np.float32), masks, np.array([0, 1, 2, 0]))
+    instancefile.save(f"result/ins_seg_ood/{toy.ids[0]}.npy", detections)
+    run(toy, make_cocoann_pass=True, infer_list="one.txt", **flags)
+    annotations = json.loads(Path("result/cocoann.json").read_text())["annotations"]
+    assert [each["score"] for each in annotations] == pytest.approx(kept)
+    assert [each["id"] for each in annotations] == list(range(1, len(kept) + 1))
+    left_out = "2 instances that score below 1e-05 are left out; --cocoann_min_score 0 keeps them"
+    assert (left_out in Path("sample_train_eval.log").read_text()) == (len(kept) == 2)
 
 
 def test_instance_masks_are_scored_against_both_kinds_of_truth(toy):

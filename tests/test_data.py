@@ -20,7 +20,7 @@ from misc.imutils import (
     write_label,
     write_palette,
 )
-from misc.torchutils import GroupedLoader, PolyOptimizer, ShuffledBatches, size_groups, training_loader
+from misc.torchutils import GroupedLoader, PolyOptimizer, ShuffledBatches, generator, size_groups, training_loader
 from voc12.classes import voc_palette
 from voc12.dataloader import AffinityCrops, ClassificationCrops, ScaledImages
 from voc12.verify import require_readable
@@ -172,6 +172,13 @@ def test_batches_differ_between_epochs_and_seeds():
     assert [{epoch for epoch, _ in batch} for batch in whole] == [{k // 3} for k in range(8)]
     assert [i for batch in whole[:3] for _, i in batch] != [i for batch in whole[3:6] for _, i in batch]
     assert list(ShuffledBatches(10, batch_size=3, n_batches=8, seed=(2,))) != whole
+
+
+def test_seeds_streams_and_places_have_random_numbers_of_their_own():
+    keys = [((seed, stream), place) for seed in (0, 1, 2**32) for stream in (0, 1) for place in ((0,), (1,), (0, 0))]
+    numbers = [int(generator(seed, *place).integers(2**62)) for seed, place in keys]
+    assert len(set(numbers)) == len(keys)
+    assert numbers == [int(generator(seed, *place).integers(2**62)) for seed, place in keys]
 
 
 def test_irn_crops_keep_image_and_label_together(tmp_path):

@@ -7,9 +7,24 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
-from misc.deeplab import deeplab_optimizer, largest_logits, multiscale_losses, segmentation_loss
+from misc.deeplab import (
+    LOSSES,
+    balanced_cross_entropy,
+    deeplab_optimizer,
+    largest_logits,
+    multiscale_losses,
+    plain_cross_entropy,
+    scaled_pair,
+)
 from misc.errors import InputError
-from misc.imutils import BGR_MEAN, IGNORE_LABEL, nearest_labels, resize_label, subtract_bgr_mean
+from misc.imutils import (
+    BGR_MEAN,
+    IGNORE_LABEL,
+    nearest_labels,
+    normalize,
+    resize_label,
+    subtract_bgr_mean,
+)
 from misc.torchutils import PolySGD
 from misc.training import fit
 from misc.training_state import TrainingState
@@ -181,6 +196,13 @@ def test_caffe_preparation():
     assert not prepared[..., 1].any()
 
 
+@pytest.mark.parametrize("prepare", [subtract_bgr_mean, normalize])
+def test_float_images_are_prepared_as_uint8_ones(prepare):
+    images, boxes = torch.randint(0, 255, (2, 3, 5, 6), dtype=torch.uint8), torch.tensor([[0, 0, 5, 4], [1, 2, 3, 4]])
+    assert torch.equal(prepare(images.float(), boxes), prepare(images, boxes))
+    torch.testing.assert_close(prepare(images + 0.5), (prepare(images) + prepare(images + 1)) / 2)
+
+
 @pytest.mark.parametrize("given", [321, 320, 64, 513, 7])
 def test_labels_are_reduced_as_pil_does(given):
     labels = torch.randint(0, 256, (1, given, given + 3), dtype=torch.uint8)
@@ -189,38 +211,73 @@ def test_labels_are_reduced_as_pil_does(given):
         np.testing.assert_array_equal(nearest_labels(labels, size)[0], resize_label(labels[0].numpy(), size))
 
 
-def test_losses_equal_plain_code():
+@pytest.mark.parametrize("kind", LOSSES)
+def test_losses_equal_plain_code(kind):
     rng = np.random.default_rng(0)
     scale_logits = [torch.randn(2, 4, *size) for size in ((6, 7), (3, 4), (5, 5))]
     labels = torch.from_numpy(rng.choice([0, 1, 2, 3, 255], size=(2, 41, 49)).astype(np.uint8))
 
-    def plain(logits):
+    def mean_over(logits, counted):
         total, count = 0.0, 0
         for of_image, label in zip(logits.double().numpy(), labels.numpy(), strict=True):
             reduced = np.asarray(Image.fromarray(label).resize(of_image.shape[:0:-1], Image.Resampling.NEAREST))
             for (y, x), target in np.ndenumerate(reduced):
-                if target != 255:
+                if counted(target):
                     values = of_image[:, y, x]
                     total += np.log(np.exp(values).sum()) - values[target]
                     count += 1
         return total / count
 
-    losses = multiscale_losses(scale_logits, labels)
+    def by_hand(logits):
+        if kind == "plain":
+            return mean_over(logits, lambda label: label != 255)
+        background = mean_over(logits, lambda label: label == 0)
+        return (background + mean_over(logits, lambda label: 0 < label < 255)) / 2
+
+    losses = multiscale_losses(scale_logits, labels, loss=kind)
     largest = largest_logits(scale_logits)
     resized = [F.interpolate(x, (6, 7), mode="bilinear") for x in scale_logits[1:]]
     torch.testing.assert_close(largest, torch.maximum(scale_logits[0], torch.maximum(*resized)))
-    expected = {name: plain(x) for name, x in zip(("scale_1", "scale_0.5", "scale_0.75"), scale_logits, strict=True)}
-    expected["max"] = plain(largest)
+    expected = {name: by_hand(x) for name, x in zip(("scale_1", "scale_0.5", "scale_0.75"), scale_logits, strict=True)}
+    expected["max"] = by_hand(largest)
     expected["total"] = sum(expected.values())
     assert {name: loss.item() for name, loss in losses.items()} == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_crop_without_a_pixel_that_counts_has_no_loss():
+def test_losses_of_a_network_are_plain_unless_told_otherwise():
+    scale_logits = [torch.randn(1, 3, *size) for size in ((6, 6), (3, 3), (4, 4))]
+    labels = torch.randint(0, 3, (1, 40, 40), dtype=torch.uint8)
+    assert multiscale_losses(scale_logits, labels) == multiscale_losses(scale_logits, labels, loss="plain")
+    assert multiscale_losses(scale_logits, labels) != multiscale_losses(scale_logits, labels, loss="balanced")
+
+
+@pytest.mark.parametrize("loss_of", LOSSES.values())
+def test_a_batch_without_a_pixel_that_counts_has_no_loss(loss_of):
     logits = torch.randn(1, 3, 4, 4, requires_grad=True)
-    loss = segmentation_loss(logits, torch.full((1, 9, 9), IGNORE_LABEL, dtype=torch.uint8))
+    loss = loss_of(logits, torch.full((1, 4, 4), IGNORE_LABEL))
     loss.backward()
     assert loss.item() == 0
     assert not logits.grad.any()
+
+
+@pytest.mark.parametrize("label", [0, 2])
+def test_a_kind_without_pixels_counts_zero_in_the_balanced_loss(label):
+    logits = torch.randn(2, 3, 4, 4, requires_grad=True)
+    labels = torch.full((2, 4, 4), label)
+    labels[:, 0] = IGNORE_LABEL
+    loss = balanced_cross_entropy(logits, labels)
+    torch.testing.assert_close(loss, plain_cross_entropy(logits, labels) / 2)
+    loss.backward()
+    assert logits.grad.isfinite().all()
+
+
+def test_the_balance_is_that_of_the_batch():
+    """One background pixel counts as much as all the others together, whichever image it lies in."""
+    logits, labels = torch.randn(2, 3, 4, 4), torch.randint(1, 3, (2, 4, 4))
+    labels[1, 2, 3] = 0
+    of_pixels = F.cross_entropy(logits, labels, reduction="none")
+    expected = (of_pixels[1, 2, 3] + of_pixels[labels > 0].mean()) / 2
+    torch.testing.assert_close(balanced_cross_entropy(logits, labels), expected)
 
 
 def test_optimiser_has_the_recipes_groups():
@@ -299,6 +356,9 @@ def test_training_crops_keep_image_and_mask_together(tmp_path):
         label, inside = item["label"].numpy(), np.zeros((48, 48), dtype=bool)
         inside[top : top + height, left : left + width] = True
         assert item["label"].shape == (48, 48)
+        assert (item["image"].shape, item["image"].dtype) == ((3, 48, 48), torch.float32)
+        assert top == 0
+        assert left in (0, 48 - width)
         np.testing.assert_array_equal(label == 255, ~inside)
         assert set(np.unique(label[inside])) <= {0, 7}
         bright = item["image"][0].numpy() > 100
@@ -310,3 +370,46 @@ def test_training_crops_keep_image_and_mask_together(tmp_path):
     assert heights == {20, 48}
     assert sides == {True, False}  # mirrored and not
     np.testing.assert_array_equal(crops[3, 0]["image"], crops[3, 0]["image"])
+
+
+def test_training_crops_are_windows_of_the_resized_pair_and_mirrored_after_padding(tmp_path):
+    """A photograph wider and lower than the crop, each pixel of which has a colour and an id of its own place."""
+    rows, columns = np.indices((30, 90), dtype=np.uint8)
+    image = np.stack([rows, columns, rows + columns], axis=-1)
+    Image.fromarray(image).save(tmp_path / "a.png")
+    Image.fromarray(columns).save(tmp_path / "m.png")
+    crops = SegmentationCrops([tmp_path / "a.png"], [tmp_path / "m.png"], scales=(1.5,), crop_size=64, seed=(0,))
+    resized, label = scaled_pair(image, columns, 1.5)
+    assert resized.shape == (45, 135, 3)
+    seen = set()
+    for epoch in range(60):
+        item = crops[epoch, 0]
+        shown, ids = item["image"].numpy().transpose(1, 2, 0), item["label"].numpy()
+        assert item["box"].tolist() == [0, 0, 45, 64]
+        assert (ids[45:] == IGNORE_LABEL).all()
+        mirrored = bool(shown[0, 0, 1] > shown[0, -1, 1])
+        if mirrored:
+            shown, ids = shown[:, ::-1], ids[:, ::-1]
+        left = int(np.argmin(np.abs(resized[0, :, 1] - shown[0, 0, 1])))
+        np.testing.assert_array_equal(shown[:45], resized[:, left : left + 64])
+        np.testing.assert_array_equal(ids[:45], label[:, left : left + 64])
+        seen.add((mirrored, left > 35))
+    assert seen == {(mirrored, right) for mirrored in (True, False) for right in (True, False)}
+
+
+def test_scaled_pairs_are_not_antialiased():
+    """At a quarter of the size a pixel is the mean of the four in its middle; PIL would look further around it."""
+    image = np.random.default_rng(0).integers(0, 256, (13, 21, 3), dtype=np.uint8)
+    label = np.arange(13 * 21, dtype=np.uint8).reshape(13, 21)
+    small, reduced = scaled_pair(image, label, 0.25)
+    assert small.shape == (3, 5, 3)
+    assert small.dtype == np.float32
+    np.testing.assert_array_equal(reduced, resize_label(label, (3, 5)))
+    image, label = image[:12, :20], label[:12, :20]
+    small, _ = scaled_pair(image, label, 0.25)
+    middle = sum(image[y::4, x::4].astype(np.float64) for y in (1, 2) for x in (1, 2)) / 4
+    np.testing.assert_allclose(small, middle, atol=1e-3)
+    same, same_label = scaled_pair(image, label, 1.0)
+    np.testing.assert_array_equal(same, image)
+    np.testing.assert_array_equal(same_label, label)
+    assert scaled_pair(image, label, 0.01)[0].shape == (1, 1, 3)

@@ -10,7 +10,9 @@ from torch.nn import functional as F
 
 from misc.advcam import SCALES, advcam
 from misc.cam import confident_label, label_map, merge_scales, scale_maps
+from misc.deeplab import scaled_pair
 from misc.imutils import (
+    BGR_MEAN,
     crop_into,
     mirror_pair,
     normalize,
@@ -326,6 +328,19 @@ def test_deeplab_v2(recorded):
     images = torch.from_numpy(recording["x"])
     assert relative_error(base.eval()(images), recording["base"]) < 1e-4
     assert relative_error(MultiScale(base).eval()(images), recording["msc"]) < 1e-4
+
+
+@pytest.mark.parametrize("image_id", IDS)
+def test_deeplab_training_input(recorded, photograph, voc_subset, image_id):
+    recording = recorded("deeplab_input.npz")
+    image, label = photograph(image_id), read_label(voc_subset / "SegmentationClass" / f"{image_id}.png")
+    for scale in (0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0):
+        name = f"{image_id}_{scale}"
+        resized, ids = scaled_pair(image, label, scale)
+        assert resized.shape[:2] == ids.shape == tuple(recording[f"{name}_size"])
+        blue_first = to_chw(resized[..., ::-1]) - np.array(BGR_MEAN, np.float32)[:, None, None]
+        np.testing.assert_allclose(blue_first[:, ::9, ::9], recording[f"{name}_image_sub9"], rtol=0, atol=1e-3)
+        np.testing.assert_array_equal(ids[::9, ::9], recording[f"{name}_label_sub9"])
 
 
 def test_semantic_scores(recorded):

@@ -13,7 +13,8 @@ from support import NO_STEPS
 
 import run_sample
 from misc.imutils import read_label, write_label
-from misc.torchutils import PolyOptimizer
+
+from misc.torchutils import PolyOptimizer, ShuffledBatches
 from misc.training_state import TrainingState
 from net.weights import read_checkpoint, save_weights
 from tests.own_network import Net
@@ -63,6 +64,25 @@ def train_until(monkeypatch, last, toy, step, **flags):
 
 def messages():
     return Path("sample_train_eval.log").read_text()
+
+
+def test_no_two_trainings_draw_from_the_same_random_stream(ready, monkeypatch):
+    seeds, prepare = [], ShuffledBatches.__init__
+
+    def recorded(batches, *args, seed, **kwargs):
+        seeds.append(seed)
+        prepare(batches, *args, seed=seed, **kwargs)
+
+    def stop(batches):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ShuffledBatches, "__init__", recorded)
+    monkeypatch.setattr(ShuffledBatches, "__iter__", stop)
+    for step in WEIGHTS:
+        with pytest.raises(KeyboardInterrupt):
+            train(ready, step, seed=7, distance_lambda=0)
+    assert {run_seed for run_seed, _ in seeds} == {7}
+    assert len({int(stream) for _, stream in seeds}) == len(seeds) == 5
 
 
 @pytest.mark.parametrize("step", WEIGHTS)

@@ -1,7 +1,8 @@
 """Data sets for training and inference: they read, resize and crop on the CPU, and return uint8.
 
-Images are normalised on the device (`misc.imutils.normalize`). Training sets are indexed with (epoch, index), which
-seeds the augmentation (see `misc.torchutils.ShuffledBatches`).
+DeepLab's training crops are float32 of the same range, as OpenCV resizes them. Images are normalised on the device
+(`misc.imutils.normalize`). Training sets are indexed with (epoch, index), which seeds the augmentation (see
+`misc.torchutils.ShuffledBatches`).
 """
 
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ import torch
 from torch.utils.data import Dataset
 
 from misc import camfile
+from misc.deeplab import scaled_pair
 from misc.errors import InputError
 from misc.imutils import (
     IGNORE_LABEL,
@@ -28,6 +30,7 @@ from misc.imutils import (
     to_chw,
     top_left_crop_boxes,
 )
+from misc.torchutils import generator
 
 IRN_SCALES = (0.5, 1.5)
 LABEL_STRIDE = 4
@@ -65,7 +68,7 @@ class ClassificationCrops(Dataset):
 
     def __getitem__(self, epoch_and_index: tuple[int, int]) -> dict[str, Any]:
         epoch, index = epoch_and_index
-        rng = np.random.default_rng([*self.seed, epoch, index])
+        rng = generator(self.seed, epoch, index)
         image = read_image(self.paths[index])
         low, high = self.resize_long
         image = resize_image(image, long_side_size(image.shape[:2], int(rng.integers(low, high + 1))))
@@ -193,10 +196,9 @@ def _same_size_label(path: Path, size: tuple[int, int]) -> np.ndarray:
 
 
 class LabelledCrops(Dataset):
-    """Augmented crops of images and their label maps: random scale, flip, crop; labels are padded with 255.
+    """Augmented crops of images and their label maps; a subclass says how they are made.
 
-    An item: `image` (3, S, S) uint8, `box` (4,), `label` (S', S') uint8. A subclass says at which scale and in which
-    size the label map comes.
+    An item: `image` (3, S, S), `box` (4,), `label` (S', S') uint8, in which padding is 255.
     """
 
     def __init__(
@@ -205,41 +207,42 @@ class LabelledCrops(Dataset):
         self.paths, self.label_paths = list(paths), list(label_paths)
         self.crop_size, self.seed = crop_size, seed
 
-    def draw_scale(self, rng: np.random.Generator) -> float:
+    def crop(self, image: np.ndarray, label: np.ndarray, rng: np.random.Generator) -> dict[str, Any]:
+        """The item of an image (H, W, 3) and its label map (H, W), both uint8."""
         raise NotImplementedError
-
-    def finish_label(self, label: np.ndarray) -> np.ndarray:
-        return label
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, epoch_and_index: tuple[int, int]) -> dict[str, Any]:
         epoch, index = epoch_and_index
-        rng = np.random.default_rng([*self.seed, epoch, index])
         image = read_image(self.paths[index])
         label = _same_size_label(self.label_paths[index], image.shape[:2])
-        size = scaled_size(image.shape[:2], self.draw_scale(rng))
+        return self.crop(image, label, generator(self.seed, epoch, index))
+
+
+class AffinityCrops(LabelledCrops):
+    """Crops for IRN: any scale in 0.5 .. 1.5, flip, crop.
+
+    `image` is uint8, `label` (S / 4, S / 4) with 255 for unsure and padding.
+    """
+
+    def crop(self, image: np.ndarray, label: np.ndarray, rng: np.random.Generator) -> dict[str, Any]:
+        size = scaled_size(image.shape[:2], rng.uniform(*IRN_SCALES))
         image, label = resize_image(image, size), resize_label(label, size)
         if rng.random() < 0.5:
             image, label = image[:, ::-1], label[:, ::-1]
         boxes = random_crop_boxes(size, self.crop_size, rng)
-        label = self.finish_label(crop_into(label, boxes, self.crop_size, fill=IGNORE_LABEL))
+        label = reduce_label(crop_into(label, boxes, self.crop_size, fill=IGNORE_LABEL), LABEL_STRIDE)
         return {**_crop_item(image, boxes, self.crop_size), "label": torch.from_numpy(label.copy())}
 
 
-class AffinityCrops(LabelledCrops):
-    """Crops for IRN: any scale in 0.5 .. 1.5, `label` (S / 4, S / 4) with 255 for unsure and padding."""
-
-    def draw_scale(self, rng: np.random.Generator) -> float:
-        return rng.uniform(*IRN_SCALES)
-
-    def finish_label(self, label: np.ndarray) -> np.ndarray:
-        return reduce_label(label, LABEL_STRIDE)
-
-
 class SegmentationCrops(LabelledCrops):
-    """Crops for DeepLab: one of the given scales, `label` (S, S) with 255 for pixels that don't count."""
+    """Crops for DeepLab: one of the given scales, crop, flip, as deeplab-pytorch makes them.
+
+    `image` is float32 RGB in 0 .. 255, `label` (S, S) with 255 for pixels that don't count. A side shorter than the
+    crop is padded at its end, before the flip.
+    """
 
     def __init__(
         self,
@@ -253,5 +256,15 @@ class SegmentationCrops(LabelledCrops):
         super().__init__(paths, label_paths, crop_size=crop_size, seed=seed)
         self.scales = tuple(scales)
 
-    def draw_scale(self, rng: np.random.Generator) -> float:
-        return float(rng.choice(self.scales))
+    def crop(self, image: np.ndarray, label: np.ndarray, rng: np.random.Generator) -> dict[str, Any]:
+        image, label = scaled_pair(image, label, float(rng.choice(self.scales)))
+        height, width = (min(side, self.crop_size) for side in label.shape)
+        top, left = (int(rng.integers(max(0, side - self.crop_size) + 1)) for side in label.shape)
+        boxes = (top, left, height, width), (0, 0, height, width)
+        image = crop_into(image, boxes, self.crop_size)
+        label = crop_into(label, boxes, self.crop_size, fill=IGNORE_LABEL)
+        shown_from = 0
+        if rng.random() < 0.5:
+            image, label, shown_from = image[:, ::-1], label[:, ::-1], self.crop_size - width
+        box = torch.tensor((0, shown_from, height, width))
+        return {"image": _image_tensor(image), "box": box, "label": torch.from_numpy(label.copy())}
