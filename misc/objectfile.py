@@ -105,29 +105,31 @@ def _build_array(kind: object, shape: object, content: object, *, order: str) ->
 class _PickledArray:
     """Stands for `numpy.ndarray`: an array of which all is told by the state that follows it."""
 
-    __slots__ = ("state",)
+    __slots__ = ("_array", "_boxed")
 
     def __init__(self) -> None:
-        self.state = None
+        self._array = self._boxed = None
 
     def __setstate__(self, state: object) -> None:
-        self.state = state
-
-    def _parts(self) -> tuple[object, object, object, object]:
-        whole = type(self.state) is tuple and len(self.state) == 5 and self.state[0] == 1
+        whole = type(state) is tuple and len(state) == 5 and state[0] == 1
         _require(whole, "an array with a foreign state")
-        return self.state[1:]
+        _, shape, kind, is_fortran, content = state
+        if type(content) is list:
+            self._boxed = shape, kind, content
+        else:
+            self._array = _build_array(kind, shape, content, order="F" if is_fortran in (1, True) else "C")
 
     def build(self) -> np.ndarray:
-        shape, kind, is_fortran, content = self._parts()
-        return _build_array(kind, shape, content, order="F" if is_fortran in (1, True) else "C")
+        _require(self._array is not None, "an array of objects, expected numbers")
+        return self._array
 
     def unbox(self) -> object:
         """The one object of an array of shape (): what `np.save` makes of anything but an array."""
-        shape, kind, _, content = self._parts()
+        shape, kind, content = self._boxed or (None, None, [])
         boxed = type(kind) is _PickledType and _OBJECTS.fullmatch(kind.name) and kind.state == _OBJECT_STATE
-        one = shape == () and type(content) is list and len(content) == 1
-        _require(bool(boxed) and one, "an array that holds something else than one object")
+        _require(
+            bool(boxed) and shape == () and len(content) == 1, "an array that holds something else than one object"
+        )
         return content[0]
 
 

@@ -166,7 +166,7 @@ HOSTILE = {
     "a function that is changed": (change(ENCODE, (None, {"__defaults__": ()})), "it changes what it may only use"),
     "a class that is changed": (change("numpy.dtype", (None, {"__init__": None})), "argument"),
     "bytes of a size": (Call("builtins.bytes", 1 << 40), "argument"),
-    "an array of objects": (array(OBJECTS, (1,), [1]), "type O8, expected numbers"),
+    "an array of objects": (array(OBJECTS, (1,), [1]), "an array of objects"),
     "an object that lies about its flags": (array(dtype("O8", order="|"), (1,), POINTER), "type O8, expected numbers"),
     "objects from a buffer": (Call(f"{NUMERIC}._frombuffer", POINTER, OBJECTS, (1,), "C"), "type O8, expected"),
     "an object from bytes": (Call(f"{MULTIARRAY}.scalar", OBJECTS, POINTER), "type O8, expected"),
@@ -185,11 +185,12 @@ HOSTILE = {
     "negative sides": (array(dtype("f8"), (-1, -1), POINTER), "bytes don't fit its shape"),
     "sides that overflow": (array(dtype("f8"), (1 << 62, 1 << 62, 0), b""), "too big"),
     "sides of another type": (array(dtype("f8"), [1], POINTER), "bytes don't fit its shape"),
-    "a list in place of bytes": (array(dtype("f8"), (1,), [1.0]), "without bytes"),
+    "a list in place of bytes": (array(dtype("f8"), (1,), [1.0]), "an array of objects"),
+    "a number in place of bytes": (array(dtype("f8"), (1,), 1.0), "without bytes"),
     "an array of another version": (array(dtype("f8"), (1,), POINTER, version=2), "an array with a foreign state"),
     "an array without a state": (
         Call(f"{MULTIARRAY}._reconstruct", Name("numpy.ndarray"), (0,), b"b"),
-        "foreign state",
+        "an array of objects",
     ),
     "an array without a type": (array("f8", (1,), POINTER), "without a type"),
     "an array of a large start": (
