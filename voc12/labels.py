@@ -103,11 +103,12 @@ class _Keys:
         if image_id in self._known:
             return image_id
         keys = self._by_name.get(image_id) or self._by_number.get(_number_of_id(image_id)) or [None]
-        if any(not np.array_equal(self._known[key], self._known[keys[0]]) for key in keys[1:]):
-            raise InputError(
-                f"label file {self._file}: {keys[0]!r} and {keys[1]!r} are both {image_id}, with different labels; "
-                "remove one."
-            )
+        for key in keys[1:]:
+            if not np.array_equal(self._known[key], self._known[keys[0]]):
+                raise InputError(
+                    f"label file {self._file}: {keys[0]!r} and {key!r} are both {image_id}, with different labels; "
+                    "remove one."
+                )
         return keys[0]
 
 
