@@ -9,6 +9,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from conftest import FIXTURES
 from PIL import Image
 
 from misc import camfile
@@ -17,7 +18,7 @@ from misc.files import atomic_path, background_writer, json_list_writer
 from misc.imutils import IMAGE_SUFFIXES, read_image
 from misc.objectfile import load_object
 from voc12.classes import VOC_CLASSES
-from voc12.devkit import open_devkit
+from voc12.devkit import Devkit, open_devkit
 from voc12.labels import read_labels
 from voc12.lists import read_list, read_ood_paths
 from voc12.verify import VERIFIED_RECORD, require_masks, require_readable
@@ -167,6 +168,13 @@ def test_labels_of_other_values_are_refused(devkit, tmp_path, name):
     assert sentence in str(caught.value)
     assert str(tmp_path / "l.npy") in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_labels_of_voc_as_the_originals_ship_them(tmp_path):
+    devkit = Devkit(tmp_path, VOC_CLASSES)
+    labels = read_labels(devkit, FIXTURES / "labels_protocol2.npy", ["2007_000039", "2007_000032"])
+    names = [[VOC_CLASSES[k] for k in np.flatnonzero(label)] for label in labels]
+    assert names == [["tvmonitor"], ["aeroplane", "person"]]
 
 
 def test_images_without_labels_are_told_with_the_files_keys(devkit, tmp_path):
