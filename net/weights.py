@@ -238,6 +238,8 @@ def read_checkpoint(path: str | Path, *, instead: str = "train it") -> dict[str,
         with torch.serialization.safe_globals([(stand_in, name) for name, stand_in in NUMPY_STAND_INS.items()]):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # foreign bytes make the parser fail in any way
+        if foreign := re.search(r"GLOBAL (\S+) was not an allowed", str(error)):
+            advice = f"it holds {foreign[1]}, which is no plain data and is never loaded; save its state dict alone."
         raise InputError(f"checkpoint {path} can't be read: {advice}") from error
     if _is_state_dict(content):
         return content

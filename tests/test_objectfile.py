@@ -143,13 +143,21 @@ def test_a_label_file_of_python_2(tmp_path):
     np.testing.assert_array_equal(load_object(path, kind="label file")[2007000032], label)
 
 
-def storage():
+class Malicious:
+    def __reduce__(self):
+        return (exec, ("raise SystemExit('pickled code ran')",))
+
+
+def saved(content, *, zipped=True):
+    """What `torch.save` writes of `content`, as a tensor's numbers."""
     buffer = io.BytesIO()
-    kept = torch.storage.TypedStorage(
-        wrap_storage=torch.zeros(4).untyped_storage(), dtype=torch.float32, _internal=True
-    )
-    torch.save(kept, buffer, _use_new_zipfile_serialization=False)
+    torch.save(content, buffer, _use_new_zipfile_serialization=zipped)
     return Call("torch.storage._load_from_bytes", buffer.getvalue())
+
+
+def storage():
+    numbers = torch.zeros(4).untyped_storage()
+    return saved(torch.storage.TypedStorage(wrap_storage=numbers, dtype=torch.float32, _internal=True), zipped=False)
 
 
 def tensor(kept, offset, sides, strides):
@@ -216,6 +224,11 @@ HOSTILE = {
         tensor(Call("torch.storage._load_from_bytes", b"\x80\x02."), 0, (1,), (1,)),
         "read",
     ),
+    "a storage of pickled code": (tensor(saved(Malicious()), 0, (1,), (1,)), "can't be read"),
+    "a storage that is a tensor": (tensor(saved(torch.zeros(4)), 0, (1,), (1,)), "without numbers"),
+    "a storage that is changed": (Call("torch.storage._load_from_bytes", b"", state={"content": 1}), "changes"),
+    "a dict of a number": (Call("collections.OrderedDict", 3), "not iterable"),
+    "a dict that is changed": (change("collections.OrderedDict", {"update": 1}), "it changes what it may only use"),
     "another function": (Call("os.system", "true"), "os.system is not admitted"),
     "another function of NumPy": (Call(f"{MULTIARRAY}.fromfile", "x"), "is not admitted"),
     "another function of codecs": (Call("_codecs.decode", b"x", "latin1"), "is not admitted"),

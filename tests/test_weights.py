@@ -1,5 +1,6 @@
 """Checkpoints of every layout, and what is said of those that don't fit."""
 
+from argparse import Namespace
 from urllib.error import URLError
 
 import numpy as np
@@ -205,6 +206,12 @@ def test_a_start_of_more_or_fewer_blocks_is_refused(tmp_path):
     torch.save(state, path)
     with pytest.raises(InputError, match=r"lacks 1 tensors \(layer3.1.conv1.weight\)"):
         load_starting_weights(DeepLab(n_classes=3), path)
+
+
+def test_what_a_checkpoint_may_not_hold_is_named(tmp_path):
+    torch.save({"state_dict": {"a": torch.ones(1)}, "args": Namespace(lr=0.1)}, tmp_path / "c.pth")
+    with pytest.raises(InputError, match=r"c.pth can't be read: it holds argparse.Namespace, which is no plain data"):
+        read_checkpoint(tmp_path / "c.pth")
 
 
 def test_missing_and_doubled_names(tmp_path):
