@@ -30,8 +30,20 @@ DEEP_TO_UINT8 = 257
 DEEP_FORMATS = ("PNG", "PPM")
 """Formats without 32-bit numbers: PIL's mode I holds their 16 bits."""
 
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".tif", ".tiff", ".gif", ".avif"),
+    *(".jp2", ".j2k", ".jpf", ".jpx", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".pcx", ".sgi"),
+)
+"""Of the files that `read_image` reads, in any case; where files differ in nothing else, the first one counts."""
+
 Box = tuple[int, int, int, int]
 """top, left, height, width"""
+
+
+def without_image_suffix(name: str) -> str:
+    """`ID.jpg` -> `ID`, for every kind of image; other names stay."""
+    stem, dot, suffix = name.rpartition(".")
+    return stem if stem and f"{dot}{suffix}".lower() in IMAGE_SUFFIXES else name
 
 
 def pixel_problem(image: Image.Image) -> str | None:

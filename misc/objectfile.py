@@ -1,13 +1,21 @@
-"""Pickled objects in `.npy` files, as the IRN family exchanges them, read without running pickled code."""
+"""Pickled objects in `.npy` files, as the IRN family exchanges them, read without running pickled code.
+
+A pickle calls functions by name, with arguments of its choice. Each name that is admitted here leads to a stand-in of
+this module: it notes what the pickle says of an array or a tensor, and the array is built afterwards, from what was
+checked: a plain type of numbers, a shape, and just as many bytes. NumPy's own functions would take a pickle's word for
+types with fields or objects, which can point anywhere in memory.
+"""
 
 import io
+import math
 import pickle
-from collections import OrderedDict
+import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from misc.errors import InputError
 from misc.files import atomic_path
@@ -15,34 +23,217 @@ from misc.files import atomic_path
 # NumPy 2 renamed its private package; files that name the old one load in every NumPy
 _NUMPY_MODULES = {"numpy._core.multiarray": "numpy.core.multiarray", "numpy._core.numeric": "numpy.core.numeric"}
 
+_NUMBERS, _TEXT, _OBJECTS = re.compile(r"b1|[iu][1248]|f[248]"), re.compile(r"U[1-9]\d*"), re.compile(r"O[48]")
+_OBJECT_STATE = (3, "|", None, None, None, -1, -1, 63)
+_BYTE_ORDERS = ("<", ">", "|", "=")
 
-def _load_storage(content: bytes) -> Any:
-    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+
+def _require(condition: bool, problem: str) -> None:
+    if not condition:
+        raise pickle.UnpicklingError(problem)
 
 
-def _numpy_functions() -> dict[str, Any]:
-    array, scalar = np.zeros(1).__reduce__()[0], np.float32(0).__reduce__()[0]
-    frombuffer = np.zeros(1).__reduce_ex__(5)[0]
-    return {f"multiarray.{array.__name__}": array, "multiarray.scalar": scalar, "numeric._frombuffer": frombuffer}
+class _Sealed:
+    """What a pickle can name or make, but not change."""
+
+    __slots__ = ()
+
+    def __setstate__(self, state: object) -> NoReturn:
+        raise pickle.UnpicklingError("it changes what it may only use")
+
+
+class _Function(_Sealed):
+    """An admitted function."""
+
+    __slots__ = ("_call",)
+
+    def __init__(self, call: Any) -> None:
+        self._call = call
+
+    def __call__(self, *arguments: object) -> object:
+        return self._call(*arguments)
+
+
+class _PickledType:
+    """Stands for `numpy.dtype`: the type's name, such as `f4`, and the state that follows it."""
+
+    __slots__ = ("_numbers", "name", "state")
+
+    def __init__(self, name: object, align: object = False, copy: object = True) -> None:
+        _require(type(name) is str and (align, copy) == (False, True), "an array of a type that is not plain")
+        self.name, self.state, self._numbers = name, None, None
+
+    def __setstate__(self, state: object) -> None:
+        self.state, self._numbers = state, None
+
+    def byte_order(self) -> str:
+        """All that a plain type's state may say: no fields, no metadata."""
+        state = self.state
+        _require(type(state) is tuple and len(state) == 8, f"an array of the type {self.name} with a foreign state")
+        version, order, *fields = state[:5]
+        plain = (version, fields) == (3, [None, None, None]) and order in _BYTE_ORDERS
+        _require(plain, f"an array of the type {self.name} with fields, expected plain numbers")
+        return order
+
+    def numbers(self) -> np.dtype:
+        """The type, if it is one of numbers or truth values."""
+        if self._numbers is None:  # label files have one type and 100,000 arrays
+            known = _NUMBERS.fullmatch(self.name)
+            _require(known is not None, f"an array of the type {self.name}, expected numbers or truth values")
+            self._numbers = np.dtype(self.name).newbyteorder(self.byte_order())
+        return self._numbers
+
+
+def _bytes(content: object) -> bytes | bytearray:
+    if type(content) is str:  # bytes of Python 2, which `encoding="latin1"` has made text
+        return content.encode("latin1")
+    _require(type(content) in (bytes, bytearray), "an array without bytes")
+    return content
+
+
+def _build_array(kind: object, shape: object, content: object, *, order: str) -> np.ndarray:
+    """A new array in the machine's byte order, if the bytes are as many as shape and type say."""
+    _require(type(kind) is _PickledType, "an array without a type")
+    dtype, content = kind.numbers(), _bytes(content)
+    sides = type(shape) is tuple and len(shape) <= 32 and all(type(side) is int and side >= 0 for side in shape)
+    _require(sides and math.prod(shape) * dtype.itemsize == len(content), "an array whose bytes don't fit its shape")
+    if dtype.kind == "b":  # a truth value is 0 or 1 in memory, whatever the file holds
+        return np.ndarray(shape, np.uint8, content, order=order) != 0
+    return np.ndarray(shape, dtype, content, order=order).astype(dtype.newbyteorder("="))
+
+
+class _PickledArray:
+    """Stands for `numpy.ndarray`: an array of which all is told by the state that follows it."""
+
+    __slots__ = ("_array", "_boxed")
+
+    def __init__(self) -> None:
+        self._array = self._boxed = None
+
+    def __setstate__(self, state: object) -> None:
+        whole = type(state) is tuple and len(state) == 5 and state[0] == 1
+        _require(whole, "an array with a foreign state")
+        _, shape, kind, is_fortran, content = state
+        if type(content) is list:
+            self._boxed = shape, kind, content
+        else:
+            self._array = _build_array(kind, shape, content, order="F" if is_fortran in (1, True) else "C")
+
+    def build(self) -> np.ndarray:
+        _require(self._array is not None, "an array of objects, expected numbers")
+        return self._array
+
+    def unbox(self) -> object:
+        """The one object of an array of shape (): what `np.save` makes of anything but an array."""
+        shape, kind, content = self._boxed or (None, None, [])
+        boxed = type(kind) is _PickledType and _OBJECTS.fullmatch(kind.name) and kind.state == _OBJECT_STATE
+        _require(
+            bool(boxed) and shape == () and len(content) == 1, "an array that holds something else than one object"
+        )
+        return content[0]
+
+
+def _reconstruct(kind: object, shape: object, code: object) -> _PickledArray:
+    """`numpy.core.multiarray._reconstruct`: an empty array, to be filled by its state."""
+    _require(kind is _PickledArray and shape == (0,) and code in (b"b", "b"), "an array that is made in a foreign way")
+    return _PickledArray()
+
+
+def _scalar(kind: object, content: object = b"") -> np.generic | str:
+    """`numpy.core.multiarray.scalar`: a number, or text."""
+    _require(type(kind) is _PickledType, "a number without a type")
+    if _TEXT.fullmatch(kind.name):
+        encoding = "utf-32-be" if kind.byte_order() == ">" else "utf-32-le"
+        return _bytes(content).decode(encoding).rstrip("\0")
+    return _build_array(kind, (), content, order="C")[()]
+
+
+def _frombuffer(content: object, kind: object, shape: object, order: object) -> np.ndarray:
+    """`numpy.core.numeric._frombuffer`: the arrays of pickle protocol 5."""
+    _require(order in ("C", "F"), "an array of a foreign order")
+    return _build_array(kind, shape, content, order=order)
+
+
+def _latin1(text: object, encoding: object) -> bytes:
+    """`_codecs.encode`: bytes, which pickles of protocol 2 hold as text."""
+    _require(type(text) is str and encoding == "latin1", "it encodes something else than an array's bytes")
+    return text.encode("latin1")
+
+
+def _no_bytes() -> bytes:
+    """`bytes()`: those of an array without entries, in pickles of protocol 2."""
+    return b""
+
+
+class _PickledStorage(_Sealed):
+    """Stands for `torch.storage._load_from_bytes`: a tensor's numbers, as `torch.save` wrote them."""
+
+    __slots__ = ("content",)
+
+    def __init__(self, content: object) -> None:
+        self.content = _bytes(content)
+
+    def build(self) -> Tensor:
+        """(N,) all numbers."""
+        try:
+            storage = torch.load(io.BytesIO(self.content), map_location="cpu", weights_only=True)
+        except Exception as error:  # foreign bytes make the parser fail in any way
+            raise pickle.UnpicklingError("a tensor whose numbers can't be read") from error
+        _require(type(storage) is torch.storage.TypedStorage, "a tensor without numbers")
+        return torch.empty(0, dtype=storage.dtype).set_(storage._untyped_storage)
+
+
+class _PickledTensor(_Sealed):
+    """Stands for `torch._utils._rebuild_tensor_v2`; gradients and hooks, which follow the strides, are left out."""
+
+    __slots__ = ("offset", "sides", "storage", "strides")
+
+    def __init__(self, storage: object, offset: object, sides: object, strides: object, *_: object) -> None:
+        self.storage, self.offset, self.sides, self.strides = storage, offset, sides, strides
+
+    def build(self) -> Tensor:
+        _require(type(self.storage) is _PickledStorage, "a tensor without numbers")
+        offset, sides, strides = self.offset, self.sides, self.strides
+        _require(type(sides) is type(strides) is tuple and len(sides) == len(strides), "a tensor of a foreign shape")
+        counts = all(type(count) is int and count >= 0 for count in (offset, *sides, *strides))
+        _require(counts, "a tensor of a foreign shape")
+        numbers, size = self.storage.build(), math.prod(sides)
+        last = offset + sum((side - 1) * stride for side, stride in zip(sides, strides, strict=True))
+        _require(size == 0 or (size <= len(numbers) and last < len(numbers)), "a tensor larger than its numbers")
+        return torch.as_strided(numbers, sides, strides, offset).clone() if size else numbers.new_empty(sides)
+
+
+_MULTIARRAY = {"_reconstruct": _Function(_reconstruct), "scalar": _Function(_scalar)}
+NUMPY_STAND_INS = {
+    "numpy.dtype": _PickledType,
+    "numpy.ndarray": _PickledArray,
+    **{f"numpy.{core}.multiarray.{name}": it for core in ("core", "_core") for name, it in _MULTIARRAY.items()},
+    **{f"numpy.{core}.numeric._frombuffer": _Function(_frombuffer) for core in ("core", "_core")},
+}
+"""{name: stand-in} of NumPy's names that pickles of numbers and arrays hold, in NumPy 1 and 2."""
+
+_ADMITTED = {
+    **NUMPY_STAND_INS,
+    "_codecs.encode": _Function(_latin1),
+    **dict.fromkeys(("__builtin__.bytes", "builtins.bytes"), _Function(_no_bytes)),
+    "collections.OrderedDict": _Function(dict),
+    "torch._utils._rebuild_tensor_v2": _PickledTensor,
+    "torch.storage._load_from_bytes": _PickledStorage,
+}
 
 
 class _ArrayUnpickler(pickle.Unpickler):
     """Admits dicts, lists, numbers, strings, NumPy arrays and torch tensors, nothing else."""
 
     def find_class(self, module: str, name: str) -> Any:
-        allowed = {
-            "numpy.ndarray": np.ndarray,
-            "numpy.dtype": np.dtype,
-            "collections.OrderedDict": OrderedDict,
-            "torch._utils._rebuild_tensor_v2": torch._utils._rebuild_tensor_v2,
-            "torch.storage._load_from_bytes": _load_storage,
-        }
-        for package in ("numpy.core", "numpy._core"):
-            allowed.update({f"{package}.{key}": value for key, value in _numpy_functions().items()})
         try:
-            return allowed[f"{module}.{name}"]
+            return _ADMITTED[f"{module}.{name}"]
         except KeyError:
             raise pickle.UnpicklingError(f"{module}.{name} is not admitted") from None
+
+
+def _built(value: object) -> object:
+    return value.build() if type(value) in (_PickledArray, _PickledTensor) else value
 
 
 class _PortablePickler(pickle._Pickler):
@@ -70,9 +261,11 @@ def save_object(path: str | Path, content: dict) -> None:
 
 
 def load_object(path: str | Path, *, kind: str) -> dict:
-    """The dict in a file of `save_object` or of `np.save`.
+    """The dict in a file of `save_object` or of `np.save`, of any NumPy, Python and pickle protocol.
 
-    Raises `InputError`, calling the file a `kind`, if it is missing, truncated, foreign or holds anything but arrays.
+    Its values are numbers, text, lists of those, arrays of numbers or truth values, and tensors.
+
+    Raises `InputError`, calling the file a `kind`, if it is missing, truncated, foreign or holds anything else.
     """
     path = Path(path)
     try:
@@ -84,11 +277,16 @@ def load_object(path: str | Path, *, kind: str) -> dict:
             shape, _, dtype = read_header(file)
             if shape != () or dtype.kind != "O":
                 raise ValueError(f"an array of shape {shape} and type {dtype}")
-            content = _ArrayUnpickler(file).load().item()
+            boxed = _ArrayUnpickler(file, encoding="latin1").load()
+        _require(type(boxed) is _PickledArray, "it holds no array")
+        content = _built(boxed.unbox())
+        if type(content) is dict:
+            content = {key: _built(value) for key, value in content.items()}
     except FileNotFoundError as error:
         raise InputError(f"{kind} {path} is missing.") from error
     except Exception as error:  # foreign bytes make the parser fail in any way
-        raise InputError(f"{kind} {path} can't be read ({error}); make it again.") from error
-    if not isinstance(content, dict):
+        problem = " ".join(str(error).split())[:200] or type(error).__name__
+        raise InputError(f"{kind} {path} can't be read ({problem}); make it again.") from error
+    if type(content) is not dict:
         raise InputError(f"{kind} {path} holds a {type(content).__name__}, expected a dict; make it again.")
     return content

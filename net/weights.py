@@ -1,6 +1,6 @@
-"""Reading and writing network weights: our files, the original's checkpoints, torchvision's ImageNet files.
+"""Reading and writing network weights: our files, the originals' checkpoints, torchvision's ImageNet files.
 
-The original stores each weight under up to three names. Here each has one, the canonical name: torchvision's for the
+The originals store each weight under up to three names. Here each has one, the canonical name: torchvision's for the
 backbone, `classifier.weight`, and the heads of IRN by their attribute (`fc_edge1.0.weight`, ...). `load_weights` maps
 every known layout to canonical names and then checks name by name.
 """
@@ -8,7 +8,7 @@ every known layout to canonical names and then checks name by name.
 import hashlib
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from urllib.error import URLError
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from misc.errors import InputError, first_three
 from misc.files import atomic_path
+from misc.objectfile import NUMPY_STAND_INS
 from net.backbone import Backbone
 
 log = logging.getLogger(__name__)
@@ -27,7 +28,7 @@ ASPP_PREFIX = "aspp."
 HEAD_PREFIXES = (ASPP_PREFIX, "classifier.")
 """Weights whose first dimension counts the classes."""
 
-# What the original's names stand for. The two networks cut the backbone at different places.
+# What the originals' names stand for. Their networks cut the backbone at different places.
 _COMMON_ALIASES = (
     (r"resnet50\.", ""),
     (r"stage1\.0\.", "conv1."),
@@ -36,13 +37,25 @@ _COMMON_ALIASES = (
     (r"_blocks\.(\d+)\._", r"blocks.\1."),
     (r"_", ""),
 )
-_CLASSIFIER_ALIASES = (
+_ANY_CLASSIFIER_ALIASES = (
     *_COMMON_ALIASES,
     (r"stage1\.4\.", "layer1."),
     (r"stage([234])\.0\.", r"layer\1."),
+    (r"newly_added\.0\.", "classifier."),
+)
+_CLASSIFIER_ALIASES = (  # W-OoD's
+    *_ANY_CLASSIFIER_ALIASES,
     (r"backbone\.0\.0\.", "layer3."),
     (r"backbone\.1\.0\.", "layer4."),
-    (r"newly_added\.0\.", "classifier."),
+)
+_WHOLE_CLASSIFIER_ALIASES = (  # that of IRN and AdvCAM, whose `backbone` holds all stages
+    *_ANY_CLASSIFIER_ALIASES,
+    (r"backbone\.0\.0\.", "conv1."),
+    (r"backbone\.0\.1\.", "bn1."),
+    (r"backbone\.0\.4\.", "layer1."),
+    (r"backbone\.1\.0\.", "layer2."),
+    (r"backbone\.2\.0\.", "layer3."),
+    (r"backbone\.3\.0\.", "layer4."),
 )
 _IRN_ALIASES = (
     *_COMMON_ALIASES,
@@ -57,12 +70,29 @@ _IRN_ALIASES = (
     *((rf"edge_layers\.{i}\.", f"fc_edge{i + 1}.") for i in range(6)),
     *((rf"dp_layers\.{i}\.", f"fc_dp{i + 1}.") for i in range(7)),
 )
+WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "weights", "weight", "network", "net")
+"""Under which names trainings keep the weights in a checkpoint, the first that is there counts."""
 # The last block of ResNet-101's third stage, in torchvision's and in MSRA's names
 _TORCHVISION_RESNET101, _MSRA_RESNET101 = "layer3.22.conv1.weight", "layer4.block23.reduce.conv.weight"
 ANOTHER_START = "pass another --deeplab_init_weights, or a --deeplab_network such as net.resnet101_deeplab"
-_IRN_MARK = re.compile(r"(module\.)?(fc_edge|fc_dp|edge_layers|dp_layers)")
+# Names, without `module.`, that one layout alone has, and what stands for what in it
+_LAYOUTS = (
+    (re.compile(r"(fc_edge|fc_dp|edge_layers|dp_layers)"), _IRN_ALIASES),
+    (re.compile(r"backbone\.0\.4\."), _WHOLE_CLASSIFIER_ALIASES),
+)
 # Not weights: step counters, pixel pair tables (they depend on crop and radius), an ImageNet file's own classifier
 _DROPPED = re.compile(r"(.*\.)?num_batches_tracked|path_indices\d*|disp_target|_?fc\.(weight|bias)")
+
+
+def _bare_name(name: str) -> str:
+    return name.removeprefix("module.").removeprefix(MULTISCALE_PREFIX)
+
+
+def _aliases(names: Iterable[str]) -> tuple[tuple[str, str], ...]:
+    """What the names of a state dict stand for: those of the layout that they are in."""
+    bare = [_bare_name(name) for name in names]
+    known = (aliases for mark, aliases in _LAYOUTS if any(mark.match(name) for name in bare))
+    return next(known, _CLASSIFIER_ALIASES)
 
 
 def _canonical_name(name: str, aliases: tuple[tuple[str, str], ...]) -> str:
@@ -78,10 +108,10 @@ def canonical_state(state: Mapping[str, Tensor], *, origin: str = "state dict") 
 
     Raises `InputError`, naming the weight and `origin`, if copies of one weight disagree.
     """
-    aliases = _IRN_ALIASES if any(_IRN_MARK.match(name) for name in state) else _CLASSIFIER_ALIASES
+    aliases = _aliases(state)
     canonical: dict[str, Tensor] = {}
     for name, tensor in state.items():
-        bare = name.removeprefix("module.").removeprefix(MULTISCALE_PREFIX)
+        bare = _bare_name(name)
         if _DROPPED.fullmatch(bare):
             continue
         known = canonical.setdefault(_canonical_name(bare, aliases), tensor)
@@ -118,10 +148,11 @@ def load_weights(module: nn.Module, source: str | Path | Mapping[str, Tensor]) -
 def load_starting_weights(network: nn.Module, source: str | Path) -> None:
     """Fill a segmentation network from a checkpoint of its kind, or all but its ASPP from one of its backbone.
 
-    The ASPP keeps its random weights where the file has none, or one for another number of classes.
+    The ASPP keeps its random weights where the file has none, or one of other branches or for another number of
+    classes. Surplus tensors outside the backbone, such as other heads, are named in the log and left out.
 
-    Raises `InputError` as `load_weights` does, and for a ResNet-101 whose strides lie elsewhere: no conversion between
-    torchvision's and MSRA's is exact.
+    Raises `InputError` as `load_weights` does, also for a backbone of more blocks, and for a ResNet-101 whose strides
+    lie elsewhere: no conversion between torchvision's and MSRA's is exact.
     """
     state = read_checkpoint(source, instead=ANOTHER_START)
     wanted, given = _canonical_tensors(network), canonical_state(state, origin=str(source))
@@ -137,12 +168,25 @@ def load_starting_weights(network: nn.Module, source: str | Path) -> None:
             "has it in the 3x3, so that no conversion is exact: pass --deeplab_network net.deeplab_v2, "
             "which takes the file as it is."
         )
-    heads = {name for name in wanted if name.startswith(ASPP_PREFIX)}
-    if any(name not in given or given[name].shape != wanted[name].shape for name in heads):
+    aspp = {name: tensor.shape for name, tensor in wanted.items() if name.startswith(ASPP_PREFIX)}
+    if aspp != {name: tensor.shape for name, tensor in given.items() if name.startswith(ASPP_PREFIX)}:
         log.info("%s has no ASPP for these classes: it starts from random weights", source)
-        wanted = {name: tensor for name, tensor in wanted.items() if name not in heads}
-        given = {name: tensor for name, tensor in given.items() if not name.startswith(ASPP_PREFIX)}
+        wanted = {name: tensor for name, tensor in wanted.items() if name not in aspp}
+    parts = {_top_module(name) for name in wanted}  # a surplus block in one of these is of another network
+    surplus = sorted(name for name in given if _top_module(name) not in parts)
+    if surplus:
+        log.info(
+            "%s: %d tensors have no place in this network and are left out: %s",
+            source,
+            len(surplus),
+            ", ".join(surplus),
+        )
+    given = {name: tensor for name, tensor in given.items() if _top_module(name) in parts}
     _fill(wanted, given, kind=type(network).__name__, origin=str(source))
+
+
+def _top_module(name: str) -> str:
+    return name.partition(".")[0]
 
 
 def _fill(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor], *, kind: str, origin: str) -> None:
@@ -184,22 +228,49 @@ def find_checkpoint(path: str | Path, *, instead: str = "train it") -> Path:
 def read_checkpoint(path: str | Path, *, instead: str = "train it") -> dict[str, Tensor]:
     """The state dict in a file, on the CPU; never runs pickled code (`weights_only=True`).
 
+    It may lie in a dict, under a name such as `state_dict` or `model`, beside other things that a training keeps.
+
     Raises `InputError` for a missing (`instead` as in `find_checkpoint`), truncated or foreign file.
     """
     path = find_checkpoint(path, instead=instead)
     advice = "it is truncated or no PyTorch state dict; download or train it again."
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([(stand_in, name) for name, stand_in in NUMPY_STAND_INS.items()]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # foreign bytes make the parser fail in any way
+        if foreign := re.search(r"GLOBAL (\S+) was not an allowed", str(error)):
+            advice = f"it holds {foreign[1]}, which is no plain data and is never loaded; save its state dict alone."
         raise InputError(f"checkpoint {path} can't be read: {advice}") from error
-    if not isinstance(state, dict) or not state or not all(map(_is_weight, state.items())):
+    if _is_state_dict(content):
+        return content
+    entries = _state_dicts(content)
+    if not entries:
         raise InputError(f"checkpoint {path} holds something else than a state dict: {advice}")
-    return state
+    chosen = next((name for name in WRAPPERS if name in entries), None)
+    if chosen is None and len(entries) > 1:
+        raise InputError(
+            f"checkpoint {path} holds {len(entries)} state dicts ({first_three(sorted(entries))}), none under the name "
+            f"{' or '.join(WRAPPERS[:2])}; save the one that you mean as a file of its own."
+        )
+    name = chosen or next(iter(entries))
+    log.info("%s: the weights are those under %r", path, name)
+    return entries[name]
+
+
+def _is_state_dict(content: object) -> bool:
+    return isinstance(content, dict) and len(content) > 0 and all(map(_is_weight, content.items()))
 
 
 def _is_weight(item: tuple[object, object]) -> bool:
     name, value = item
     return isinstance(name, str) and isinstance(value, Tensor) and value.layout == torch.strided
+
+
+def _state_dicts(content: object) -> dict[str, dict[str, Tensor]]:
+    """{name: state dict} of those that a dict holds."""
+    if not isinstance(content, dict):
+        return {}
+    return {name: value for name, value in content.items() if isinstance(name, str) and _is_state_dict(value)}
 
 
 def save_weights(module: nn.Module, path: str | Path) -> None:

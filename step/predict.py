@@ -9,7 +9,7 @@ from misc.config import Config
 from misc.crf import require_densecrf
 from misc.errors import InputError
 from misc.files import write_json
-from misc.imutils import read_image, resize_label, write_jpeg, write_palette
+from misc.imutils import IMAGE_SUFFIXES, read_image, resize_label, write_jpeg, write_palette
 from misc.plan import Planned, require_writable
 from misc.progress import progress
 from misc.report.pictures import mask_overlay
@@ -24,8 +24,6 @@ from voc12.verify import require_readable
 
 log = logging.getLogger(__name__)
 
-PHOTOGRAPH_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
-
 
 def _photographs(predict_input: str) -> list[Path]:
     """The photograph, or those directly in the folder. Raises `InputError` if there is none."""
@@ -36,13 +34,13 @@ def _photographs(predict_input: str) -> list[Path]:
     try:
         if path.is_file():
             return [path]
-        found = sorted(file for file in path.iterdir() if file.suffix.lower() in PHOTOGRAPH_SUFFIXES)
+        found = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
     except OSError as error:
         problem = "is missing" if isinstance(error, FileNotFoundError) else f"can't be read ({error.strerror})"
         raise InputError(f"--predict_input {predict_input} {problem}; {expected}.") from error
     if not found:
         raise InputError(
-            f"--predict_input {predict_input} has no photographs; expected files {', '.join(PHOTOGRAPH_SUFFIXES)}."
+            f"--predict_input {predict_input} has no photographs; expected files {', '.join(IMAGE_SUFFIXES)}."
         )
     return found
 

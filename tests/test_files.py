@@ -1,6 +1,7 @@
 """Lists, labels and CAM files in every form that users have."""
 
 import json
+import os
 import time
 import tracemalloc
 import warnings
@@ -9,15 +10,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from conftest import FIXTURES
 from PIL import Image
 
 from misc import camfile
 from misc.errors import InputError
 from misc.files import atomic_path, background_writer, json_list_writer
-from misc.imutils import read_label
+from misc.imutils import IMAGE_SUFFIXES, read_image, read_label
 from misc.objectfile import load_object
 from voc12.classes import VOC_CLASSES
-from voc12.devkit import open_devkit
+from voc12.devkit import Devkit, open_devkit
 from voc12.labels import read_labels
 from voc12.lists import read_list, read_ood_paths
 from voc12.verify import VERIFIED_RECORD, require_instances, require_masks, require_readable
@@ -28,22 +30,60 @@ def devkit(toy):
     return open_devkit(str(toy.root), "")
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "2099_000002\n2099_000001\n",
-        "2099_000002\r\n\r\n2099_000001\r\n",
-        "\ufeff2099000002\n  2099000001  ",
-        "/JPEGImages/2099_000002.jpg /SegmentationClassAug/2099_000002.png\n"
-        "/JPEGImages/2099_000001.jpg /SegmentationClassAug/2099_000001.png\n",
-        "2099_000002.jpg\n2099_000001\n2099_000002\n",
-    ],
-    ids=["plain", "CRLF and blank lines", "BOM, no underscore", "two columns", "suffix and repetition"],
-)
-def test_lists_of_every_form(devkit, tmp_path, text):
+LISTS = {
+    "plain": "2099_000002\n2099_000001\n",
+    "CRLF and blank lines": "2099_000002\r\n\r\n2099_000001\r\n",
+    "CR alone": "2099_000002\r2099_000001",
+    "BOM, no underscore": "\ufeff2099000002\n  2099000001  ",
+    "two columns": "/JPEGImages/2099_000002.jpg /SegmentationClassAug/2099_000002.png\n"
+    "/JPEGImages/2099_000001.jpg\t/SegmentationClassAug/2099_000001.png\n",
+    "two columns of Windows": "JPEGImages\\2099_000002.jpg SegmentationClass\\2099_000002.png\r\n"
+    "\\JPEGImages\\2099_000001.jpg \\SegmentationClass\\2099_000001.png\r\n",
+    "two columns of names": "2099_000002.jpg 2099_000002.png\n2099_000001.jpg 2099_000001.png\n",
+    "two columns without suffix": "JPEGImages/2099_000002 Masks/2099_000002\nJPEGImages/2099_000001 Masks/2099_000001",
+    "suffix and repetition": "2099_000002.jpg\n2099_000001\n2099_000002\n",
+    "suffix in another case": "2099_000002.JPG\n2099_000001.Jpeg\n",
+    "what find prints": "./JPEGImages/2099_000002.jpg\n./JPEGImages/2099_000001.jpg\n",
+    "what find prints in the folder": "./2099_000002.jpg\n./2099_000001.jpg\n",
+    "paths with spaces": "/my data/JPEGImages/2099_000002.jpg\nC:\\my data\\JPEGImages\\2099_000001.jpg\n",
+}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+@pytest.mark.parametrize("text", LISTS.values(), ids=LISTS)
+def test_lists_of_every_form(devkit, tmp_path, text, encoding):
     path = tmp_path / "list.txt"
-    path.write_bytes(text.encode())
+    path.write_bytes(text.lstrip("\ufeff").encode(encoding) if encoding == "utf-16" else text.encode())
     assert read_list(devkit, path, flag="train_list") == ["2099_000002", "2099_000001"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "my cat 2",
+        "my cat 2.jpg",
+        "JPEGImages/my cat 2.jpg",
+        "/JPEGImages/my cat 2.jpg /SegmentationClassAug/my cat 2.png",
+        "JPEGImages\\my cat 2.jpg SegmentationClassAug\\my cat 2.png",
+        "my cat 2.jpg my cat 2.png",
+    ],
+)
+def test_lists_of_names_with_spaces(devkit, toy, line):
+    (toy.root / "JPEGImages" / f"{toy.ids[0]}.jpg").rename(toy.root / "JPEGImages" / "my cat 2.jpg")
+    (toy.work / "list.txt").write_text(f"{line}\n")
+    assert read_list(devkit, "list.txt", flag="train_list") == ["my cat 2"]
+
+
+def test_missing_images_are_named_as_the_list_names_them(devkit, toy):
+    lines = ["2099_000001", "elsewhere/2099_000001.jpg", "/JPEGImages/my dog.jpg /SegmentationClass/my dog.png"]
+    (toy.work / "list.txt").write_text("\n".join(lines))
+    sentence = r"2 of the 3 images .*JPEGImages \(elsewhere/2099_000001.jpg, /JPEGImages/my dog.jpg\); correct"
+    with pytest.raises(InputError, match=sentence):
+        read_list(devkit, "list.txt", flag="train_list")
+    (toy.work / "list.txt").write_text("scene0.jpg\nnight/scene1.jpg\nOoD_images/scene9.jpg")
+    sentence = r"2 of the 3 images .* \(night/scene1.jpg, OoD_images/scene9.jpg\); correct"
+    with pytest.raises(InputError, match=sentence):
+        read_ood_paths(str(toy.ood_root), "list.txt")
 
 
 def test_lists_are_derived_from_the_devkit_and_follow_it(devkit, toy):
@@ -80,6 +120,92 @@ def test_label_file_of_the_original(devkit, tmp_path):
         read_labels(devkit, path, ["2099_000001", "2099_000003"])
 
 
+LABEL_KEYS = {
+    "number without underscore": (2099000002, 2099000001),
+    "NumPy's number": (np.int64(2099000002), np.int64(2099000001)),
+    "id": ("2099_000002", "2099_000001"),
+    "NumPy's text": (np.str_("2099_000002"), np.str_("2099_000001")),
+    "digits as text": ("2099000002", "2099000001"),
+    "file": ("2099_000002.jpg", "2099_000001.JPG"),
+    "path": ("JPEGImages/2099_000002.jpg", "JPEGImages\\2099_000001.jpg"),
+    "digits of a file": ("2099000002.png", "2099000001.png"),
+}
+
+
+@pytest.mark.parametrize("keys", LABEL_KEYS.values(), ids=LABEL_KEYS)
+@pytest.mark.parametrize("kind", [np.float32, np.int64, bool, list, torch.tensor])
+def test_labels_under_keys_of_every_form(devkit, tmp_path, keys, kind):
+    label_of = kind if kind in (list, torch.tensor) else lambda label: np.array(label, dtype=kind)
+    np.save(tmp_path / "l.npy", dict(zip(keys, map(label_of, ([1, 0, 1], [0, 1, 0])), strict=True)))
+    labels = read_labels(devkit, tmp_path / "l.npy", ["2099_000001", "2099_000002"])
+    assert labels.tolist() == [[0, 1, 0], [1, 0, 1]]
+    assert labels.dtype == np.float32
+
+
+@pytest.mark.parametrize("image_id", ["COCO_train2014_000000000009", "000000000009"])
+@pytest.mark.parametrize(
+    "key",
+    [9, "9", "000000000009", "COCO_train2014_000000000009", "COCO_train2014_000000000009.jpg", "000000000009.jpg"],
+)
+def test_labels_of_coco(devkit, tmp_path, image_id, key):
+    np.save(tmp_path / "l.npy", {key: np.array([0, 1, 1]), "COCO_val2014_000000000042": np.array([1, 0, 0])})
+    assert read_labels(devkit, tmp_path / "l.npy", [image_id]).tolist() == [[0, 1, 1]]
+
+
+WRONG_LABELS = {
+    "-1 and 1": (np.array([-1, 1, -1]), "2099_000001 has the value -1, expected 3 classes, each 0 or 1"),
+    "0 and 100": (np.array([0, 100, 0]), "2099_000001 has the value 100, expected 3 classes"),
+    "not a number": (np.array([0, np.nan, 1]), "2099_000001 has the value nan, expected 3 classes"),
+    "parts": ([0.5, 0.5, 0], "2099_000001 has the value 0.5, expected 3 classes"),
+    "indices": ([0, 2], r"labels of shape (2,), expected 3 classes, each 0 or 1 (2099_000001 has [0, 2])"),
+    "an index": (2, r"labels of shape (), expected 3 classes, each 0 or 1 (2099_000001 has 2)"),
+    "names": (["bottle", "train", "x"], "2099_000001 has ['bottle', 'train', 'x'], expected 3 classes"),
+    "a name": ("bottle", "2099_000001 has bottle, expected 3 classes"),
+    "lists of several lengths": ([[1], [1, 2]], "2099_000001 has [[1], [1, 2]], expected 3 classes"),
+    "a dict": ({"bottle": 1}, "2099_000001 has {'bottle': 1}, expected 3 classes"),
+    "text in an array": (np.array(["1", "0", "0"]), "type U1, expected numbers or truth values"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_LABELS)
+def test_labels_of_other_values_are_refused(devkit, tmp_path, name):
+    label, sentence = WRONG_LABELS[name]
+    np.save(tmp_path / "l.npy", {2099000001: label})
+    with pytest.raises(InputError) as caught:
+        read_labels(devkit, tmp_path / "l.npy", ["2099_000001"])
+    assert sentence in str(caught.value)
+    assert str(tmp_path / "l.npy") in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_labels_of_voc_as_the_originals_ship_them(tmp_path):
+    devkit = Devkit(tmp_path, VOC_CLASSES)
+    labels = read_labels(devkit, FIXTURES / "labels_protocol2.npy", ["2007_000039", "2007_000032"])
+    names = [[VOC_CLASSES[k] for k in np.flatnonzero(label)] for label in labels]
+    assert names == [["tvmonitor"], ["aeroplane", "person"]]
+
+
+def test_images_without_labels_are_told_with_the_files_keys(devkit, tmp_path):
+    np.save(tmp_path / "l.npy", {f"image {number}": np.ones(3) for number in range(5)})
+    sentence = (
+        r"1 of 1 images have no labels in .*l.npy \(2099_000001\), whose keys look like 'image 0', 'image 1', 'im"
+    )
+    with pytest.raises(InputError, match=sentence):
+        read_labels(devkit, tmp_path / "l.npy", ["2099_000001"])
+    np.save(tmp_path / "l.npy", {})
+    with pytest.raises(InputError, match="whose keys look like none at all"):
+        read_labels(devkit, tmp_path / "l.npy", ["2099_000001"])
+
+
+def test_two_keys_of_one_image_must_agree(devkit, tmp_path):
+    labels = {9: np.array([1, 0, 0]), "COCO_train2014_000000000009": np.array([1, 0, 0])}
+    np.save(tmp_path / "l.npy", labels)
+    assert read_labels(devkit, tmp_path / "l.npy", ["000000000009"]).tolist() == [[1, 0, 0]]
+    np.save(tmp_path / "l.npy", labels | {"9.jpg": np.array([0, 1, 0])})
+    with pytest.raises(InputError, match="9 and '9.jpg' are both 000000000009, with different labels; remove one"):
+        read_labels(devkit, tmp_path / "l.npy", ["000000000009"])
+
+
 def test_ids_that_are_one_number_keep_their_own_labels(toy):
     for image_id, name in (("1_12", "train"), ("11_2", "bottle"), ("01", "aeroplane")):
         Image.new("RGB", (20, 20)).save(toy.root / "JPEGImages" / f"{image_id}.jpg")
@@ -100,12 +226,41 @@ def test_val_never_leaks_into_train_aug(devkit, toy):
     assert read_list(devkit, "voc12/train_aug.txt", flag="train_list") == toy.ids[:6]
 
 
-def test_images_with_upper_case_suffixes_are_found(devkit, toy, tmp_path):
+@pytest.mark.parametrize("suffix", [*IMAGE_SUFFIXES, ".JPG", ".Png", ".TIFF"])
+def test_images_of_every_suffix_are_found_and_read(devkit, toy, suffix):
     path = toy.root / "JPEGImages" / f"{toy.ids[0]}.jpg"
-    path.rename(path.with_suffix(".JPG"))
-    (tmp_path / "list.txt").write_text(f"{toy.ids[0]}.JPG\n")
-    assert read_list(devkit, tmp_path / "list.txt", flag="train_list") == [toy.ids[0]]
-    assert devkit.image_path(toy.ids[0]).is_file()
+    pixels = read_image(path)
+    path.unlink()
+    path = path.with_suffix(suffix)
+    if Image.registered_extensions()[suffix.lower()] not in Image.SAVE:
+        pytest.skip(f"this Pillow does not write {suffix}")
+    Image.fromarray(pixels).convert("L" if suffix == ".pgm" else "1" if suffix == ".pbm" else "RGB").save(path)
+    (toy.work / "list.txt").write_text(f"{toy.ids[0]}\n{toy.ids[1]}{suffix}\n{path}\n")
+    assert read_list(devkit, "list.txt", flag="train_list") == toy.ids[:2]
+    assert devkit.image_path(toy.ids[0]) == path
+    require_readable([path], num_workers=1)
+    assert read_image(path).shape == pixels.shape
+
+
+def test_of_files_with_one_id_the_jpeg_counts(devkit, toy):
+    for suffix in (".JPG", ".png", ".webp"):
+        Image.new("RGB", (9, 9)).save(toy.root / "JPEGImages" / f"{toy.ids[0]}{suffix}")
+    assert devkit.image_path(toy.ids[0]).name == f"{toy.ids[0]}.jpg"
+    assert devkit.image_path("none").name == "none.jpg"
+
+
+def test_folders_are_listed_once_and_no_image_is_looked_at(devkit, toy, monkeypatch):
+    looks = []
+    monkeypatch.setattr("os.stat", lambda *args, **kwargs: pytest.fail("a look at a file"))
+    listing = os.listdir
+    monkeypatch.setattr("os.listdir", lambda folder: looks.append(str(folder)) or listing(folder))
+    monkeypatch.setattr("os.path.isdir", lambda folder: True)
+    monkeypatch.setattr("pathlib.Path.is_dir", lambda folder: True)
+    monkeypatch.setattr("pathlib.Path.resolve", lambda path: path)
+    assert read_list(devkit, toy.root / "ImageSets/Segmentation/train.txt", flag="train_list") == toy.ids[:6]
+    assert [devkit.image_path(image_id).stem for image_id in toy.ids] == toy.ids
+    assert len(read_ood_paths(str(toy.ood_root), str(toy.ood_list))) == 5
+    assert looks == [str(toy.root / "JPEGImages"), str(toy.ood_root)]
 
 
 def test_derived_labels_have_the_originals_format(toy):
@@ -137,6 +292,25 @@ def test_a_devkit_nearby_is_suggested(toy):
 def test_ood_paths_keep_the_order_of_the_list(toy):
     paths = read_ood_paths(str(toy.ood_root), str(toy.ood_list))
     assert [path.name for path in paths] == [f"scene{k}.jpg" for k in range(5)]
+
+
+@pytest.mark.parametrize(
+    "prefix", ["./", "ood/", "./ood/", "some where/ood/", "/data/ood/", ".\\ood\\", "D:\\ood\\", "{root}/"]
+)
+def test_ood_lists_that_repeat_the_folder(toy, prefix):
+    prefix = prefix.format(root=toy.ood_root)
+    (toy.work / "list.txt").write_text(f"\ufeff{prefix}scene1.jpg\r\n{prefix}scene0.jpg\r\nscene1.jpg\r\n")
+    paths = read_ood_paths(str(toy.ood_root), "list.txt")
+    assert paths == [toy.ood_root / "scene1.jpg", toy.ood_root / "scene0.jpg"]
+
+
+def test_ood_images_in_folders_of_their_own(toy):
+    for number, folder in enumerate((toy.ood_root / "night sky" / "ood", toy.work / "elsewhere")):
+        folder.mkdir(parents=True)
+        (toy.ood_root / f"scene{number}.jpg").rename(folder / "a b.jpg")
+    lines = ["night sky/ood/a b.jpg", str(toy.work / "elsewhere" / "a b.jpg")]
+    (toy.work / "list.txt").write_text("\n".join(lines))
+    assert [path.is_file() for path in read_ood_paths(str(toy.ood_root), "list.txt")] == [True, True]
 
 
 def test_images_are_checked_once_until_they_change(toy, monkeypatch):

@@ -13,7 +13,6 @@ from support import NO_STEPS
 
 import run_sample
 from misc.imutils import read_label, write_label
-
 from misc.torchutils import PolyOptimizer, ShuffledBatches
 from misc.training_state import TrainingState
 from net.weights import read_checkpoint, save_weights

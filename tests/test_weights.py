@@ -1,7 +1,9 @@
 """Checkpoints of every layout, and what is said of those that don't fit."""
 
+from argparse import Namespace
 from urllib.error import URLError
 
+import numpy as np
 import pytest
 import torch
 from support import seeded_state
@@ -9,14 +11,15 @@ from support import seeded_state
 from misc.errors import InputError
 from net.backbone import resnet18, resnet50
 from net.resnet18_cam import CAM, Net
+from net.resnet18_deeplab import DeepLab
 from net.resnet50_cam import Net as Net50
 from net.resnet50_irn import EdgeDisplacement
 from net.weights import (
-    _CLASSIFIER_ALIASES,
-    _IRN_ALIASES,
+    _aliases,
     _canonical_name,
     find_checkpoint,
     load_imagenet,
+    load_starting_weights,
     load_weights,
     read_checkpoint,
     save_weights,
@@ -24,11 +27,11 @@ from net.weights import (
 
 
 @pytest.mark.parametrize(
-    ("layout", "network", "aliases"),
-    [("classifier", Net50, _CLASSIFIER_ALIASES), ("irn", EdgeDisplacement, _IRN_ALIASES)],
+    ("layout", "network"), [("classifier", Net50), ("irn_classifier", Net50), ("irn", EdgeDisplacement)]
 )
-def test_original_layout(fixture_json, tmp_path, layout, network, aliases):
+def test_original_layout(fixture_json, tmp_path, layout, network):
     keys = fixture_json("official_state_dict_keys.json")[layout]
+    aliases = _aliases(keys)
     module = network()
     state = seeded_state(module)
     original, used = {}, set()
@@ -51,6 +54,17 @@ def test_original_layout(fixture_json, tmp_path, layout, network, aliases):
     original[copies[1]] = original[copies[1]] + 1
     with pytest.raises(InputError, match=f"copies of {layer} disagree"):
         load_weights(module, original)
+
+
+def test_the_two_classifiers_of_the_originals_are_the_same_weights(fixture_json):
+    recorded = fixture_json("official_state_dict_keys.json")
+    assert (len(recorded["classifier"]), len(recorded["irn_classifier"])) == (812, 956)
+    names = []
+    for kind in ("classifier", "irn_classifier"):
+        aliases = _aliases(recorded[kind])
+        names.append({_canonical_name(key, aliases) for key in recorded[kind] if "num_batches" not in key})
+    assert names[0] == names[1]
+    assert len(names[0]) == 266
 
 
 def test_our_layout_round_trip(tmp_path):
@@ -111,6 +125,93 @@ def test_foreign_files_are_refused(tmp_path, content):
         torch.save(content, path)
     with pytest.raises(InputError, match="bad.pth"):
         read_checkpoint(path)
+
+
+@pytest.mark.parametrize("name", ["state_dict", "model", "model_state", "model_state_dict", "weight", "net", "student"])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_weights_beside_what_a_training_keeps(tmp_path, name, zipped):
+    net, trained = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+    sum(parameter.sum() for parameter in net.parameters()).backward()
+    optimizer.step()
+    kept = {
+        "iteration": 20_000,
+        "best_miou": np.float64(0.681),
+        "epoch": np.int64(5),
+        "done": np.bool_(True),
+        "ious": np.arange(20, dtype=np.float32),
+        "optimizer": optimizer.state_dict(),
+        "name": "resnet",
+        name: {f"module.{key}": tensor for key, tensor in trained.state_dict().items()},
+    }
+    path = tmp_path / "checkpoint.pth"
+    torch.save(kept, path, _use_new_zipfile_serialization=zipped)
+    load_weights(net, path)
+    assert all(torch.equal(a, b) for a, b in zip(net.state_dict().values(), trained.state_dict().values(), strict=True))
+
+
+def test_the_known_name_counts_among_several_state_dicts(tmp_path, caplog):
+    weights, average = {"a": torch.ones(1)}, {"a": torch.zeros(1)}
+    torch.save({"average": average, "model": weights}, tmp_path / "two.pth")
+    with caplog.at_level("INFO"):
+        assert read_checkpoint(tmp_path / "two.pth")["a"] == 1
+    assert "two.pth: the weights are those under 'model'" in caplog.text
+    torch.save({"first": average, "second": weights}, tmp_path / "two.pth")
+    with pytest.raises(InputError, match=r"two.pth holds 2 state dicts \(first, second\), none under the name"):
+        read_checkpoint(tmp_path / "two.pth")
+
+
+class Lying:
+    """A NumPy scalar whose type has an object field, which would point anywhere."""
+
+    def __reduce__(self):
+        kind = np.dtype([("a", "u8")])
+        return (np.float32(0).__reduce__()[0], (kind, b"A" * 8))
+
+
+@pytest.mark.parametrize("content", [Malicious(), Lying(), np.datetime64(0, "s"), np.array([{}], dtype=object)[0:0]])
+def test_what_lies_beside_the_weights_is_no_way_in(tmp_path, content):
+    path = tmp_path / "checkpoint.pth"
+    torch.save({"state_dict": {"a": torch.ones(1)}, "extra": content}, path)
+    if isinstance(content, np.ndarray):  # it is never built
+        assert read_checkpoint(path).keys() == {"a"}
+        return
+    with pytest.raises(InputError, match="can't be read"):
+        read_checkpoint(path)
+
+
+def test_other_heads_in_a_start_are_named_and_left_out(tmp_path, caplog):
+    path, trained, network = tmp_path / "start.pth", resnet18(), DeepLab(n_classes=3)
+    heads = {"classifier.weight": torch.ones(20, 512, 1, 1), "aux.4.bias": torch.ones(3)}
+    start = {f"backbone.{name}": tensor for name, tensor in trained.state_dict().items()} | heads
+    torch.save({"model": start, "epoch": 3}, path)
+    with caplog.at_level("INFO"):
+        load_starting_weights(network, path)
+    assert "2 tensors have no place in this network and are left out: aux.4.bias, classifier.weight" in caplog.text
+    assert torch.equal(network.backbone.layer4[1].conv2.weight, trained.layer4[1].conv2.weight)
+
+    branches = {f"aspp.{name}": tensor for name, tensor in DeepLab(n_classes=3).aspp.state_dict().items()}
+    fresh = {name: tensor.clone() for name, tensor in network.aspp.state_dict().items()}
+    torch.save({**trained.state_dict(), **branches, "aspp.c9.weight": torch.ones(1)}, path)
+    load_starting_weights(network, path)
+    assert all(torch.equal(tensor, fresh[name]) for name, tensor in network.aspp.state_dict().items())
+
+
+def test_a_start_of_more_or_fewer_blocks_is_refused(tmp_path):
+    path, state = tmp_path / "start.pth", resnet18().state_dict()
+    torch.save({**state, "layer3.2.conv1.weight": torch.zeros(1)}, path)
+    with pytest.raises(InputError, match=r"has 1 tensors too many \(layer3.2.conv1.weight\)"):
+        load_starting_weights(DeepLab(n_classes=3), path)
+    del state["layer3.1.conv1.weight"]
+    torch.save(state, path)
+    with pytest.raises(InputError, match=r"lacks 1 tensors \(layer3.1.conv1.weight\)"):
+        load_starting_weights(DeepLab(n_classes=3), path)
+
+
+def test_what_a_checkpoint_may_not_hold_is_named(tmp_path):
+    torch.save({"state_dict": {"a": torch.ones(1)}, "args": Namespace(lr=0.1)}, tmp_path / "c.pth")
+    with pytest.raises(InputError, match=r"c.pth can't be read: it holds argparse.Namespace, which is no plain data"):
+        read_checkpoint(tmp_path / "c.pth")
 
 
 def test_missing_and_doubled_names(tmp_path):

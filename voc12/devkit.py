@@ -1,13 +1,14 @@
 """The data set on disk: a folder in VOC devkit layout, and its classes."""
 
+import os
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import zip_longest
 from pathlib import Path
 
 from misc.errors import InputError
+from misc.imutils import IMAGE_SUFFIXES
 from voc12.classes import VOC_CLASSES, classes_beside, names_with_background, read_classes
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG")
 
 
 @dataclass(frozen=True)
@@ -17,10 +18,25 @@ class Devkit:
     root: Path
     classes: tuple[str, ...]
 
+    @cached_property
+    def image_folder(self) -> Path:
+        """`JPEGImages`."""
+        return self.root / "JPEGImages"
+
+    @cached_property
+    def image_names(self) -> dict[str, str]:
+        """{id: file name} of the images in `JPEGImages/`, which is listed once."""
+        ranks, names = {}, {}
+        for name in sorted(os.listdir(self.image_folder)):
+            image_id, suffix = os.path.splitext(name)
+            rank = IMAGE_SUFFIXES.index(suffix.lower()) if suffix.lower() in IMAGE_SUFFIXES else None
+            if rank is not None and rank <= ranks.get(image_id, rank):
+                ranks[image_id], names[image_id] = rank, name
+        return names
+
     def image_path(self, image_id: str) -> Path:
-        """`JPEGImages/ID.jpg`; other suffixes are taken where there is no JPEG."""
-        paths = [self.root / "JPEGImages" / f"{image_id}{suffix}" for suffix in IMAGE_SUFFIXES]
-        return next((path for path in paths if path.is_file()), paths[0])
+        """`JPEGImages/ID.jpg`, or whatever kind of image there is under this id."""
+        return self.image_folder / self.image_names.get(image_id, f"{image_id}.jpg")
 
     def mask_path(self, image_id: str) -> Path:
         """`SegmentationClass/ID.png`, the ground truth."""

@@ -1,5 +1,6 @@
 """Image labels: from a label file of the IRN family, or derived from the devkit's XML annotations."""
 
+import itertools
 import logging
 import re
 import xml.etree.ElementTree as ElementTree
@@ -8,8 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 
 from misc.errors import InputError, first_three
+from misc.imutils import without_image_suffix
 from misc.objectfile import load_object, save_object
 from misc.progress import progress
 from voc12.derived import DERIVED_FOLDER, is_derived, record_derived
@@ -62,47 +65,121 @@ def _derive_labels(devkit: Devkit, label_file: Path) -> None:
     log.info("made %s from %s: labels of %d images", label_file, folder, len(labels))
 
 
-def _find_labels(known: dict, ids: Sequence[str], label_file: Path) -> list[np.ndarray | None]:
-    """The label of each image under its id or, as in the original, under the id's digits as a number."""
-    found, image_of = [], {}
-    for image_id in ids:
-        label, digits = known.get(image_id), image_id.replace("_", "")
-        if label is None and digits.isdigit():
-            label = known.get(int(digits))
-            other = image_of.setdefault(int(digits), image_id)
-            if label is not None and other != image_id:
+def _name_in(key: str) -> str:
+    """The name of an image in a file's key: `ID`, `ID.jpg`, or a path to it."""
+    return without_image_suffix(key.replace("\\", "/").rpartition("/")[2])
+
+
+def _number_of(key: object) -> int | None:
+    """The image's number, in which the family's label files agree: VOC's ids without underscore, COCO's last digits."""
+    if isinstance(key, (int, np.integer)) and not isinstance(key, bool):
+        return int(key)
+    if isinstance(key, str) and (digits := re.fullmatch(r"(?:COCO_\w+_)?(\d{1,20})|(\d{4})_(\d{6})", _name_in(key))):
+        return int("".join(filter(None, digits.groups())))
+    return None
+
+
+def _number_of_id(image_id: str) -> int | None:
+    """The same of an image's id, in which underscores may stand anywhere."""
+    digits = image_id.replace("_", "")
+    return int(digits) if digits.isascii() and digits.isdigit() else _number_of(image_id)
+
+
+class _Keys:
+    """The keys of a label file, found by an image's id: the id itself, its name in a key, or its number."""
+
+    def __init__(self, known: dict, label_file: Path) -> None:
+        self._known, self._file = known, label_file
+        self._by_name: dict[str, list] = {}
+        self._by_number: dict[int, list] = {}
+        for key in known:
+            if isinstance(key, str):
+                self._by_name.setdefault(_name_in(key), []).append(key)
+            if (number := _number_of(key)) is not None:
+                self._by_number.setdefault(number, []).append(key)
+
+    def of(self, image_id: str) -> object | None:
+        """The image's key, None if it has none. Raises `InputError` if keys with different labels stand for it."""
+        if image_id in self._known:
+            return image_id
+        keys = self._by_name.get(image_id) or self._by_number.get(_number_of_id(image_id)) or [None]
+        for key in keys[1:]:
+            if not np.array_equal(self._known[key], self._known[keys[0]]):
                 raise InputError(
-                    f"label file {label_file}: {other} and {image_id} are one number; use the ids themselves as keys."
+                    f"label file {self._file}: {keys[0]!r} and {key!r} are both {image_id}, with different labels; "
+                    "remove one."
                 )
-        found.append(label)
+        return keys[0]
+
+
+def _find_labels(known: dict, ids: Sequence[str], label_file: Path) -> list[object | None]:
+    """The label of each image, in whatever form of its id the file has it."""
+    keys, found, image_of = _Keys(known, label_file), [], {}
+    for image_id in ids:
+        key = keys.of(image_id)
+        other = image_of.setdefault(key, image_id)
+        if key is not None and other != image_id:
+            raise InputError(
+                f"label file {label_file}: {other} and {image_id} are one number, and both have the labels of {key!r}; "
+                "use the ids themselves as keys."
+            )
+        found.append(None if key is None else known[key])
     return found
+
+
+def _require_truth_values(label: object, image_id: str, label_file: Path, n_classes: int) -> np.ndarray:
+    """An image's label as (C,). Raises `InputError`, with what was found, if it is not `n_classes` times 0 or 1."""
+    try:
+        values = np.asarray(label)
+    except (TypeError, ValueError):  # lists of several lengths
+        values = np.array(None)
+    is_numeric = values.dtype.kind in "biuf"
+    if is_numeric and values.shape == (n_classes,) and ((values == 0) | (values == 1)).all():
+        return values
+    expected = f"expected {n_classes} classes, each 0 or 1"
+    advice = "correct it or --class_list."
+    if not is_numeric:
+        raise InputError(f"label file {label_file}: {image_id} has {_shown(label)}, {expected}; {advice}")
+    if values.shape != (n_classes,):
+        raise InputError(
+            f"label file {label_file} has labels of shape {values.shape}, {expected} ({image_id} has {_shown(label)}); "
+            f"{advice}"
+        )
+    others = values[(values != 0) & (values != 1)]
+    raise InputError(f"label file {label_file}: {image_id} has the value {others[0]}, {expected}; {advice}")
+
+
+def _shown(label: object) -> str:
+    """A label in a message, short and on one line."""
+    text = " ".join(str(label.tolist() if isinstance(label, (np.ndarray, np.generic, Tensor)) else label).split())
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def read_labels(devkit: Devkit, label_file: str | Path, ids: Sequence[str]) -> np.ndarray:
     """(N, C) float32 0/1 image labels of `ids`.
 
-    From the label file, the original's format: a pickled dict {id without underscore: (C,) float32}. One in `voc12/`
-    is made from the devkit's XML files where it is missing.
+    From a label file of the IRN family: a pickled dict {id: (C,) 0/1}. Its keys are ids, names of files, or numbers
+    (VOC's ids without underscore, COCO's without zeros), as numbers or text. One in `voc12/` is made from the devkit's
+    XML files where it is missing.
 
-    Raises `InputError` for an unreadable file, a wrong number of classes, or images that it lacks.
+    Raises `InputError` for an unreadable file, labels that are not 0 or 1 for each class, a key of several images, or
+    images that it lacks.
     """
-    label_file = Path(label_file)
+    label_file, n_classes = Path(label_file), len(devkit.classes)
     if label_file.parent == DERIVED_FOLDER and (not label_file.is_file() or is_derived(label_file)):
         _derive_labels(devkit, label_file)
-    found = _find_labels(load_object(label_file, kind="label file"), ids, label_file)
+    known = load_object(label_file, kind="label file")
+    found = _find_labels(known, ids, label_file)
     missing = [image_id for image_id, label in zip(ids, found, strict=True) if label is None]
     if missing:
+        keys = first_three([repr(key) for key in itertools.islice(known, 4)]) or "none at all"
         raise InputError(
-            f"{len(missing)} of {len(ids)} images have no labels in {label_file} ({first_three(missing)}); "
-            "add their annotations, or take them out of the list."
+            f"{len(missing)} of {len(ids)} images have no labels in {label_file} ({first_three(missing)}), whose keys "
+            f"look like {keys}; add their annotations, or take them out of the list."
         )
-    wrong = {np.shape(label) for label in found} - {(len(devkit.classes),)}
-    if wrong:
-        raise InputError(
-            f"label file {label_file} has labels of shape {wrong.pop()}, expected {len(devkit.classes)} classes; "
-            "correct it or --class_list."
-        )
-    return np.stack(found).astype(np.float32)
+    pairs = zip(ids, found, strict=True)
+    labels = [_require_truth_values(label, image_id, label_file, n_classes) for image_id, label in pairs]
+    return np.stack(labels).astype(np.float32)
 
 
 def require_labelled(ids: Sequence[str], labels: np.ndarray, *, flag: str) -> None:

@@ -1,27 +1,60 @@
 """Image lists: the user's files in every form, the devkit's own splits, and the lists derived from those."""
 
+import codecs
 import logging
+import os
 import re
+from collections.abc import Container
 from pathlib import Path
 
 from misc.errors import InputError, first_three
 from misc.files import atomic_path
+from misc.imutils import without_image_suffix
 from voc12.derived import DERIVED_FOLDER, is_derived, record_derived
-from voc12.devkit import IMAGE_SUFFIXES, Devkit
+from voc12.devkit import Devkit
 
 log = logging.getLogger(__name__)
 
 
-def _bare_id(line: str, *, path: Path) -> str:
-    """The image id of a line: `ID`, `ID.jpg`, or `/JPEGImages/ID.jpg /SegmentationClassAug/ID.png`."""
-    columns = line.split()
-    if len(columns) > 2 or (len(columns) == 2 and "/" not in columns[0]):
+def _is_image_name(name: str) -> bool:
+    return without_image_suffix(name) != name
+
+
+def _image_column(line: str, *, path: Path) -> str:
+    """The line, or its first column where a mask follows: `/JPEGImages/ID.jpg /SegmentationClassAug/ID.png`."""
+    for gap in re.finditer(r"\s+", line):  # names may have spaces
+        columns = line[: gap.start()], line[gap.end() :]
+        files = [column.rpartition("/")[2] for column in columns if "/" in column]
+        if all(map(_is_image_name, columns)) or (len(files) == 2 and files[0] == files[1]):
+            return columns[0]
+    if re.search(r"\s", line) and not _is_image_name(line):
         raise InputError(f"list {path}: the line {line!r} is neither an id nor an image path and a mask path.")
-    name = columns[0].replace("\\", "/")
+    return line
+
+
+def _file_in_images(name: str) -> str:
+    """`JPEGImages/ID.jpg`, after whatever path -> `ID.jpg`; any other folder stays: such an image is missing."""
     folder, _, file = name.rpartition("/")
-    if folder.rsplit("/", 1)[-1] == "JPEGImages":  # any other folder stays: such an image is then reported missing
-        name = file
-    return name.rsplit(".", 1)[0] if name.endswith(IMAGE_SUFFIXES) else name
+    return file if folder.rpartition("/")[2] in ("JPEGImages", ".") else name
+
+
+def _present_id(name: str, present: Container[str]) -> str | None:
+    """The id of a present image that has this name, path, or number without underscore."""
+    file = _file_in_images(name)
+    if file in present:
+        return file
+    bare = without_image_suffix(file)
+    return next((image_id for image_id in (bare, _with_underscore(bare)) if image_id in present), None)
+
+
+def _image_entry(line: str, devkit: Devkit, *, path: Path) -> tuple[str, str]:
+    """The image id of a line, and how the list names it: `ID`, `ID.jpg`, a path to it, or two columns."""
+    named, present = line.replace("\\", "/"), devkit.image_names
+    image_id = _present_id(named, present)
+    if image_id is None:
+        named = _image_column(named, path=path)
+        image_id = _present_id(named, present) or without_image_suffix(_file_in_images(named))
+    return image_id, named
 
 
 def _with_underscore(image_id: str) -> str:
@@ -31,7 +64,9 @@ def _with_underscore(image_id: str) -> str:
 
 def _read_lines(path: Path, *, flag: str) -> list[str]:
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        content = path.read_bytes()
+        is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # as Windows' shell writes lists
+        lines = re.split(r"\r\n?|\n", content.decode("utf-16" if is_utf16 else "utf-8-sig"))
     except FileNotFoundError as error:
         raise InputError(f"--{flag}: list {path} is missing; expected a text file with one image id a line.") from error
     except (OSError, UnicodeDecodeError) as error:
@@ -42,7 +77,8 @@ def _read_lines(path: Path, *, flag: str) -> list[str]:
 def read_list(devkit: Devkit, path: str | Path, *, flag: str) -> list[str]:
     """The image ids of a list file, in its order, each once; each image is there.
 
-    One id a line, with or without VOC's underscore, any line ending, blank lines ignored; also the two-column form.
+    One id a line, with or without VOC's underscore, or a path to the image in `JPEGImages`, with `/` or `\\`; a mask's
+    path may follow. Any line ending, a byte order mark, blank lines and names with spaces are all right.
     The lists `voc12/train.txt`, `val.txt` and `train_aug.txt` are derived from the devkit where they are missing.
 
     Raises `InputError`, naming `flag`, if the file is missing or empty, or if images are missing.
@@ -50,17 +86,16 @@ def read_list(devkit: Devkit, path: str | Path, *, flag: str) -> list[str]:
     path = Path(path)
     if path.parent == DERIVED_FOLDER and path.stem in _DERIVED_LISTS and path.suffix == ".txt":
         _refresh_list(devkit, path)
-    ids = [_bare_id(line, path=path) for line in _read_lines(path, flag=flag)]
-    if not ids:
+    entries = [_image_entry(line, devkit, path=path) for line in _read_lines(path, flag=flag)]
+    if not entries:
         raise InputError(f"--{flag}: list {path} is empty; expected one image id a line.")
-    present = {file.stem for file in (devkit.root / "JPEGImages").iterdir() if file.suffix in IMAGE_SUFFIXES}
-    ids = [i if i in present else _with_underscore(i) for i in ids]
-    missing = [i for i in ids if i not in present]
+    missing = [named for image_id, named in entries if image_id not in devkit.image_names]
     if missing:
         raise InputError(
-            f"--{flag}: {len(missing)} of the {len(ids)} images of {path} are not in {devkit.root / 'JPEGImages'} "
+            f"--{flag}: {len(missing)} of the {len(entries)} images of {path} are not in {devkit.image_folder} "
             f"({first_three(missing)}); correct the list or --voc12_root."
         )
+    ids = [image_id for image_id, _ in entries]
     unique = list(dict.fromkeys(ids))
     if len(unique) < len(ids):
         log.info("%s names %d images more than once; each is used once", path, len(ids) - len(unique))
@@ -78,7 +113,7 @@ def _split_ids(devkit: Devkit, split: str) -> list[str]:
         raise InputError(
             f"list {path} is missing, so voc12/{split}.txt can't be made; name a list with the list flags."
         )
-    return [_bare_id(line, path=path) for line in _read_lines(path, flag="voc12_root")]
+    return [_image_entry(line, devkit, path=path)[0] for line in _read_lines(path, flag="voc12_root")]
 
 
 def _train_aug_ids(devkit: Devkit) -> list[str]:
@@ -114,22 +149,46 @@ def _refresh_list(devkit: Devkit, path: Path) -> None:
     log.info("made %s from %s: %d images", path, devkit.root, text.count("\n"))
 
 
+class _Files:
+    """The files below a folder, found without a look at each: every folder that is asked for is listed once."""
+
+    def __init__(self, root: Path) -> None:
+        self._root, self._own_names = str(root), {root.name, root.resolve().name}
+        self._listed: dict[str, set[str]] = {}
+
+    def find(self, line: str) -> str | None:
+        """The path of a line: a file's from the folder on, an absolute one, or one that repeats the folder's name."""
+        name = line.replace("\\", "/")
+        parts = [part for part in name.split("/") if part not in ("", ".")]
+        starts = [number for number, part in enumerate(parts[:-1], start=1) if part in self._own_names]
+        paths = [name] if name.startswith("/") else []
+        paths += [os.path.join(self._root, *parts[start:]) for start in (0, *starts)]
+        return next((path for path in paths if self._has(path)), None)
+
+    def _has(self, path: str) -> bool:
+        folder, name = os.path.split(path)
+        if folder not in self._listed:
+            self._listed[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()
+        return name in self._listed[folder]
+
+
 def read_ood_paths(ood_root: str, ood_list: str) -> list[Path]:
-    """Paths of the out-of-distribution images, one file name a line.
+    """Paths of the out-of-distribution images, each once: one file name a line, or a path that may repeat the folder.
 
     Raises `InputError` if the folder or the list is missing, the list is empty, or files are missing.
     """
     root = Path(ood_root)
     if not root.is_dir():
         raise InputError(f"--ood_root {root} is missing; WOoD_dataset/openimages/README.md says what to put there.")
-    names = list(dict.fromkeys(_read_lines(Path(ood_list), flag="ood_list")))
-    if not names:
+    lines = list(dict.fromkeys(_read_lines(Path(ood_list), flag="ood_list")))
+    if not lines:
         raise InputError(f"--ood_list: list {ood_list} is empty; expected one file name a line.")
-    paths = [root / name for name in names]
-    missing = [path.name for path in paths if not path.is_file()]
+    files = _Files(root)
+    path_of = {line: files.find(line) for line in lines}
+    missing = [line for line, path in path_of.items() if path is None]
     if missing:
         raise InputError(
-            f"--ood_list: {len(missing)} of the {len(names)} images of {ood_list} are not in {root} "
+            f"--ood_list: {len(missing)} of the {len(lines)} images of {ood_list} are not in {root} "
             f"({first_three(missing)}); correct the list or --ood_root."
         )
-    return paths
+    return [Path(path) for path in dict.fromkeys(path_of.values())]
