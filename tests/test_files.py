@@ -15,7 +15,7 @@ from PIL import Image
 
 from misc import camfile
 from misc.errors import InputError
-from misc.files import atomic_path, background_writer, json_list_writer
+from misc.files import atomic_path, background_writer, json_list_writer, write_json
 from misc.imutils import IMAGE_SUFFIXES, read_image, read_label
 from misc.objectfile import load_object
 from voc12.classes import VOC_CLASSES
@@ -471,6 +471,22 @@ def test_background_writes_run_in_order_and_are_done_at_the_end():
         for number in range(20):
             submit(written.append, number)
     assert written == list(range(20))
+
+
+def test_no_more_background_writes_wait_than_may():
+    written = []
+    with background_writer(max_waiting=2) as submit:
+        for number in range(6):
+            submit(lambda number=number: (time.sleep(0.02), written.append(number)))
+            assert len(written) >= number - 1
+
+
+def test_numbers_that_json_lacks_are_not_written(tmp_path):
+    with pytest.raises(ValueError, match="JSON compliant"):
+        write_json(tmp_path / "x.json", [np.nan])
+    with pytest.raises(ValueError, match="JSON compliant"), json_list_writer(tmp_path / "x.json", {}, "a") as append:
+        append(np.nan)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_failed_background_write_is_raised():

@@ -275,4 +275,4 @@ def test_annotations(polygons):
     assert [each["bbox"] for each in found] == [[2, 1, 7, 7], [11, 0, 1, 1], [0, 8, 12, 1]]
     assert [each["area"] for each in found] == [45, 1, 12]
     assert [each["score"] for each in found] == [0.5, 0, 1]
-    assert {each["image_id"] for each in found} == {4}
+    assert {(each["image_id"], each["iscrowd"]) for each in found} == {(4, 0)}

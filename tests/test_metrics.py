@@ -81,6 +81,21 @@ def test_sweep_refuses_another_size():
         ThresholdSweep((0.1,), 2).add(np.zeros((1, 3, 4), np.float32), [0], np.zeros((4, 3), np.uint8))
 
 
+def test_sweep_refuses_classes_that_it_does_not_know():
+    cams = np.zeros((1, 3, 4), np.float32)
+    for key, truth in ((2, 0), (0, 2)):
+        with pytest.raises(ValueError, match="class id [23] outside 0 .. 1"):
+            ThresholdSweep((0.1,), 2).add(cams, [key], np.full((3, 4), truth, np.uint8))
+
+
+def test_images_without_a_pixel_that_counts_add_nothing():
+    ignored = np.full((3, 4), 255, np.uint8)
+    sweep = ThresholdSweep((0.1,), 2)
+    sweep.add(np.ones((1, 3, 4), np.float32), [0], ignored)
+    assert not sweep.confusions()[0.1].any()
+    assert not confusion_matrix(np.ones((3, 4), int), ignored, 2).any()
+
+
 def strip(start, stop, width=20):
     """A mask of one row, set from `start` to `stop`."""
     mask = np.zeros((1, width), dtype=bool)
@@ -132,3 +147,5 @@ def test_instance_ap_without_predictions_or_truth():
         instance_ap([strip(0, 3)[None]], [[0]], [[1.0]], [strip(0, 3, width=9)[None]], [[0]])
     with pytest.raises(ValueError, match="each mask needs a label"):
         instance_ap([strip(0, 3)[None]], [[0]], [[]], [none], [no_labels])
+    with pytest.raises(ValueError, match="each mask needs a label"):
+        instance_ap([none], [no_labels], [np.zeros(0)], [strip(0, 3)[None]], [no_labels])
