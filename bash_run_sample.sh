@@ -10,7 +10,7 @@
 # Several GPUs: WOOD_PROCESSES=8 bash bash_run_sample.sh, or WOOD_PROCESSES=gpu for all that this machine has.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
-source misc/environment.sh
+source misc/run/environment.sh
 
 voc12_root=Data/VOCdevkit/VOC2012 # the flag's default
 classifier=sess/res50_cam_orig.pth

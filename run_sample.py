@@ -14,10 +14,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # The processes that load images share the cores out already: OpenCV would start a thread a core in each
 os.environ.setdefault("OPENCV_FOR_THREADS_NUM", "1")
 
-from misc.config import Config, enabled_steps, parse_config
 from misc.errors import InputError, ProcessLost, message_of
-from misc.parallel import launched_rank
-from misc.plan import Plan, require_writable
+from misc.run.config import Config, enabled_steps, parse_config
+from misc.run.parallel import launched_rank
+from misc.run.plan import Plan, require_writable
 
 EXIT_BAD_INPUT, EXIT_LOST, EXIT_INTERRUPTED = 2, 3, 130
 STEP_MODULES = {
@@ -56,7 +56,7 @@ def check_chain(config: Config, planned: Plan) -> list[tuple[str, ModuleType]]:
     names = enabled_steps(config)
     if not names:
         raise InputError("no step is enabled; switch one on, for example --make_cam_pass True.")
-    from misc.distributed import on_first_process
+    from misc.run.distributed import on_first_process
 
     steps = [(name, importlib.import_module(STEP_MODULES[name])) for name in names]
 
@@ -71,10 +71,10 @@ def check_chain(config: Config, planned: Plan) -> list[tuple[str, ModuleType]]:
 def run_chain(config: Config, steps: Sequence[tuple[str, ModuleType]]) -> None:
     """Run steps whose input was checked, and keep a record of them."""
     # Imported here, so that --help and wrong flags answer without loading torch
-    from misc.distributed import is_first_process, on_first_process, wait_for_all
-    from misc.memory import keep_freed_memory
-    from misc.record import RunRecord
-    from misc.torchutils import resolve_device, set_precision, set_seed
+    from misc.run.device import resolve_device, set_precision, set_seed
+    from misc.run.distributed import is_first_process, on_first_process, wait_for_all
+    from misc.run.memory import keep_freed_memory
+    from misc.run.record import RunRecord
 
     device = resolve_device(config.device)
     precision = set_precision(config.precision, device)
@@ -100,8 +100,8 @@ def run_built_in_sample(config: Config, arguments: Sequence[str]) -> None:
     `arguments`: the command line, whose flags change the sample's (its data, switches and control outputs stay).
     """
     from misc.crf import has_densecrf
-    from misc.distributed import on_first_process
-    from misc.sample_recipe import sample_runs
+    from misc.run.distributed import on_first_process
+    from misc.run.sample_recipe import sample_runs
     from voc12.sample import ensure_with_bar
 
     log = logging.getLogger(__name__)
@@ -125,9 +125,9 @@ def run_built_in_sample(config: Config, arguments: Sequence[str]) -> None:
 def run(arguments: Sequence[str]) -> None:
     """What the command line asks for. Raises `InputError` for bad input."""
     config = parse_config(arguments)
-    from misc.distributed import process_group
-    from misc.record import start_log
-    from misc.torchutils import resolve_device
+    from misc.run.device import resolve_device
+    from misc.run.distributed import process_group
+    from misc.run.record import start_log
 
     device = resolve_device(config.device)
     require_writable(Path(config.log_name).parent, flag="log_name")

@@ -2,7 +2,7 @@
 # The tests: sets up what they need, then style checks and pytest. Arguments go to pytest (-m slow: the slow ones).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
-source misc/environment.sh
+source misc/run/environment.sh
 use_environment tests/requirements.txt
 
 # Test files run side by side, one thread each; arguments such as -n 0 (all in one process) replace that

@@ -19,9 +19,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
 from benchmarks.measure import machine_name, synchronize
-from misc.memory import keep_freed_memory
 from misc.ood import wood_losses
-from misc.torchutils import resolve_device, set_precision
+from misc.run.device import resolve_device, set_precision
+from misc.run.memory import keep_freed_memory
 from net.resnet50_cam import Net
 
 LOSS = {"ood_coeff": 0.25, "distance_lambda": 0.007, "topk": 0.2, "step": 0.07, "ignore_class": None}

@@ -56,11 +56,11 @@ from benchmarks.table import (
     save,
 )
 from benchmarks.workloads import CPU_SIZES, GPU_SIZES, WALK_SQUARINGS, Inputs, Sizes, walk_cells
-from misc.config import Config
 from misc.errors import InputError
-from misc.files import atomic_path
-from misc.plan import require_writable
-from misc.torchutils import resolve_device, set_precision
+from misc.files.atomic import atomic_path
+from misc.run.config import Config
+from misc.run.device import resolve_device, set_precision
+from misc.run.plan import require_writable
 
 RESULTS = Path(__file__).resolve().parent / "results"
 PRECISIONS = get_args(get_type_hints(Config)["precision"])

@@ -14,9 +14,9 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from misc import camfile
 from misc.cam import label_map
 from misc.errors import InputError
+from misc.files import camfile
 
 
 def agreement(folder: Path, other: Path, thresholds: Sequence[float]) -> dict[float, float]:

@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from misc import camfile
 from misc.cam import CAM_STRIDE
+from misc.files import camfile
+from misc.files.objectfile import save_object
 from misc.imutils import IGNORE_LABEL
-from misc.objectfile import save_object
 from net.resnet50_cam import CAM
 from net.resnet50_irn import EdgeDisplacement
 from net.resnet101_deeplab import DeepLab

@@ -21,8 +21,8 @@ from torch.nn import functional as F
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.flop_counter import FlopCounterMode
 
-from misc.memory import peak_memory_mib, reset_peak_memory
-from misc.parallel import usable_cores
+from misc.run.memory import peak_memory_mib, reset_peak_memory
+from misc.run.parallel import usable_cores
 
 SAMPLING_SECONDS, CLOSING_SECONDS = 0.1, 10
 MATRIX_SIDE = {"cpu": 2048, "cuda": 8192}

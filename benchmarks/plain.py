@@ -26,22 +26,16 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 from torchvision import models
 
-from misc import camfile
-from misc.config import Config
 from misc.deeplab import deeplab_optimizer
-from misc.files import write_json
-from misc.imutils import (
-    normalize,
-    read_image,
-    read_label,
-    resize_image,
-    resize_label,
-    scaled_size,
-    write_label,
-    write_palette,
-)
+from misc.files import camfile
+from misc.files.atomic import write_json
+from misc.files.images import read_image, read_label, write_label, write_palette
+from misc.imutils import normalize, resize_image, resize_label, scaled_size
 from misc.ood import class_prototypes, kmeans
-from misc.torchutils import Stream, backbone_precision, resolve_device, training_loader, two_rate_optimizer
+from misc.run.config import Config
+from misc.run.device import backbone_precision, resolve_device
+from misc.run.loaders import Stream, training_loader
+from misc.torchutils import two_rate_optimizer
 from net.build import build_network
 from voc12.classes import voc_palette
 from voc12.dataloader import AffinityCrops, ClassificationCrops, SegmentationCrops, WholeImages

@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from misc.errors import InputError
-from misc.files import write_json
-from misc.metrics import jsonable
+from misc.files.atomic import write_json
+from misc.files.jsonfile import jsonable
 
 DEVICE_TITLES = {"cpu": "CPU", "cuda": "GPU"}
 LINEAR_SLACK = 1.5
@@ -272,8 +272,8 @@ Medians of {on.repeats} runs (fastest - slowest); ResNet-50 with random weights,
 * Not timed: the checks of the input that `run_sample.py` makes before a run. Trainings are timed from one update to
   the next, without those at the start and at the end for which the loaders' workers have nothing to make.
 * cam_to_ir_label, eval_deeplab: the plain way is one process.
-* On the CPU our way keeps freed memory for the next tensors (`misc.memory.keep_freed_memory`), as `run_sample.py` does;
-  the plain way leaves that to the C library.
+* On the CPU our way keeps freed memory for the next tensors (`misc.run.memory.keep_freed_memory`), as `run_sample.py`
+  does; the plain way leaves that to the C library.
 * Memory, MiB: the peak of the process and its workers, PyTorch itself included, and that of the GPU's tensors where the
   step has any.
 * Floor: the FLOPs of our way (convolutions, matrix products) at the {rate} of a large matrix product here, or, for

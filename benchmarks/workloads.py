@@ -15,12 +15,12 @@ from PIL import Image
 from benchmarks import inputs, plain
 from benchmarks.inputs import Size
 from benchmarks.measure import Way, require_shared_memory
-from misc import camfile
 from misc.cam import CAM_STRIDE
-from misc.config import Config, parse_config, to_arguments
+from misc.files import camfile
 from misc.indexing import chebyshev_coefficients, propagate_to_edge
-from misc.memory import keep_freed_memory
-from misc.torchutils import resolve_device, set_precision, set_seed
+from misc.run.config import Config, parse_config, to_arguments
+from misc.run.device import resolve_device, set_precision, set_seed
+from misc.run.memory import keep_freed_memory
 from net.weights import read_checkpoint
 from step import (
     cam_to_ir_label,

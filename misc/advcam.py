@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from misc.cam import merge_scales
-from misc.torchutils import PIXELS_A_PLACE
+from misc.run.loaders import PIXELS_A_PLACE
 
 SCALES = (0.5, 1.0, 1.5, 2.0)
 SMALL_SCALE = 0.5

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from misc.distributed import sum_over_processes
 from misc.imutils import IGNORE_LABEL, nearest_labels, resize_label
+from misc.run.distributed import sum_over_processes
 from misc.torchutils import PolySGD
 
 PYRAMID_SCALES = (0.5, 0.75)

@@ -4,13 +4,13 @@ The displacement of a pixel points to the centroid of its instance. Displacement
 """
 
 import math
-from dataclasses import dataclass
 
 import cv2
 import numpy as np
 import torch
 from torch import Tensor
 
+from misc.files.instancefile import Detections
 from misc.indexing import propagate_to_edge
 from misc.masks import divide_by_maximum, upsample
 
@@ -21,22 +21,6 @@ FRAGMENT_SHARE = 0.01
 """Of the image's pixels: smaller fragments are kept, but score 0."""
 CELLS_AT_ONCE, PIXELS_AT_ONCE = 2**22, 2**24
 """Of all maps that walk together, and of those that are upsampled together, so that memory stays bounded."""
-
-
-@dataclass(frozen=True)
-class Detections:
-    """Instances found in an image: `scores` (N,) float32, `masks` (N, H, W) bool, `classes` (N,) int64, 0-based."""
-
-    scores: np.ndarray
-    masks: np.ndarray
-    classes: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.scores)
-
-    def select(self, chosen: np.ndarray) -> "Detections":
-        """Those that `chosen` (N,) bool marks."""
-        return Detections(self.scores[chosen], self.masks[chosen], self.classes[chosen])
 
 
 def _interpolate(field: Tensor, position: Tensor) -> Tensor:

@@ -1,6 +1,5 @@
 """Segmentation scores: one confusion matrix, one way from it to IoU, precision and recall; and VOC's instance AP."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from misc.distributed import sum_over_processes
 from misc.imutils import IGNORE_LABEL
+from misc.run.distributed import sum_over_processes
 
 
 def confusion_matrix(pred: np.ndarray, truth: np.ndarray, n_classes: int) -> np.ndarray:
@@ -202,17 +201,6 @@ def instance_ap(
     for image in zip(pred_masks, pred_labels, pred_scores, gt_masks, gt_labels, strict=True):
         scorer.add(*image)
     return scorer.scores()
-
-
-def jsonable(value: Any) -> Any:
-    """Scores, however nested, with lists for arrays and None for NaN, which JSON lacks."""
-    if isinstance(value, dict):
-        return {name: jsonable(item) for name, item in value.items()}
-    if isinstance(value, list | tuple | np.ndarray):
-        return [jsonable(item) for item in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def class_table(names: Sequence[str], scored: dict[str, Any]) -> str:

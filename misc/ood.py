@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from misc.distributed import gather_shares, max_over_processes, mean_over_processes
+from misc.run.distributed import gather_shares, max_over_processes, mean_over_processes
 
 BOTTLE = 4
 """VOC's class bottle: the original leaves OoD images that look like it out of the OoD loss."""

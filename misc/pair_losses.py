@@ -17,9 +17,9 @@ from operator import itemgetter
 import torch
 from torch import Tensor
 
-from misc.distributed import sum_over_processes
 from misc.imutils import IGNORE_LABEL
 from misc.indexing import pair_paths, require_room
+from misc.run.distributed import sum_over_processes
 
 EPSILON = 1e-5
 BACKGROUND, FOREGROUND, NEGATIVE, IGNORED = range(4)

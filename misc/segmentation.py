@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from misc.crf import crf_inference_softmax
-from misc.parallel import ordered_map
+from misc.run.parallel import ordered_map
 
 
 def at_full_size(logits: Tensor, size: tuple[int, int]) -> Tensor:

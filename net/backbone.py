@@ -14,7 +14,7 @@ from torchvision import models
 from torchvision.models import WeightsEnum
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from misc.torchutils import backbone_precision
+from misc.run.device import backbone_precision
 
 
 class Backbone(nn.Module):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from misc.imutils import subtract_bgr_mean
-from misc.torchutils import backbone_precision
+from misc.run.device import backbone_precision
 from net.backbone import FrozenStatsBatchNorm2d, run_in_order
 from net.deeplab import ASPP, N_VOC_LABELS, MultiScale, SegmentationBase, freeze_norms
 from net.weights import load_starting_weights

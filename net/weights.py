@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from misc.errors import InputError, first_three
-from misc.files import atomic_path
-from misc.objectfile import NUMPY_STAND_INS
+from misc.files.atomic import atomic_path
+from misc.files.objectfile import NUMPY_STAND_INS
 from net.backbone import Backbone
 
 log = logging.getLogger(__name__)

@@ -5,16 +5,16 @@ from pathlib import Path
 
 import numpy as np
 
-from misc import camfile
 from misc.cam import confident_label
-from misc.config import Config
 from misc.crf import require_densecrf
-from misc.distributed import share
 from misc.errors import InputError
-from misc.imutils import read_image, write_label
-from misc.parallel import ordered_map
-from misc.plan import Planned, require_outputs, require_writable
-from misc.progress import progress
+from misc.files import camfile
+from misc.files.images import read_image, write_label
+from misc.run.config import Config
+from misc.run.distributed import share
+from misc.run.parallel import ordered_map
+from misc.run.plan import Planned, require_outputs, require_writable
+from misc.run.progress import progress
 from voc12.devkit import open_devkit
 from voc12.lists import read_list
 from voc12.verify import require_readable

@@ -1,7 +1,7 @@
 """Step 3': mIoU, precision and recall of the AdvCAM maps over background scores (not in the original)."""
 
-from misc.config import Config
-from misc.plan import Planned
+from misc.run.config import Config
+from misc.run.plan import Planned
 from voc12.devkit import open_devkit
 from voc12.evaluation import evaluate_cams, require_evaluable
 

@@ -3,15 +3,16 @@
 import logging
 from pathlib import Path
 
-from misc.config import Config
 from misc.crf import require_densecrf
-from misc.distributed import on_first_process, share
-from misc.imutils import write_palette
-from misc.plan import Planned, require_writable
-from misc.progress import progress
-from misc.record import discard_scores
+from misc.files.images import write_palette
+from misc.run.config import Config
+from misc.run.device import resolve_device
+from misc.run.distributed import on_first_process, share
+from misc.run.loaders import sequential_loader
+from misc.run.plan import Planned, require_writable
+from misc.run.progress import progress
+from misc.run.record import discard_scores
 from misc.segmentation import plain_and_refined_masks, plain_masks
-from misc.torchutils import resolve_device, sequential_loader
 from net.build import require_network
 from net.deeplab import load_segmenter
 from voc12.classes import names_with_background, voc_palette

@@ -2,13 +2,14 @@
 
 import logging
 
-from misc import instancefile
-from misc.config import Config
 from misc.errors import InputError
-from misc.metrics import InstanceScorer, ap_table, jsonable
-from misc.plan import Planned
-from misc.progress import progress
-from misc.record import save_scores
+from misc.files import instancefile
+from misc.files.jsonfile import jsonable
+from misc.metrics import InstanceScorer, ap_table
+from misc.run.config import Config
+from misc.run.plan import Planned
+from misc.run.progress import progress
+from misc.run.record import save_scores
 from voc12.devkit import open_devkit
 from voc12.evaluation import require_evaluable
 from voc12.instances import read_instances

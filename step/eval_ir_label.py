@@ -4,8 +4,8 @@ A confident label has a class exactly where the CRF of the foreground-confident 
 says so. With its unsure pixels as background it is that CRF's result.
 """
 
-from misc.config import Config
-from misc.plan import Planned
+from misc.run.config import Config
+from misc.run.plan import Planned
 from voc12.devkit import open_devkit
 from voc12.evaluation import evaluate_masks, require_evaluable
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import torch
 
-from misc.config import Config
 from misc.errors import InputError
-from misc.files import atomic_path
-from misc.plan import Planned, require_writable_file
-from misc.torchutils import backbones_in_float32
+from misc.files.atomic import atomic_path
+from misc.run.config import Config
+from misc.run.device import backbones_in_float32
+from misc.run.plan import Planned, require_writable_file
 from net.build import require_network
 from net.deeplab import load_segmenter
 from voc12.devkit import names_of_network

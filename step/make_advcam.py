@@ -7,16 +7,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from misc import camfile
 from misc.advcam import SCALES, advcam_batch, default_batch_size
-from misc.config import Config
 from misc.errors import InputError
-from misc.files import background_writer
-from misc.imutils import image_size, mirror_pair, normalize
-from misc.plan import Planned, require_writable
-from misc.progress import progress
-from misc.provenance import Provenance, data_digest
-from misc.torchutils import GroupedLoader, places, resolve_device, resolve_precision, size_groups
+from misc.files import camfile
+from misc.files.atomic import background_writer
+from misc.files.images import image_size
+from misc.imutils import mirror_pair, normalize
+from misc.run.config import Config
+from misc.run.device import resolve_device, resolve_precision
+from misc.run.loaders import GroupedLoader, places, size_groups
+from misc.run.plan import Planned, require_writable
+from misc.run.progress import progress
+from misc.run.provenance import Provenance, data_digest
 from net.build import ADVCAM_ATTRIBUTES, load_network, require_cell_classifier, require_network
 from net.weights import weights_digest
 from voc12.dataloader import ScaledImages

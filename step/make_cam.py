@@ -2,14 +2,15 @@
 
 import torch
 
-from misc import camfile
 from misc.cam import batch_scale_maps, merge_scales
-from misc.config import Config
-from misc.files import background_writer
-from misc.imutils import image_size
-from misc.plan import Planned, require_writable
-from misc.progress import progress
-from misc.torchutils import GroupedLoader, places, resolve_device, size_groups
+from misc.files import camfile
+from misc.files.atomic import background_writer
+from misc.files.images import image_size
+from misc.run.config import Config
+from misc.run.device import resolve_device
+from misc.run.loaders import GroupedLoader, places, size_groups
+from misc.run.plan import Planned, require_writable
+from misc.run.progress import progress
 from net.build import load_network, require_network
 from voc12.dataloader import ScaledImages
 from voc12.devkit import open_devkit

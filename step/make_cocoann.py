@@ -2,14 +2,14 @@
 
 import logging
 
-from misc import instancefile
-from misc.coco import FIRST_ID, annotations_of
-from misc.config import Config
 from misc.errors import InputError
-from misc.files import json_list_writer
-from misc.imutils import image_size
-from misc.plan import Planned, require_outputs, require_writable_file
-from misc.progress import progress
+from misc.files import instancefile
+from misc.files.atomic import json_list_writer
+from misc.files.coco import FIRST_ID, annotations_of
+from misc.files.images import image_size
+from misc.run.config import Config
+from misc.run.plan import Planned, require_outputs, require_writable_file
+from misc.run.progress import progress
 from voc12.devkit import open_devkit
 from voc12.lists import read_list
 from voc12.verify import require_readable

@@ -1,12 +1,12 @@
 """Step 6, instances: random walk of each class's CAM within each instance that IRN's displacements tell apart."""
 
-from misc import instancefile
-from misc.config import Config
-from misc.distributed import share
-from misc.files import background_writer
+from misc.files import instancefile
+from misc.files.atomic import background_writer
 from misc.instances import detect_instances
-from misc.plan import Planned, require_writable
-from misc.torchutils import resolve_device
+from misc.run.config import Config
+from misc.run.device import resolve_device
+from misc.run.distributed import share
+from misc.run.plan import Planned, require_writable
 from net.build import load_network, require_network
 from voc12.devkit import open_devkit
 from voc12.inference import require_cams, walk_inputs

@@ -9,23 +9,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from misc import camfile, instancefile
 from misc.cam import label_map, merge_high_res, scale_maps
-from misc.config import (
-    STEP_SUFFIX,
-    Config,
-    changed_flags,
-    deeplab_list_flag,
-    enabled_steps,
-    parse_config,
-    to_arguments,
-)
 from misc.errors import InputError
-from misc.files import atomic_path
-from misc.imutils import mirror_pair, normalize, read_image, read_label, resize_image, scaled_size, to_chw
+from misc.files import camfile, instancefile
+from misc.files.atomic import atomic_path
+from misc.files.images import read_image, read_label
+from misc.imutils import mirror_pair, normalize, resize_image, scaled_size, to_chw
 from misc.metrics import confusion_matrix, scores
-from misc.plan import Planned, require_writable
-from misc.progress import progress
 from misc.report.collect import SEGMENTATION_EVALUATIONS, Arm, collect_arm
 from misc.report.page import ImageRow, chart_files, render_page
 from misc.report.pictures import (
@@ -38,7 +28,18 @@ from misc.report.pictures import (
     mask_colours,
     mask_overlay,
 )
-from misc.torchutils import resolve_device
+from misc.run.config import (
+    STEP_SUFFIX,
+    Config,
+    changed_flags,
+    deeplab_list_flag,
+    enabled_steps,
+    parse_config,
+    to_arguments,
+)
+from misc.run.device import resolve_device
+from misc.run.plan import Planned, require_writable
+from misc.run.progress import progress
 from net.build import build_network
 from net.weights import load_weights
 from voc12.classes import names_with_background, voc_palette

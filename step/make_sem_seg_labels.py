@@ -4,13 +4,13 @@ from pathlib import Path
 
 import numpy as np
 
-from misc.config import Config
-from misc.distributed import share
-from misc.files import background_writer
-from misc.imutils import write_label, write_palette
+from misc.files.atomic import background_writer
+from misc.files.images import write_label, write_palette
 from misc.masks import semantic_mask
-from misc.plan import Planned, require_writable
-from misc.torchutils import resolve_device
+from misc.run.config import Config
+from misc.run.device import resolve_device
+from misc.run.distributed import share
+from misc.run.plan import Planned, require_writable
 from net.build import load_network, require_network
 from voc12.classes import voc_palette
 from voc12.devkit import open_devkit

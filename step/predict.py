@@ -5,16 +5,18 @@ from pathlib import Path
 
 import numpy as np
 
-from misc.config import Config
 from misc.crf import require_densecrf
 from misc.errors import InputError
-from misc.files import write_json
-from misc.imutils import IMAGE_SUFFIXES, read_image, resize_label, write_jpeg, write_palette
-from misc.plan import Planned, require_writable
-from misc.progress import progress
+from misc.files.atomic import write_json
+from misc.files.images import IMAGE_SUFFIXES, read_image, write_jpeg, write_palette
+from misc.imutils import resize_label
 from misc.report.pictures import mask_overlay
+from misc.run.config import Config
+from misc.run.device import resolve_device
+from misc.run.loaders import sequential_loader
+from misc.run.plan import Planned, require_writable
+from misc.run.progress import progress
 from misc.segmentation import plain_and_refined_masks, plain_masks
-from misc.torchutils import resolve_device, sequential_loader
 from net.build import require_network
 from net.deeplab import load_segmenter
 from voc12.classes import voc_palette

@@ -15,25 +15,20 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from misc.cam import merge_high_res, scale_maps
-from misc.config import DEFAULT_IGNORED_CLASS, Config
-from misc.distributed import gather_shares, is_first_process, n_processes, share
 from misc.errors import InputError
 from misc.imutils import normalize
 from misc.metrics import ThresholdSweep
 from misc.ood import class_prototypes, kmeans, wood_losses
-from misc.plan import Planned, require_writable_file
-from misc.progress import progress
-from misc.provenance import data_digest
-from misc.torchutils import (
-    Stream,
-    resolve_device,
-    resolve_precision,
-    sequential_loader,
-    training_loader,
-    two_rate_optimizer,
-)
-from misc.training import fit
-from misc.training_state import TrainingState
+from misc.run.config import DEFAULT_IGNORED_CLASS, Config
+from misc.run.device import resolve_device, resolve_precision
+from misc.run.distributed import gather_shares, is_first_process, n_processes, share
+from misc.run.loaders import Stream, sequential_loader, training_loader
+from misc.run.plan import Planned, require_writable_file
+from misc.run.progress import progress
+from misc.run.provenance import data_digest
+from misc.run.training import fit
+from misc.run.training_state import TrainingState
+from misc.torchutils import two_rate_optimizer
 from net.build import build_network, require_same_weights
 from net.weights import load_weights, save_weights, weights_digest
 from voc12.dataloader import ClassificationCrops, ScaledImages, WholeImages

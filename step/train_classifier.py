@@ -7,21 +7,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from misc.config import Config
-from misc.distributed import is_first_process, mean_over_processes, sum_over_processes
 from misc.imutils import normalize
-from misc.plan import Planned, require_writable_file
-from misc.provenance import data_digest
-from misc.torchutils import (
-    Stream,
-    batch_loader,
-    resolve_device,
-    resolve_precision,
-    training_loader,
-    two_rate_optimizer,
-)
-from misc.training import fit
-from misc.training_state import TrainingState
+from misc.run.config import Config
+from misc.run.device import resolve_device, resolve_precision
+from misc.run.distributed import is_first_process, mean_over_processes, sum_over_processes
+from misc.run.loaders import Stream, batch_loader, training_loader
+from misc.run.plan import Planned, require_writable_file
+from misc.run.provenance import data_digest
+from misc.run.training import fit
+from misc.run.training_state import TrainingState
+from misc.torchutils import two_rate_optimizer
 from net.build import build_network
 from net.weights import load_imagenet, save_weights, weights_digest
 from voc12.dataloader import ClassificationCrops, TopLeftCrops

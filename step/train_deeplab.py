@@ -6,14 +6,15 @@ from pathlib import Path
 
 from torch import Tensor
 
-from misc.config import Config, deeplab_list_flag
 from misc.deeplab import deeplab_optimizer, multiscale_losses
-from misc.distributed import is_first_process
-from misc.plan import Planned, require_outputs, require_writable_file
-from misc.provenance import data_digest
-from misc.torchutils import Stream, resolve_device, resolve_precision, training_loader
-from misc.training import fit
-from misc.training_state import TrainingState
+from misc.run.config import Config, deeplab_list_flag
+from misc.run.device import resolve_device, resolve_precision
+from misc.run.distributed import is_first_process
+from misc.run.loaders import Stream, training_loader
+from misc.run.plan import Planned, require_outputs, require_writable_file
+from misc.run.provenance import data_digest
+from misc.run.training import fit
+from misc.run.training_state import TrainingState
 from net.build import build_network
 from net.deeplab import MultiScale
 from net.weights import save_weights, weights_digest

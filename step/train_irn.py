@@ -8,22 +8,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from misc.config import Config
-from misc.distributed import is_first_process, sum_over_processes
 from misc.imutils import normalize
-from misc.plan import Planned, require_outputs, require_writable_file
-from misc.progress import progress
-from misc.provenance import data_digest
-from misc.torchutils import (
-    Stream,
-    batch_loader,
-    resolve_device,
-    resolve_precision,
-    training_loader,
-    two_rate_optimizer,
-)
-from misc.training import fit
-from misc.training_state import TrainingState
+from misc.run.config import Config
+from misc.run.device import resolve_device, resolve_precision
+from misc.run.distributed import is_first_process, sum_over_processes
+from misc.run.loaders import Stream, batch_loader, training_loader
+from misc.run.plan import Planned, require_outputs, require_writable_file
+from misc.run.progress import progress
+from misc.run.provenance import data_digest
+from misc.run.training import fit
+from misc.run.training_state import TrainingState
+from misc.torchutils import two_rate_optimizer
 from net.build import build_network, require_same_weights
 from net.weights import load_imagenet, save_weights, weights_digest
 from voc12.dataloader import AffinityCrops, TopLeftCrops

@@ -3,7 +3,7 @@
 # and two. Arguments go to pytest. A setting that this processor lacks changes nothing, so that its run is a repetition.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-source misc/environment.sh
+source misc/run/environment.sh
 use_environment tests/requirements.txt
 export OMP_WAIT_POLICY=PASSIVE
 

@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from misc import camfile, instancefile
-from misc.imutils import read_label, write_label
+from misc.files import camfile, instancefile
+from misc.files.images import read_label, write_label
+from misc.files.instancefile import Detections
 from misc.indexing import pair_paths
-from misc.instances import Detections
 from net.weights import BACKBONE_PREFIX, save_weights
 from tests import own_network
 from voc12.classes import write_classes

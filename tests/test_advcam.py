@@ -10,10 +10,10 @@ from support import NO_STEPS, TOY_SIZES, give_all_one_size
 
 import run_sample
 from benchmarks import plain
-from misc import camfile
 from misc.advcam import SCALES, advcam, advcam_batch, climb, default_batch_size, iterations_at, map_factor
 from misc.errors import InputError
-from misc.imutils import read_label
+from misc.files import camfile
+from misc.files.images import read_label
 from net.resnet18_cam import CAM
 from net.weights import save_weights
 from tests.own_network import EdgeDisplacement, Net
@@ -194,9 +194,9 @@ def test_groups_of_images_equal_one_by_one_also_after_a_partial_rerun(equal_size
 
 
 def test_large_images_take_more_than_one_place(equal_sizes, monkeypatch):
-    monkeypatch.setattr("misc.torchutils.PIXELS_A_PLACE", 48 * 64 // 2)
+    monkeypatch.setattr("misc.run.loaders.PIXELS_A_PLACE", 48 * 64 // 2)
     assert equal_sizes(advcam_batch_size=4) == [1, 2, 2, 1, 2]
-    monkeypatch.setattr("misc.torchutils.PIXELS_A_PLACE", 48 * 64 // 8)
+    monkeypatch.setattr("misc.run.loaders.PIXELS_A_PLACE", 48 * 64 // 8)
     for path in equal_sizes.paths:
         path.unlink()
     assert equal_sizes(advcam_batch_size=4) == [1] * 6

@@ -9,10 +9,10 @@ from PIL import Image
 from support import ALL_STEPS, NO_STEPS, TOY_SIZES
 
 import run_sample
-from misc import camfile, instancefile
 from misc.errors import InputError, message_of
-from misc.imutils import write_label
-from misc.instances import Detections
+from misc.files import camfile, instancefile
+from misc.files.images import write_label
+from misc.files.instancefile import Detections
 from net.weights import save_weights
 from tests import own_network
 from tests.own_network import AffinityDisplacementLoss, EdgeDisplacement, Net

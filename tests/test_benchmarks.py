@@ -13,10 +13,10 @@ from benchmarks.bench_steps import STEPS
 from benchmarks.measure import BenchmarkError, Way, Worker, difference, flop_counter, run_once
 from benchmarks.table import Conditions, Cost, Report, Row, detail_table, load, page, require_same, save, summary_table
 from benchmarks.workloads import CPU_SIZES, Inputs
-from misc import camfile
-from misc.config import Config
 from misc.errors import InputError
-from misc.torchutils import set_seed
+from misc.files import camfile
+from misc.run.config import Config
+from misc.run.device import set_seed
 from net.resnet50_irn import AffinityDisplacementLoss
 from net.weights import load_weights
 

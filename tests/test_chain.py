@@ -13,10 +13,10 @@ from pycocotools.coco import COCO
 from support import ALL_STEPS, NO_STEPS, RESNET18, TOY_SIZES, give_all_one_size, make_toy_data
 
 import run_sample
-from misc import camfile, instancefile
 from misc.cam import batch_scale_maps
-from misc.imutils import read_label, write_label
-from misc.instances import Detections
+from misc.files import camfile, instancefile
+from misc.files.images import read_label, write_label
+from misc.files.instancefile import Detections
 from misc.metrics import confusion_matrix, scores
 from net.weights import read_checkpoint, save_weights
 from step.train_cam import selection_steps
@@ -240,7 +240,7 @@ def test_cams_of_a_batch_equal_one_by_one_and_large_images_run_alone(toy, monkey
     monkeypatch.setattr("step.make_cam.batch_scale_maps", counted)
     made = []
     for pixels_a_place, expected in ((48 * 64, [4, 2]), (48 * 64 - 1, [2, 2, 2]), (48 * 64 // 4, [1] * 6)):
-        monkeypatch.setattr("misc.torchutils.PIXELS_A_PLACE", pixels_a_place)
+        monkeypatch.setattr("misc.run.loaders.PIXELS_A_PLACE", pixels_a_place)
         run(toy, make_cam_pass=True, cam_weights_name="sess/x.pth")
         assert sizes == expected
         sizes.clear()

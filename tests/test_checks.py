@@ -18,9 +18,9 @@ from support import (
 from torch import nn
 
 import run_sample
-from misc.config import parse_config, switches
 from misc.errors import InputError
-from misc.plan import Plan
+from misc.run.config import parse_config, switches
+from misc.run.plan import Plan
 from net.weights import save_weights
 from step import make_report
 from tests import own_network

@@ -4,8 +4,8 @@ import dataclasses
 
 import pytest
 
-from misc.config import CamSource, Config, enabled_steps, parse_bool, parse_config
 from misc.errors import InputError
+from misc.run.config import CamSource, Config, enabled_steps, parse_bool, parse_config
 
 
 def test_bare_command_trains_makes_and_evaluates_cams():

@@ -14,10 +14,10 @@ from PIL import Image
 from torch import nn
 
 from misc import advcam, cam, deeplab, imutils, indexing, instances, ood, pair_losses, torchutils
-from misc.config import half_the_cores, parse_config
 from misc.crf import crf_inference_label, crf_inference_labels, crf_inference_softmax
 from misc.masks import upsample
 from misc.metrics import InstanceScorer, instance_ap
+from misc.run.config import half_the_cores, parse_config
 from net import deeplab as net_deeplab
 from net import deeplab_v2, irn
 from net.backbone import FrozenStatsBatchNorm2d, resnet50
@@ -265,7 +265,7 @@ def test_numbers_of_the_originals(name):
 
 def test_workers_are_half_the_cores(monkeypatch):
     for cores, workers in ((1, 1), (2, 1), (7, 3), (16, 8)):
-        monkeypatch.setattr("misc.config.usable_cores", lambda cores=cores: cores)
+        monkeypatch.setattr("misc.run.config.usable_cores", lambda cores=cores: cores)
         assert half_the_cores() == workers
 
 

@@ -7,20 +7,18 @@ from PIL import ExifTags, Image, ImageOps
 from torch.utils.data import DataLoader
 
 from misc.errors import InputError, message_of
+from misc.files.images import read_image, read_label, write_label, write_palette
 from misc.imutils import (
     crop_into,
     long_side_size,
     normalize,
     random_crop_boxes,
-    read_image,
-    read_label,
     reduce_label,
     resize_image,
     scaled_size,
-    write_label,
-    write_palette,
 )
-from misc.torchutils import GroupedLoader, PolyOptimizer, ShuffledBatches, generator, size_groups, training_loader
+from misc.run.loaders import GroupedLoader, ShuffledBatches, generator, size_groups, training_loader
+from misc.torchutils import PolyOptimizer
 from voc12.classes import voc_palette
 from voc12.dataloader import AffinityCrops, ClassificationCrops, ScaledImages
 from voc12.verify import require_readable

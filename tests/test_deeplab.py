@@ -25,9 +25,9 @@ from misc.imutils import (
     resize_label,
     subtract_bgr_mean,
 )
+from misc.run.training import fit
+from misc.run.training_state import TrainingState
 from misc.torchutils import PolySGD
-from misc.training import fit
-from misc.training_state import TrainingState
 from net import deeplab_v2, efficientnet_lite0_deeplab, resnet18_deeplab, resnet101_deeplab
 from net.backbone import dilated_resnet101, resnet18
 from net.deeplab import ASPP, BackboneDeepLab, MultiScale

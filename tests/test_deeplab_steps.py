@@ -10,12 +10,13 @@ from PIL import ExifTags, Image, ImageOps
 from support import NO_STEPS, TOY_CLASSES, make_toy_data
 
 import run_sample
-from misc import camfile
 from misc.crf import crf_inference_softmax
 from misc.errors import InputError
-from misc.imutils import read_image, read_label, to_chw
+from misc.files import camfile
+from misc.files.images import read_image, read_label
+from misc.imutils import to_chw
+from misc.run.device import set_precision
 from misc.segmentation import class_probabilities, plain_and_refined_masks, plain_masks
-from misc.torchutils import set_precision
 from net.deeplab import MultiScale, Segmenter, load_segmenter
 from net.efficientnet_lite0_deeplab import DeepLab as EfficientDeepLab
 from net.weights import read_checkpoint, save_weights

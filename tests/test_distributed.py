@@ -12,12 +12,12 @@ import torch
 from support import ALL_STEPS, NO_STEPS, make_toy_data
 
 import run_sample
-from misc import camfile, instancefile
 from misc.errors import InputError
-from misc.imutils import read_label, write_label
-from misc.parallel import usable_cores
-from misc.torchutils import resolve_device
-from misc.training_state import TrainingState
+from misc.files import camfile, instancefile
+from misc.files.images import read_label, write_label
+from misc.run.device import resolve_device
+from misc.run.parallel import usable_cores
+from misc.run.training_state import TrainingState
 from net.weights import read_checkpoint, save_weights
 from tests.own_network import Net
 from voc12.images import require_batch

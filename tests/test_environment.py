@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from misc.check_requirements import problems
+from misc.run.check_requirements import problems
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -36,9 +36,7 @@ def test_an_environment_that_fits_is_used_as_it_is(tmp_path):
     (tmp_path / "requirements.txt").write_text("pytest>=1\n")
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "python").symlink_to(sys.executable)
-    script = (
-        f'cd "{ROOT}" && source misc/environment.sh && use_environment "{tmp_path}/requirements.txt" && echo "$PYTHON"'
-    )
+    script = f'cd "{ROOT}" && source misc/run/environment.sh && use_environment "{tmp_path}/requirements.txt" && echo "$PYTHON"'
     done = subprocess.run(
         ["bash", "-c", script],
         capture_output=True,
@@ -59,14 +57,3 @@ def test_importing_any_module_does_nothing():
     code = f"import importlib\nfor name in {['run_sample', *modules]!r}: importlib.import_module(name)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert (done.stdout, done.stderr) == ("", "")
-
-
-def test_imports_run_one_way():
-    allowed = {"misc": {"misc"}, "net": {"net", "misc"}, "voc12": {"voc12", "misc"}, "step": {"net", "voc12", "misc"}}
-    own = {*allowed, "step", "run_sample", "tests", "benchmarks"}
-    for folder, may in allowed.items():
-        for path in (ROOT / folder).rglob("*.py"):
-            for line in path.read_text().splitlines():
-                words = line.split()
-                if words[:1] in (["from"], ["import"]) and words[1].split(".")[0] in own:
-                    assert words[1].split(".")[0] in may, f"{path}: {line}"

@@ -13,11 +13,11 @@ import torch
 from conftest import FIXTURES
 from PIL import Image
 
-from misc import camfile
 from misc.errors import InputError
-from misc.files import atomic_path, background_writer, json_list_writer, write_json
-from misc.imutils import IMAGE_SUFFIXES, read_image, read_label
-from misc.objectfile import load_object
+from misc.files import camfile
+from misc.files.atomic import atomic_path, background_writer, json_list_writer, write_json
+from misc.files.images import IMAGE_SUFFIXES, read_image, read_label
+from misc.files.objectfile import load_object
 from voc12.classes import VOC_CLASSES
 from voc12.devkit import Devkit, open_devkit
 from voc12.labels import read_labels

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from misc import camfile
 from misc.errors import InputError
-from misc.objectfile import load_object
-from misc.training_state import TrainingState
+from misc.files import camfile
+from misc.files.objectfile import load_object
+from misc.run.training_state import TrainingState
 from net.weights import load_weights, read_checkpoint
 from tests import own_network
 

@@ -8,7 +8,7 @@ import torch
 from support import every_pair
 
 from misc.indexing import affinity_labels, pair_paths, propagate_to_edge
-from misc.memory import peak_memory_mib, reset_peak_memory
+from misc.run.memory import peak_memory_mib, reset_peak_memory
 
 
 @pytest.mark.parametrize("radius", [5, 10])

@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from misc import instancefile
-from misc.coco import annotations_of, decode, outline, segmentation_of
 from misc.errors import InputError
+from misc.files import instancefile
+from misc.files.coco import annotations_of, decode, outline, segmentation_of
+from misc.files.instancefile import Detections
 from misc.indexing import propagate_to_edge
 from misc.instances import (
     CELLS_AT_ONCE,
     PIXELS_AT_ONCE,
-    Detections,
     connected_components,
     detect_instances,
     instance_map,
@@ -262,7 +262,7 @@ def test_a_polygon_that_is_not_exact_becomes_run_lengths(monkeypatch):
     mask = some_detections().masks[0]
     assert isinstance(segmentation_of(mask, polygons=True), list)
     assert isinstance(segmentation_of(mask, polygons=False), dict)
-    monkeypatch.setattr("misc.coco.outline", lambda mask: [0, 0, 3, 0, 3, 3])
+    monkeypatch.setattr("misc.files.coco.outline", lambda mask: [0, 0, 3, 0, 3, 3])
     np.testing.assert_array_equal(decode(segmentation_of(mask, polygons=True), mask.shape), mask)
 
 

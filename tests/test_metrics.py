@@ -6,15 +6,8 @@ import numpy as np
 import pytest
 
 from misc.cam import label_map
-from misc.metrics import (
-    ThresholdSweep,
-    ap_table,
-    class_table,
-    confusion_matrix,
-    instance_ap,
-    jsonable,
-    scores,
-)
+from misc.files.jsonfile import jsonable
+from misc.metrics import ThresholdSweep, ap_table, class_table, confusion_matrix, instance_ap, scores
 
 
 def test_confusion_counts_each_pixel_once_and_leaves_out_ignored_ones():

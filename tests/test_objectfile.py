@@ -11,8 +11,8 @@ import pytest
 import torch
 from conftest import FIXTURES, ROOT, SHARED
 
-from misc import camfile
-from misc.objectfile import load_object
+from misc.files import camfile
+from misc.files.objectfile import load_object
 
 CRASHING = SHARED / "hostile" / "segv_cam.npy"
 HEADER = {"descr": "|O", "fortran_order": False, "shape": ()}

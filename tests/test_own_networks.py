@@ -8,8 +8,8 @@ import torch
 from support import ALL_STEPS, NO_STEPS
 
 import run_sample
-from misc import camfile
 from misc.errors import InputError
+from misc.files import camfile
 from net.build import ADVCAM_ATTRIBUTES, ATTRIBUTES, FLAGS, build_network
 from net.weights import read_checkpoint
 from tests import bare_network

@@ -5,8 +5,8 @@ import torch
 from support import every_pair
 from torch.nn import functional as F
 
-from misc.memory import peak_memory_mib, reset_peak_memory
 from misc.pair_losses import pair_losses
+from misc.run.memory import peak_memory_mib, reset_peak_memory
 
 EPSILON = 1e-5
 

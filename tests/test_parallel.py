@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from misc.errors import InputError
-from misc.parallel import ITEMS_PER_WORKER, ordered_map, usable_cores
+from misc.run.parallel import ITEMS_PER_WORKER, ordered_map, usable_cores
 
 
 def slow_first(base, item):

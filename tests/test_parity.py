@@ -11,13 +11,12 @@ from torch.nn import functional as F
 from misc.advcam import SCALES, advcam
 from misc.cam import confident_label, label_map, merge_scales, scale_maps
 from misc.deeplab import scaled_pair
+from misc.files.images import read_image, read_label
 from misc.imutils import (
     BGR_MEAN,
     crop_into,
     mirror_pair,
     normalize,
-    read_image,
-    read_label,
     resize_image,
     scaled_size,
     to_chw,

@@ -7,9 +7,10 @@ from support import seeded_state
 
 from misc.cam import label_map, merge_high_res, scale_maps
 from misc.deeplab import multiscale_losses
-from misc.imutils import read_image, read_label, resize_image, scaled_size, to_chw
+from misc.files.images import read_image, read_label
+from misc.imutils import resize_image, scaled_size, to_chw
 from misc.metrics import ThresholdSweep
-from misc.torchutils import backbone_precision, set_precision
+from misc.run.device import backbone_precision, set_precision
 from net import deeplab_v2, resnet18_cam, resnet50_cam
 from net.weights import load_weights
 

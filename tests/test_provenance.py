@@ -9,8 +9,8 @@ from PIL import Image, ImageOps
 from support import NO_STEPS
 
 import run_sample
-from misc import camfile
-from misc.provenance import RECORD, Provenance
+from misc.files import camfile
+from misc.run.provenance import RECORD, Provenance
 from net.weights import load_weights, save_weights, weights_digest
 from tests.own_network import Net
 

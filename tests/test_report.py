@@ -14,9 +14,9 @@ from PIL import Image
 from support import ALL_STEPS, NO_STEPS, TOY_CLASSES, make_toy_data
 
 import run_sample
-from misc import instancefile
-from misc.files import write_json
-from misc.instances import Detections
+from misc.files import instancefile
+from misc.files.atomic import write_json
+from misc.files.instancefile import Detections
 from misc.report.pictures import MASK_OPACITY, UNSURE_COLOUR, instance_colours, mask_overlay
 from voc12.classes import voc_palette
 

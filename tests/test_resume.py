@@ -12,9 +12,10 @@ import torch
 from support import NO_STEPS
 
 import run_sample
-from misc.imutils import read_label, write_label
-from misc.torchutils import PolyOptimizer, ShuffledBatches
-from misc.training_state import TrainingState
+from misc.files.images import read_label, write_label
+from misc.run.loaders import ShuffledBatches
+from misc.run.training_state import TrainingState
+from misc.torchutils import PolyOptimizer
 from net.weights import read_checkpoint, save_weights
 from tests.own_network import Net
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 import run_sample
-from misc.config import enabled_steps, parse_config
 from misc.errors import InputError
-from misc.sample_recipe import sample_runs
+from misc.run.config import enabled_steps, parse_config
+from misc.run.sample_recipe import sample_runs
 from voc12 import sample
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -110,7 +110,7 @@ def script(tmp_path):
     """Runs bash_run_sample.sh in a copy of the project whose Python only prints its arguments."""
     (tmp_path / "misc").mkdir()
     (tmp_path / "bash_run_sample.sh").write_text((ROOT / "bash_run_sample.sh").read_text())
-    (tmp_path / "misc/environment.sh").write_text("use_environment() { PYTHON=echo; }\n")
+    (tmp_path / "misc/run/environment.sh").write_text("use_environment() { PYTHON=echo; }\n")
 
     def run(*arguments):
         line = ["bash", str(tmp_path / "bash_run_sample.sh"), *arguments]

@@ -11,11 +11,12 @@ from PIL import Image
 from support import IRN_WEIGHTS, TOY_SIZES, make_all_inputs
 
 import run_sample
-from misc import camfile, instancefile
-from misc.config import switches
 from misc.errors import InputError
-from misc.imutils import normalize, read_image, read_label, to_chw, write_label
-from misc.instances import Detections
+from misc.files import camfile, instancefile
+from misc.files.images import read_image, read_label, write_label
+from misc.files.instancefile import Detections
+from misc.imutils import normalize, to_chw
+from misc.run.config import switches
 from net.build import load_network
 from voc12.classes import voc_palette
 

@@ -15,12 +15,12 @@ from support import relative_error, seeded_state
 from torch import Tensor, nn
 
 from misc.deeplab import deeplab_optimizer, multiscale_losses
-from misc.distributed import mean_over_processes
 from misc.imutils import IMAGENET_MEAN, IMAGENET_STD
 from misc.ood import BOTTLE, wood_losses
+from misc.run.distributed import mean_over_processes
+from misc.run.training import fit
+from misc.run.training_state import TrainingState
 from misc.torchutils import PolySGD, two_rate_optimizer
-from misc.training import fit
-from misc.training_state import TrainingState
 from net.deeplab_v2 import DeepLabV2, MultiScale
 from net.resnet50_cam import Net
 from net.resnet50_irn import AffinityDisplacementLoss

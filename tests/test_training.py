@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from misc.training import fit
-from misc.training_state import TrainingState
+from misc.run.training import fit
+from misc.run.training_state import TrainingState
 
 
 class Number(nn.Module):

@@ -17,9 +17,10 @@ from support import NO_STEPS, TOY_CLASSES
 from torch.nn import functional as F
 
 import run_sample
-from misc.imutils import long_side_size, normalize, read_image, resize_image, to_chw
+from misc.files.images import read_image
+from misc.imutils import long_side_size, normalize, resize_image, to_chw
 from misc.ood import kmeans, wood_losses
-from misc.torchutils import ShuffledBatches
+from misc.run.loaders import ShuffledBatches
 from net.weights import load_weights, save_weights
 from step.train_cam import OOD_STREAM
 from tests import own_network

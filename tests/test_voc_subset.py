@@ -11,7 +11,7 @@ from support import ALL_STEPS, NO_STEPS
 from torch.nn import functional as F
 
 import run_sample
-from misc import camfile, instancefile
+from misc.files import camfile, instancefile
 
 pytestmark = pytest.mark.slow
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from misc.errors import InputError
-from misc.files import atomic_path
+from misc.files.atomic import atomic_path
 from misc.imutils import IGNORE_LABEL
 
 VOC_CLASSES = (

@@ -2,7 +2,7 @@
 
 DeepLab's training crops are float32 of the same range, as OpenCV resizes them. Images are normalised on the device
 (`misc.imutils.normalize`). Training sets are indexed with (epoch, index), which seeds the augmentation (see
-`misc.torchutils.ShuffledBatches`).
+`misc.run.loaders.ShuffledBatches`).
 """
 
 from collections.abc import Sequence
@@ -13,16 +13,15 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from misc import camfile
 from misc.deeplab import scaled_pair
 from misc.errors import InputError
+from misc.files import camfile
+from misc.files.images import read_image, read_label
 from misc.imutils import (
     IGNORE_LABEL,
     crop_into,
     long_side_size,
     random_crop_boxes,
-    read_image,
-    read_label,
     reduce_label,
     resize_image,
     resize_label,
@@ -30,7 +29,7 @@ from misc.imutils import (
     to_chw,
     top_left_crop_boxes,
 )
-from misc.torchutils import generator
+from misc.run.loaders import generator
 
 IRN_SCALES = (0.5, 1.5)
 LABEL_STRIDE = 4

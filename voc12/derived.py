@@ -7,8 +7,8 @@ file follows the devkit when that changes, a file of the user's is left alone.
 import zlib
 from pathlib import Path
 
-from misc.files import write_json
-from misc.jsonfile import read_dict
+from misc.files.atomic import write_json
+from misc.files.jsonfile import read_dict
 
 DERIVED_FOLDER = Path("voc12")
 DERIVED_RECORD = ".derived.json"

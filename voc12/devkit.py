@@ -7,7 +7,7 @@ from itertools import zip_longest
 from pathlib import Path
 
 from misc.errors import InputError
-from misc.imutils import IMAGE_SUFFIXES
+from misc.files.images import IMAGE_SUFFIXES
 from voc12.classes import VOC_CLASSES, classes_beside, names_with_background, read_classes
 
 

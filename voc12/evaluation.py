@@ -6,13 +6,15 @@ from pathlib import Path
 
 import numpy as np
 
-from misc import camfile
 from misc.errors import InputError
-from misc.imutils import IGNORE_LABEL, read_label
-from misc.metrics import ThresholdSweep, class_table, confusion_matrix, jsonable, nan_mean, scores
-from misc.plan import Planned, require_outputs
-from misc.progress import progress
-from misc.record import save_scores
+from misc.files import camfile
+from misc.files.images import read_label
+from misc.files.jsonfile import jsonable
+from misc.imutils import IGNORE_LABEL
+from misc.metrics import ThresholdSweep, class_table, confusion_matrix, nan_mean, scores
+from misc.run.plan import Planned, require_outputs
+from misc.run.progress import progress
+from misc.run.record import save_scores
 from voc12.classes import names_with_background
 from voc12.devkit import Devkit, open_devkit
 from voc12.lists import read_split

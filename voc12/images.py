@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from misc.distributed import n_processes, share
 from misc.errors import InputError
+from misc.run.distributed import n_processes, share
 from voc12.devkit import Devkit
 from voc12.labels import read_labels
 from voc12.lists import read_list

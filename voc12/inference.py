@@ -9,14 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from misc import camfile
 from misc.cam import CAM_STRIDE
-from misc.config import CamSource
 from misc.errors import InputError
+from misc.files import camfile
 from misc.imutils import mirror_pair, normalize
-from misc.plan import Planned, require_outputs
-from misc.progress import progress
-from misc.torchutils import sequential_loader
+from misc.run.config import CamSource
+from misc.run.loaders import sequential_loader
+from misc.run.plan import Planned, require_outputs
+from misc.run.progress import progress
 from voc12.dataloader import ImagesWithCams
 from voc12.devkit import Devkit
 from voc12.lists import read_list

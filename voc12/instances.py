@@ -3,7 +3,8 @@
 import numpy as np
 
 from misc.errors import InputError
-from misc.imutils import IGNORE_LABEL, read_label
+from misc.files.images import read_label
+from misc.imutils import IGNORE_LABEL
 from voc12.devkit import Devkit
 
 

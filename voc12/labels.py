@@ -12,9 +12,9 @@ import numpy as np
 from torch import Tensor
 
 from misc.errors import InputError, first_three
-from misc.imutils import without_image_suffix
-from misc.objectfile import load_object, save_object
-from misc.progress import progress
+from misc.files.images import without_image_suffix
+from misc.files.objectfile import load_object, save_object
+from misc.run.progress import progress
 from voc12.derived import DERIVED_FOLDER, is_derived, record_derived
 from voc12.devkit import Devkit
 

@@ -8,8 +8,8 @@ from collections.abc import Container
 from pathlib import Path
 
 from misc.errors import InputError, first_three
-from misc.files import atomic_path
-from misc.imutils import without_image_suffix
+from misc.files.atomic import atomic_path
+from misc.files.images import without_image_suffix
 from voc12.derived import DERIVED_FOLDER, is_derived, record_derived
 from voc12.devkit import Devkit
 

@@ -8,10 +8,11 @@ from pathlib import Path
 from PIL import Image
 
 from misc.errors import InputError, first_three
-from misc.files import write_json
-from misc.imutils import IGNORE_LABEL, image_size, pixel_problem, read_label
-from misc.jsonfile import read_dict
-from misc.progress import progress
+from misc.files.atomic import write_json
+from misc.files.images import image_size, pixel_problem, read_label
+from misc.files.jsonfile import read_dict
+from misc.imutils import IGNORE_LABEL
+from misc.run.progress import progress
 from voc12.derived import DERIVED_FOLDER
 from voc12.devkit import Devkit
 from voc12.instances import read_instances

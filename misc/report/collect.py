@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from misc.jsonfile import read_dict
-from misc.record import METRICS_FOLDER, RUNS_FOLDER, SCORES_FOLDER
+from misc.files.jsonfile import read_dict
+from misc.run.record import METRICS_FOLDER, RUNS_FOLDER, SCORES_FOLDER
 
 TRAININGS = ("train_classifier", "train_cam", "train_irn", "train_deeplab")
 SEGMENTATION_EVALUATIONS = {"eval_deeplab": "DeepLab", "eval_deeplab_crf": "DeepLab + CRF"}

@@ -10,7 +10,6 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from misc.config import changed_flags, to_arguments
 from misc.report.charts import class_bars, loss_curves, threshold_curves
 from misc.report.collect import (
     EVALUATIONS,
@@ -22,6 +21,7 @@ from misc.report.collect import (
     differ_in_ood_data_alone,
 )
 from misc.report.pictures import Captioned, data_uri, thumbnail_uri
+from misc.run.config import changed_flags, to_arguments
 
 TEMPLATE = Path(__file__).with_name("page.html.jinja")
 CHARTS = {"losses": loss_curves, "thresholds": threshold_curves, "classes": class_bars}

@@ -8,8 +8,8 @@ import numpy as np
 from matplotlib import colormaps
 from PIL import Image, ImageDraw
 
+from misc.files.instancefile import Detections
 from misc.imutils import IGNORE_LABEL
-from misc.instances import Detections
 
 HEAT_OPACITY, MASK_OPACITY = 0.55, 0.6
 UNSURE_COLOUR = (190, 190, 190)

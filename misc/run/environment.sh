@@ -2,7 +2,7 @@
 # requirements file. That is the active environment if it does, else .venv, which is made and filled where needed.
 
 satisfies() { # python requirements
-    "$1" misc/check_requirements.py "$2"
+    "$1" misc/run/check_requirements.py "$2"
 }
 
 supported_python() { # prints the first Python of a supported version

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from misc.errors import InputError
-from misc.objectfile import load_object, save_object
+from misc.files.objectfile import load_object, save_object
 
 
 def cam_path(folder: str | Path, image_id: str) -> Path:

@@ -7,8 +7,8 @@ control of equal length without OoD data.
 from collections.abc import Sequence
 from pathlib import Path
 
-from misc.config import parse_config, switches, to_arguments
 from misc.errors import InputError
+from misc.run.config import parse_config, switches, to_arguments
 
 DATA_FLAGS = (
     *("voc12_root", "train_list", "val_list", "infer_list", "ood_root", "ood_list", "chainer_eval_set"),

@@ -13,7 +13,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, Literal, NoReturn
 
 from misc.errors import InputError
-from misc.parallel import usable_cores
+from misc.run.parallel import usable_cores
 
 DEFAULT_IGNORED_CLASS = "bottle"
 TRUE_WORDS, FALSE_WORDS = ("true", "1", "yes"), ("false", "0", "no")

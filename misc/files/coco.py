@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from misc.instances import Detections
+from misc.files.instancefile import Detections
 
 FIRST_ID = 1
 """Of images and annotations: pycocotools' evaluation takes an annotation 0 for no match."""

@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from misc.config import Config
-from misc.distributed import is_first_process, n_processes, rank
-from misc.files import write_json
-from misc.memory import peak_memory_mib, reset_peak_memory
+from misc.files.atomic import write_json
+from misc.run.config import Config
+from misc.run.distributed import is_first_process, n_processes, rank
+from misc.run.memory import peak_memory_mib, reset_peak_memory
 
 PACKAGES = (
     *("torch", "torchvision", "numpy", "pillow", "imageio", "tqdm", "pydensecrf2"),

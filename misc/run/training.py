@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from misc.distributed import sum_gradients
 from misc.errors import InputError
-from misc.metrics import jsonable
-from misc.progress import progress
-from misc.record import metrics_log
-from misc.training_state import TrainingState
+from misc.files.jsonfile import jsonable
+from misc.run.distributed import sum_gradients
+from misc.run.progress import progress
+from misc.run.record import metrics_log
+from misc.run.training_state import TrainingState
 
 
 def fit(
@@ -40,7 +40,7 @@ def fit(
     Args:
         batches_from: the batches from a number on, counted from 0.
         loss_of: batch -> named scalars, among them `total`. With several processes: those of the whole batch, whose
-            gradient is of this process's part (as `misc.distributed.sum_over_processes` has it).
+            gradient is of this process's part (as `misc.run.distributed.sum_over_processes` has it).
         batch_size: images a batch, for the speed shown.
         name: of the bar and of `<result_dir>/metrics/<name>.jsonl`.
         rate_flag: the learning rate's flag, named if the loss stops being finite (`InputError`).

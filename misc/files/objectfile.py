@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from misc.errors import InputError
-from misc.files import atomic_path
+from misc.files.atomic import atomic_path
 
 # NumPy 2 renamed its private package; files that name the old one load in every NumPy
 _NUMPY_MODULES = {"numpy._core.multiarray": "numpy.core.multiarray", "numpy._core.numeric": "numpy.core.numeric"}

@@ -4,7 +4,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from misc.distributed import is_first_process
+from misc.run.distributed import is_first_process
 
 
 def progress(*args: Any, **options: Any) -> tqdm:

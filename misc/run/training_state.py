@@ -1,7 +1,7 @@
 """The state of a training on disk, so that a run that was killed goes on where it was saved last.
 
 A resumed training computes what an uninterrupted one does: batches depend on seed, epoch and index alone
-(`misc.torchutils.ShuffledBatches`); weights, momentum, learning rates and random numbers are in the state.
+(`misc.run.loaders.ShuffledBatches`); weights, momentum, learning rates and random numbers are in the state.
 """
 
 import json
@@ -13,8 +13,8 @@ from typing import Any, Protocol
 
 import torch
 
-from misc.distributed import is_first_process, require_equal
-from misc.files import atomic_path
+from misc.files.atomic import atomic_path
+from misc.run.distributed import is_first_process, require_equal
 
 log = logging.getLogger(__name__)
 

@@ -1,12 +1,28 @@
 """Instance files, `ID.npy`: the one reader and writer of the format that the IRN family exchanges."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from misc.errors import InputError
-from misc.instances import Detections
-from misc.objectfile import load_object, save_object
+from misc.files.objectfile import load_object, save_object
+
+
+@dataclass(frozen=True)
+class Detections:
+    """Instances found in an image: `scores` (N,) float32, `masks` (N, H, W) bool, `classes` (N,) int64, 0-based."""
+
+    scores: np.ndarray
+    masks: np.ndarray
+    classes: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def select(self, chosen: np.ndarray) -> "Detections":
+        """Those that `chosen` (N,) bool marks."""
+        return Detections(self.scores[chosen], self.masks[chosen], self.classes[chosen])
 
 
 def instance_path(folder: str | Path, image_id: str) -> Path:

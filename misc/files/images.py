@@ -1,0 +1,112 @@
+"""Image files as uint8 arrays: photographs and label maps, read and written."""
+
+from pathlib import Path
+
+import imageio.v3 as iio
+import numpy as np
+from PIL import ExifTags, Image, ImageOps
+
+from misc.errors import InputError
+from misc.files.atomic import atomic_path
+
+JPEG_QUALITY = 90
+DEEP_TO_UINT8 = 257
+"""65535 / 255: 16-bit grey to 8-bit."""
+DEEP_FORMATS = ("PNG", "PPM")
+"""Formats without 32-bit numbers: PIL's mode I holds their 16 bits."""
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".tif", ".tiff", ".gif", ".avif"),
+    *(".jp2", ".j2k", ".jpf", ".jpx", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".pcx", ".sgi"),
+)
+"""Of the files that `read_image` reads, in any case; where files differ in nothing else, the first one counts."""
+
+
+def without_image_suffix(name: str) -> str:
+    """`ID.jpg` -> `ID`, for every kind of image; other names stay."""
+    stem, dot, suffix = name.rpartition(".")
+    return stem if stem and f"{dot}{suffix}".lower() in IMAGE_SUFFIXES else name
+
+
+def pixel_problem(image: Image.Image) -> str | None:
+    """Why the pixels of an image have no brightness that is known: 32-bit numbers of any range. None if they have."""
+    if image.mode == "F" or (image.mode == "I" and image.format not in DEEP_FORMATS):
+        return f"it has 32-bit pixels of PIL's mode {image.mode}, whose range is not known, expected 8 or 16 bits"
+    return None
+
+
+def read_image(path: str | Path, *, upright: bool = False) -> np.ndarray:
+    """An image file as (H, W, 3) uint8 RGB; grey images are repeated to three channels, 16 bits scaled to 8.
+
+    `upright` turns a photograph as its EXIF orientation says (a data set's masks fit the pixels as they are stored).
+
+    Raises `InputError` if the file is missing, unreadable, or has 32-bit pixels.
+    """
+    try:
+        with Image.open(path) as stored:
+            if problem := pixel_problem(stored):
+                raise ValueError(problem)
+            is_deep = stored.mode.startswith("I")
+        with iio.imopen(path, "r", plugin="pillow") as file:
+            if is_deep:
+                grey = (file.read(index=0) // DEEP_TO_UINT8).astype(np.uint8)
+                image = np.repeat(grey[..., None], 3, axis=2)
+            else:
+                image = file.read(index=0, mode="RGB")
+        return _turned_upright(image, path) if upright else image
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(f"image {path} can't be read ({error}); replace it or take it out of the list.") from error
+
+
+def _turned_upright(image: np.ndarray, path: str | Path) -> np.ndarray:
+    """The image of the file at `path`, turned as its EXIF orientation says (imageio turns grey images wrongly)."""
+    picture = Image.fromarray(image)
+    with Image.open(path) as stored:
+        orientation = stored.getexif().get(ExifTags.Base.Orientation)
+    if orientation is None:
+        return image
+    picture.getexif()[ExifTags.Base.Orientation] = orientation
+    return np.asarray(ImageOps.exif_transpose(picture))
+
+
+def read_label(path: str | Path) -> np.ndarray:
+    """A palette or grey PNG as (H, W) uint8 ids. Raises `InputError` if it is missing, unreadable or in colour."""
+    try:
+        with Image.open(path) as image:
+            if image.mode not in ("P", "L", "1"):
+                kind = "16-bit" if image.mode.startswith("I") else image.mode
+                raise InputError(
+                    f"label {path} is a {kind} image; expected a palette or grey PNG of 8 bits: ids up to 254, 255 for "
+                    "unsure pixels."
+                )
+            return np.array(image, dtype=np.uint8)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(f"label {path} can't be read ({error}); replace it.") from error
+
+
+def image_size(path: str | Path) -> tuple[int, int]:
+    """(H, W) of an image file, from its header. Raises `InputError` if it is missing or no image."""
+    try:
+        with Image.open(path) as image:
+            return image.height, image.width
+    except (OSError, Image.DecompressionBombError) as error:
+        raise InputError(f"image {path} can't be read ({error}); replace it or take it out of the list.") from error
+
+
+def write_label(path: str | Path, label: np.ndarray) -> None:
+    """Write (H, W) uint8 ids as a grey PNG."""
+    with atomic_path(path) as temporary:
+        iio.imwrite(temporary, label, plugin="pillow", extension=".png")
+
+
+def write_palette(path: str | Path, label: np.ndarray, palette: np.ndarray) -> None:
+    """Write (H, W) uint8 ids as a palette PNG; `palette` is (256, 3) uint8 RGB."""
+    image = Image.fromarray(label).convert("P")
+    image.putpalette(palette.tobytes())
+    with atomic_path(path) as temporary:
+        image.save(temporary, format="PNG")
+
+
+def write_jpeg(path: str | Path, image: np.ndarray) -> None:
+    """Write (H, W, 3) uint8 RGB as a JPEG."""
+    with atomic_path(path) as temporary:
+        Image.fromarray(image).save(temporary, format="JPEG", quality=JPEG_QUALITY)

@@ -1,0 +1,82 @@
+"""The device of this process, its precision, and the seed of every random generator."""
+
+import random
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import numpy as np
+import torch
+
+from misc.errors import InputError
+from misc.run.parallel import launched_local_rank
+
+
+def resolve_device(name: str) -> torch.device:
+    """`auto`, `cpu` or `cuda` -> a device; auto takes CUDA where there is a GPU.
+
+    Of several processes on a machine each has a GPU of its own. `InputError` for CUDA without a GPU, or with too few.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError(
+            "--device cuda: PyTorch finds no GPU here; pass --device cpu, or install a CUDA build of PyTorch."
+        )
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cpu":
+        return torch.device(name)
+    if launched_local_rank() >= torch.cuda.device_count():
+        raise InputError(
+            f"each process needs a GPU, and here are {torch.cuda.device_count()}; start no more than these "
+            "(torchrun --nproc_per_node), or pass --device cpu."
+        )
+    return torch.device(name, launched_local_rank())
+
+
+def set_seed(seed: int) -> None:
+    """Seed Python, NumPy and PyTorch (all devices)."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 (libraries may draw from NumPy's global generator)
+    torch.manual_seed(seed)
+
+
+_backbone_dtype: torch.dtype | None = None
+
+
+def resolve_precision(name: str, device: torch.device) -> str:
+    """The precision that runs on `device`: auto is tf32 on CUDA; elsewhere both are fp32."""
+    if name in ("auto", "tf32"):
+        return "tf32" if device.type == "cuda" else "fp32"
+    return name
+
+
+def set_precision(name: str, device: torch.device) -> str:
+    """Choose the precision of this process, as torch's own switches are; returns its resolved name.
+
+    `fp32`: float32 everywhere. `tf32`: matrix products and convolutions on tensor cores with 10 bits of mantissa (CUDA
+    only; elsewhere it is fp32). `bf16`: backbones in bfloat16, all else (heads, losses, weights) as in tf32.
+    """
+    global _backbone_dtype
+    name = resolve_precision(name, device)
+    tensor_cores = device.type == "cuda" and name != "fp32"
+    torch.set_float32_matmul_precision("high" if tensor_cores else "highest")
+    torch.backends.cudnn.allow_tf32 = tensor_cores
+    _backbone_dtype = torch.bfloat16 if name == "bf16" else None
+    return name
+
+
+@contextmanager
+def backbones_in_float32() -> Iterator[None]:
+    """Whatever `set_precision` said: for what outlives this process."""
+    global _backbone_dtype
+    kept, _backbone_dtype = _backbone_dtype, None
+    try:
+        yield
+    finally:
+        _backbone_dtype = kept
+
+
+def backbone_precision(device: torch.device) -> AbstractContextManager:
+    """The context in which a backbone runs on `device`: bfloat16 where `set_precision` said so."""
+    if _backbone_dtype is None:
+        return nullcontext()
+    return torch.autocast(device.type, dtype=_backbone_dtype)
