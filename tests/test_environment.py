@@ -36,7 +36,14 @@ def test_an_environment_that_fits_is_used_as_it_is(tmp_path):
     (tmp_path / "requirements.txt").write_text("pytest>=1\n")
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "python").symlink_to(sys.executable)
-    script = f'cd "{ROOT}" && source misc/run/environment.sh && use_environment "{tmp_path}/requirements.txt" && echo "$PYTHON"'
+    script = " && ".join(
+        (
+            f'cd "{ROOT}"',
+            "source misc/run/environment.sh",
+            f'use_environment "{tmp_path}/requirements.txt"',
+            'echo "$PYTHON"',
+        )
+    )
     done = subprocess.run(
         ["bash", "-c", script],
         capture_output=True,

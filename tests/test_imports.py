@@ -17,7 +17,7 @@ ROOMS = {
     "net": {"misc.errors", "misc.files", "misc.run", "misc"},
     "voc12": {"misc.errors", "misc.files", "misc.run", "misc"},
     "step": {"misc.errors", "misc.files", "misc.run", "misc", "misc.report", "net", "voc12"},
-    "run_sample": {"misc.errors", "misc.files", "misc.run", "step", "voc12"},
+    "run_sample": {"misc.errors", "misc.files", "misc.run", "misc", "step", "voc12"},
     "tests": set(),
     "benchmarks": set(),
 }
@@ -50,10 +50,8 @@ def imports_of(path: Path, modules: set[str]) -> list[tuple[int, str]]:
 
 def upward_imports(root: Path) -> list[str]:
     """What is wrong with the imports of the project's modules, a sentence each."""
-    paths = [
-        root / "run_sample.py",
-        *(p for top in ("misc", "net", "voc12", "step") for p in (root / top).rglob("*.py")),
-    ]
+    folders = [root / name for name in ("misc", "net", "voc12", "step")]
+    paths = [root / "run_sample.py", *(path for folder in folders for path in folder.rglob("*.py"))]
     by_name = {module_name(path, root): path for path in paths}
     problems, graph = [], {}
     for module, path in by_name.items():
@@ -82,8 +80,8 @@ def test_imports_run_one_way():
         ("misc/run/a.py", "from misc.cam import b", "misc/run/a.py, line 1: misc.run may not import misc.cam"),
         (
             "misc/files/a.py",
-            "from misc.run.b import c",
-            "misc/files/a.py, line 1: misc.files may not import misc.run.b",
+            "from misc.run import c",
+            "misc/files/a.py, line 1: misc.files may not import misc.run",
         ),
         ("misc/cam.py", "def f():\n    from net import b", "misc/cam.py, line 2: misc may not import net"),
         ("net/a.py", "import voc12.b", "net/a.py, line 1: net may not import voc12.b"),

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from misc.errors import InputError
+from misc.files.images import image_size
 from voc12 import sample
 from voc12.classes import voc_palette
 from voc12.devkit import open_devkit
@@ -52,10 +53,10 @@ def labelled(folder: Path) -> list[str]:
 
 
 def read_mask(path: Path) -> np.ndarray:
-    image = Image.open(path)
-    assert image.mode == "P"
-    assert image.getpalette()[: 3 * 21] == voc_palette()[:21].flatten().tolist()
-    return np.array(image)
+    with Image.open(path) as image:
+        assert image.mode == "P"
+        assert image.getpalette()[: 3 * 21] == voc_palette()[:21].flatten().tolist()
+        return np.array(image)
 
 
 # --- what is drawn -----------------------------------------------------------------------------------------
@@ -75,10 +76,10 @@ def test_layout(root: Path) -> None:
         ("Annotations", "xml"),
     ):
         assert sorted(p.name for p in (root / folder).iterdir()) == sorted(f"{n}.{suffix}" for n in names)
-    sizes = [Image.open(root / "JPEGImages" / f"{name}.jpg").size for name in names]
+    sizes = [image_size(root / "JPEGImages" / f"{name}.jpg") for name in names]
     assert len(set(sizes)) > len(sizes) / 2
     assert all(max(size) <= SMALL["long_side"] for size in sizes)
-    assert sum(width > height for width, height in sizes) > len(sizes) / 2
+    assert sum(width > height for height, width in sizes) > len(sizes) / 2
 
 
 def test_masks_agree_with_annotations(root: Path) -> None:
@@ -86,7 +87,7 @@ def test_masks_agree_with_annotations(root: Path) -> None:
         annotation = ElementTree.parse(root / "Annotations" / f"{name}.xml").getroot()
         classes = read_mask(root / "SegmentationClass" / f"{name}.png")
         instances = read_mask(root / "SegmentationObject" / f"{name}.png")
-        assert Image.open(root / "JPEGImages" / f"{name}.jpg").size == classes.shape[::-1]
+        assert image_size(root / "JPEGImages" / f"{name}.jpg") == classes.shape
         size = [int(annotation.findtext(f"size/{key}")) for key in ("height", "width")]
         assert size == list(classes.shape) == list(instances.shape)
 

@@ -108,7 +108,7 @@ def test_the_sample_makes_advcams_only_where_masks_are_to_come_from_them():
 @pytest.fixture
 def script(tmp_path):
     """Runs bash_run_sample.sh in a copy of the project whose Python only prints its arguments."""
-    (tmp_path / "misc").mkdir()
+    (tmp_path / "misc/run").mkdir(parents=True)
     (tmp_path / "bash_run_sample.sh").write_text((ROOT / "bash_run_sample.sh").read_text())
     (tmp_path / "misc/run/environment.sh").write_text("use_environment() { PYTHON=echo; }\n")
 

@@ -20,9 +20,8 @@ import run_sample
 from misc.files.images import read_image
 from misc.imutils import long_side_size, normalize, resize_image, to_chw
 from misc.ood import kmeans, wood_losses
-from misc.run.loaders import ShuffledBatches
+from misc.run.loaders import ShuffledBatches, Stream
 from net.weights import load_weights, save_weights
-from step.train_cam import OOD_STREAM
 from tests import own_network
 from voc12.dataloader import ClassificationCrops, LabelledCrops
 
@@ -38,6 +37,7 @@ class Expected:
     """A training's flags, and what they should make of it."""
 
     flags: dict[str, object]
+    stream: Stream
     n_steps: int
     batch_size: int
     rates: tuple[float, ...]
@@ -70,8 +70,12 @@ CAM_EXPECTED = {
     "steps_per_epoch": 2,
 }
 EXPECTED = {
-    "train_classifier": Expected(flags={**CAM_FLAGS, "cam_init_weights_name": "sess/made.pth"}, **CAM_EXPECTED),
-    "train_cam": Expected(flags={**CAM_FLAGS, "ood_batch_size": 2}, **CAM_EXPECTED, ood_batch_size=2),
+    "train_classifier": Expected(
+        flags={**CAM_FLAGS, "cam_init_weights_name": "sess/made.pth"}, **CAM_EXPECTED, stream=Stream.CLASSIFIER
+    ),
+    "train_cam": Expected(
+        flags={**CAM_FLAGS, "ood_batch_size": 2}, **CAM_EXPECTED, stream=Stream.CAM, ood_batch_size=2
+    ),
     "train_irn": Expected(
         flags={
             "irn_batch_size": 2,
@@ -80,6 +84,7 @@ EXPECTED = {
             "irn_weight_decay": 0.0005,
             "irn_crop_size": 80,
         },
+        stream=Stream.IRN,
         n_steps=9,
         batch_size=2,
         rates=(0.004, 0.04),
@@ -97,6 +102,7 @@ EXPECTED = {
             "deeplab_weight_decay": 0.0007,
             "deeplab_crop_size": 33,
         },
+        stream=Stream.DEEPLAB,
         n_steps=12,
         batch_size=2,
         rates=(0.0006, 0.006, 0.012),
@@ -221,11 +227,11 @@ def test_steps_groups_rates_and_batches(toy, watch, step_name):
     assert {name for _, name in order} == set(toy.ids[:N_IMAGES])
 
     n_batches = expected.n_steps * expected.batches_per_step
-    batches = iter(drawn(toy.ids[:N_IMAGES], expected.batch_size, n_batches, seed=(SEED,)))
+    batches = iter(drawn(toy.ids[:N_IMAGES], expected.batch_size, n_batches, seed=(SEED, expected.stream)))
     ood_names = [path.stem for path in ood_paths(toy)]
     ood_batches = itertools.repeat([])
     if expected.ood_batch_size:
-        ood_batches = iter(drawn(ood_names, expected.ood_batch_size, n_batches, seed=(SEED, OOD_STREAM)))
+        ood_batches = iter(drawn(ood_names, expected.ood_batch_size, n_batches, seed=(SEED, Stream.CAM_OOD)))
     for images in watched.images:
         of_step = [image for _ in range(expected.batches_per_step) for image in next(batches)]
         assert images == of_step + next(ood_batches)
