@@ -318,10 +318,10 @@ def test_large_photographs_are_reduced_for_the_network(trained, monkeypatch):
         Segmenter, "network_logits", lambda self, x: seen.append(tuple(x.shape[2:])) or network_logits(self, x)
     )
     path = photograph(trained.work / "photos/large.png", size=(200, 300))
-    for long_side in (150, 0, 500):
+    for long_side in (150, 250, 0, 500):
         run(trained, predict_pass=True, predict_input=path, predict_long_side=long_side)
         assert read_label("result/predict/large.png").shape == (200, 300)
-    assert seen == [(100, 150), (200, 300), (200, 300)]
+    assert seen == [(100, 150), (167, 250), (200, 300), (200, 300)]
 
 
 def test_predictions_with_crf(trained):

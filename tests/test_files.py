@@ -486,6 +486,8 @@ def test_numbers_that_json_lacks_are_not_written(tmp_path):
         write_json(tmp_path / "x.json", [np.nan])
     with pytest.raises(ValueError, match="JSON compliant"), json_list_writer(tmp_path / "x.json", {}, "a") as append:
         append(np.nan)
+    with pytest.raises(ValueError, match="JSON compliant"), json_list_writer(tmp_path / "x.json", {"b": np.nan}, "a"):
+        pass
     assert not list(tmp_path.iterdir())
 
 
