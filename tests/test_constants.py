@@ -103,6 +103,7 @@ FLAGS_OF_OURS = {
     "deeplab_iter_size": 2,
     "deeplab_max_iter": 30000,
     "deeplab_loss": "balanced",
+    "cocoann_min_score": 1e-5,
     "deeplab_learning_rate": 2.5e-4,
     "deeplab_weight_decay": 5e-4,
     "deeplab_eval_set": "val",

@@ -25,7 +25,7 @@ from net.weights import load_weights, save_weights
 from tests import own_network
 from voc12.dataloader import ClassificationCrops, LabelledCrops
 
-N_IMAGES, SEED = 7, 11
+N_IMAGES, SEED = 7, 12
 OTHER_BATCH_SIZES = {"cam_batch_size": 6, "ood_batch_size": 4, "irn_batch_size": 6, "deeplab_batch_size": 6}
 """Where a training does not say its own: it would notice that it took another's."""
 START = "sess/start.pth"
