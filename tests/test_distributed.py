@@ -134,7 +134,7 @@ def test_the_first_process_keeps_the_record(one_and_two):
 
 COLLECTIVES = textwrap.dedent("""
     import torch
-    from misc import distributed
+    from misc.run import distributed
     from misc.errors import InputError
 
     with distributed.process_group(torch.device("cpu")):

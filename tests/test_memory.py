@@ -13,7 +13,7 @@ ROOT = Path(run_sample.__file__).parent
 # The C library's own account of its memory (mallinfo2(3)), since not every system counts page faults
 MEMORY_AROUND_A_TENSOR = """
 import ctypes, torch
-from misc.memory import keep_freed_memory
+from misc.run.memory import keep_freed_memory
 
 FIELDS = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()
 

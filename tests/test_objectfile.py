@@ -245,7 +245,7 @@ BOXES = {
 CHILD = """
 import json, sys
 from misc.errors import InputError
-from misc.objectfile import load_object
+from misc.files.objectfile import load_object
 answers = {}
 for path in sys.argv[1:]:
     try:
