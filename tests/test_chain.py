@@ -51,13 +51,14 @@ def chain(finished, monkeypatch):
 
 def test_chain_makes_every_output_and_no_debris(chain):
     train = chain.ids[:6]
-    for folder, suffixes in (
-        ("result/cam_ood", [".npy"]),
-        ("result/ir_label", [".png"]),
-        ("result/sem_seg_ood", [".png", "_palette.png"]),
-        ("result/ins_seg_ood", [".npy"]),
+    for folder, suffix, others in (
+        ("result/cam_ood", ".npy", []),
+        ("result/ir_label", ".png", []),
+        ("result/sem_seg_ood", ".png", ["palette"]),
+        ("result/sem_seg_ood/palette", ".png", []),
+        ("result/ins_seg_ood", ".npy", []),
     ):
-        expected = sorted(f"{image_id}{suffix}" for image_id in train for suffix in suffixes)
+        expected = [*(f"{image_id}{suffix}" for image_id in train), *others]
         assert sorted(path.name for path in (chain.work / folder).iterdir()) == expected
     for folder in ("result/deeplab", "result/deeplab_crf"):
         assert sorted(path.stem for path in (chain.work / folder).iterdir()) == chain.ids[6:]
