@@ -714,7 +714,7 @@ def make_sem_seg_labels(args: Config) -> None:
         padded = F.pad(scores / scores.max(), (0, 0, 0, 0, 1, 0), value=args.sem_seg_bg_thres)
         mask = np.pad(keys + 1, (1, 0))[padded.argmax(dim=0).cpu().numpy()].astype(np.uint8)
         write_label(Path(args.sem_seg_out_dir) / f"{image_id}.png", mask)
-        write_palette(Path(args.sem_seg_out_dir) / f"{image_id}_palette.png", mask, voc_palette())
+        write_palette(Path(args.sem_seg_out_dir) / "palette" / f"{image_id}.png", mask, voc_palette())
 
 
 # DeepLab

@@ -40,8 +40,7 @@ def check(args: Config, planned: Planned) -> Planned:
         require_densecrf("eval_deeplab", advice="--deeplab_crf False evaluates without it")
     devkit = open_devkit(args.voc12_root, args.class_list)
     ids = read_split(devkit, args.deeplab_eval_set, flag="deeplab_eval_set")
-    if args.deeplab_weights_name not in planned:
-        require_classes_of_network(devkit, args.deeplab_weights_name)
+    require_classes_of_network(devkit, args.deeplab_weights_name, planned=planned)
     n_classes = len(names_with_background(devkit.classes))
     require_network(args.deeplab_network, "DeepLab", args.deeplab_weights_name, planned=planned, n_classes=n_classes)
     if _is_scored(devkit, args.deeplab_eval_set, ids):

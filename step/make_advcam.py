@@ -22,7 +22,7 @@ from misc.run.provenance import Provenance, data_digest
 from net.build import ADVCAM_ATTRIBUTES, load_network, require_cell_classifier, require_network
 from net.weights import weights_digest
 from voc12.dataloader import ScaledImages
-from voc12.devkit import open_devkit
+from voc12.devkit import open_devkit, require_classes_of_network
 from voc12.images import read_labelled_images
 from voc12.verify import require_readable
 
@@ -36,6 +36,7 @@ def check(args: Config, planned: Planned) -> Planned:
     """Raise `InputError` for bad input; return the outputs of this step."""
     devkit = open_devkit(args.voc12_root, args.class_list)
     images = read_labelled_images(devkit, args.train_list, flag="train_list", label_file=args.label_file)
+    require_classes_of_network(devkit, args.cam_weights_name, planned=planned)
     network = require_network(
         args.cam_network,
         "CAM",

@@ -13,7 +13,7 @@ from misc.run.plan import Planned, require_writable
 from misc.run.progress import progress
 from net.build import load_network, require_network
 from voc12.dataloader import ScaledImages
-from voc12.devkit import open_devkit
+from voc12.devkit import open_devkit, require_classes_of_network
 from voc12.images import read_labelled_images
 from voc12.verify import require_readable
 
@@ -22,6 +22,7 @@ def check(args: Config, planned: Planned) -> Planned:
     """Raise `InputError` for bad input; return the outputs of this step."""
     devkit = open_devkit(args.voc12_root, args.class_list)
     images = read_labelled_images(devkit, args.train_list, flag="train_list", label_file=args.label_file)
+    require_classes_of_network(devkit, args.cam_weights_name, planned=planned)
     require_network(args.cam_network, "CAM", args.cam_weights_name, planned=planned, n_classes=len(devkit.classes))
     require_writable(args.cam_out_dir, flag="cam_out_dir")
     require_readable(images.paths, num_workers=args.num_workers)

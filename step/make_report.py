@@ -43,7 +43,7 @@ from misc.run.progress import progress
 from net.build import build_network
 from net.weights import load_weights
 from voc12.classes import names_with_background, voc_palette
-from voc12.devkit import Devkit, open_devkit
+from voc12.devkit import Devkit, open_devkit, require_classes_of_network
 from voc12.images import read_labelled_images
 from voc12.lists import read_list, read_ood_paths, read_split
 
@@ -168,6 +168,7 @@ class _Sheet:
     def _network(self, module: str, name: str, weights: str, **arguments: int) -> nn.Module | None:
         """A network with its weights; None, with a notice, if there is no such checkpoint."""
         try:
+            require_classes_of_network(self._devkit, weights)
             network = build_network(module, name, **arguments)
             load_weights(network, weights)
         except InputError as error:

@@ -18,6 +18,9 @@ from voc12.inference import require_cams, walk_inputs
 from voc12.lists import read_list
 from voc12.verify import require_readable
 
+PALETTE_FOLDER = "palette"
+"""Below the masks: as their neighbours, whatever their names, the coloured ones could be those of another image."""
+
 
 def check(args: Config, planned: Planned) -> Planned:
     """Raise `InputError` for bad input; return the outputs of this step."""
@@ -30,7 +33,7 @@ def check(args: Config, planned: Planned) -> Planned:
 
 
 def run(args: Config) -> None:
-    """Write `sem_seg_out_dir`/ID.png (ids) and ID_palette.png (colours) for each image of `infer_list`."""
+    """Write `sem_seg_out_dir`/ID.png (ids) and palette/ID.png (the same in colour) for each image of `infer_list`."""
     device = resolve_device(args.device)
     devkit = open_devkit(args.voc12_root, args.class_list)
     ids = share(read_list(devkit, args.infer_list, flag="infer_list"))
@@ -57,4 +60,4 @@ def run(args: Config) -> None:
 
 def _write(folder: Path, image_id: str, mask: np.ndarray) -> None:
     write_label(folder / f"{image_id}.png", mask)
-    write_palette(folder / f"{image_id}_palette.png", mask, voc_palette())
+    write_palette(folder / PALETTE_FOLDER / f"{image_id}.png", mask, voc_palette())

@@ -31,8 +31,9 @@ from misc.run.training_state import TrainingState
 from misc.torchutils import two_rate_optimizer
 from net.build import build_network, require_same_weights
 from net.weights import load_weights, save_weights, weights_digest
+from voc12.classes import named_classes
 from voc12.dataloader import ClassificationCrops, ScaledImages, WholeImages
-from voc12.devkit import Devkit, open_devkit
+from voc12.devkit import Devkit, open_devkit, require_classes_of_network
 from voc12.images import LabelledImages, read_labelled_images, require_batch
 from voc12.labels import require_labelled
 from voc12.lists import read_ood_paths
@@ -75,6 +76,7 @@ def check(args: Config, planned: Planned) -> Planned:
     _ignored_class(devkit, args.ood_ignore_class)
     network = build_network(args.cam_network, "Net", n_classes=len(devkit.classes))
     require_same_weights(args.cam_network, network, "CAM", n_classes=len(devkit.classes))
+    require_classes_of_network(devkit, args.cam_init_weights_name, planned=planned)
     if args.cam_init_weights_name not in planned:
         load_weights(network, args.cam_init_weights_name)
     require_writable_file(args.cam_weights_name, flag="cam_weights_name")
@@ -87,7 +89,10 @@ def check(args: Config, planned: Planned) -> Planned:
 
 
 def run(args: Config) -> None:
-    """Train on `train_list` and the OoD images, from `cam_init_weights_name`; write `cam_weights_name`."""
+    """Train on `train_list` and the OoD images, from `cam_init_weights_name`.
+
+    Writes `cam_weights_name`, and its class names beside it.
+    """
     device = resolve_device(args.device)
     devkit = open_devkit(args.voc12_root, args.class_list)
     n_classes = len(devkit.classes)
@@ -214,7 +219,8 @@ def run(args: Config) -> None:
         model.load_state_dict(selection.best_state)
         log.info("kept the weights of step %d of %d: CAM mIoU %.4f", selection.best_step, n_steps, selection.best_miou)
     if is_first_process():
-        save_weights(model, args.cam_weights_name)
+        with named_classes(args.cam_weights_name, devkit.classes):
+            save_weights(model, args.cam_weights_name)
         state.remove()
         log.info("wrote %s", args.cam_weights_name)
 

@@ -19,6 +19,7 @@ from misc.run.training_state import TrainingState
 from misc.torchutils import two_rate_optimizer
 from net.build import build_network
 from net.weights import load_imagenet, save_weights, weights_digest
+from voc12.classes import named_classes
 from voc12.dataloader import ClassificationCrops, TopLeftCrops
 from voc12.devkit import open_devkit
 from voc12.images import read_labelled_images, require_batch
@@ -55,7 +56,10 @@ def classification_losses(model: nn.Module, images: Tensor, labels: Tensor) -> T
 
 
 def run(args: Config) -> None:
-    """Train on `train_list`, report the loss on `val_list` each epoch, write `cam_init_weights_name`."""
+    """Train on `train_list`, report the loss on `val_list` each epoch.
+
+    Writes `cam_init_weights_name`, and its class names beside it.
+    """
     device = resolve_device(args.device)
     devkit = open_devkit(args.voc12_root, args.class_list)
     train = read_labelled_images(devkit, args.train_list, flag="train_list", label_file=args.label_file)
@@ -140,6 +144,7 @@ def run(args: Config) -> None:
         after_step=validate,
     )
     if is_first_process():
-        save_weights(model, args.cam_init_weights_name)
+        with named_classes(args.cam_init_weights_name, devkit.classes):
+            save_weights(model, args.cam_init_weights_name)
         state.remove()
         log.info("wrote %s", args.cam_init_weights_name)

@@ -18,7 +18,7 @@ from misc.run.training_state import TrainingState
 from net.build import build_network
 from net.deeplab import MultiScale
 from net.weights import save_weights, weights_digest
-from voc12.classes import classes_beside, names_with_background, write_classes
+from voc12.classes import classes_beside, named_classes, names_with_background
 from voc12.dataloader import SegmentationCrops
 from voc12.devkit import Devkit, open_devkit
 from voc12.images import require_batch
@@ -143,7 +143,7 @@ def run(args: Config) -> None:
         batches_per_step=args.deeplab_iter_size,
     )
     if is_first_process():
-        save_weights(base, args.deeplab_weights_name)
-        write_classes(classes_beside(args.deeplab_weights_name), devkit.classes)
+        with named_classes(args.deeplab_weights_name, devkit.classes):
+            save_weights(base, args.deeplab_weights_name)
         state.remove()
         log.info("wrote %s and %s", args.deeplab_weights_name, classes_beside(args.deeplab_weights_name))

@@ -16,7 +16,7 @@ from misc.files.instancefile import Detections
 from misc.indexing import pair_paths
 from net.weights import BACKBONE_PREFIX, save_weights
 from tests import own_network
-from voc12.classes import write_classes
+from voc12.classes import classes_beside, write_classes
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,8 @@ def make_all_inputs(toy: ToyData) -> None:
         save_weights(own_network.Net(n_classes=len(TOY_CLASSES)), work / path)
     save_weights(own_network.EdgeDisplacement(), work / IRN_WEIGHTS)
     save_weights(own_network.DeepLab(n_classes=1 + len(TOY_CLASSES)), work / DEEPLAB_WEIGHTS)
-    write_classes(work / "sess/deeplab_v2_ood.classes.txt", TOY_CLASSES)
+    for path in (CAM_START, CAM_WEIGHTS, DEEPLAB_WEIGHTS):
+        write_classes(classes_beside(work / path), TOY_CLASSES)
     photograph = work / "photos/a.jpg"
     photograph.parent.mkdir()
     Image.new("RGB", (20, 20)).save(photograph)

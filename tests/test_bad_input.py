@@ -403,7 +403,7 @@ def test_a_cam_that_does_not_fit_stops_after_the_finished_masks(cams, toy, num_w
             run_sample.run(cams("make_sem_seg", num_workers=num_workers))
         assert message_of(caught.value).startswith(f"CAM file result/cam_ood/{toy.ids[2]}.npy {problem}")
         assert "\n" not in message_of(caught.value)
-        made = sorted(path.name for path in (toy.work / "result/sem_seg_ood").glob("*[0-9].png"))
+        made = sorted(path.name for path in (toy.work / "result/sem_seg_ood").glob("*.png"))
         assert made == [f"{image_id}.png" for image_id in toy.ids[:2]]
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from pycocotools.coco import COCO
-from support import ALL_STEPS, NO_STEPS, RESNET18, TOY_SIZES, give_all_one_size, make_toy_data
+from support import ALL_STEPS, NO_STEPS, RESNET18, TOY_CLASSES, TOY_SIZES, give_all_one_size, make_toy_data
 
 import run_sample
 from misc.cam import batch_scale_maps
@@ -21,6 +21,7 @@ from misc.metrics import confusion_matrix, scores
 from net.weights import read_checkpoint, save_weights
 from step.train_cam import selection_steps
 from tests.own_network import Net
+from voc12.classes import read_classes
 from voc12.devkit import open_devkit
 from voc12.instances import read_instances
 
@@ -51,19 +52,23 @@ def chain(finished, monkeypatch):
 
 def test_chain_makes_every_output_and_no_debris(chain):
     train = chain.ids[:6]
-    for folder, suffixes in (
-        ("result/cam_ood", [".npy"]),
-        ("result/ir_label", [".png"]),
-        ("result/sem_seg_ood", [".png", "_palette.png"]),
-        ("result/ins_seg_ood", [".npy"]),
+    for folder, suffix, others in (
+        ("result/cam_ood", ".npy", []),
+        ("result/ir_label", ".png", []),
+        ("result/sem_seg_ood", ".png", ["palette"]),
+        ("result/sem_seg_ood/palette", ".png", []),
+        ("result/ins_seg_ood", ".npy", []),
     ):
-        expected = sorted(f"{image_id}{suffix}" for image_id in train for suffix in suffixes)
+        expected = [*(f"{image_id}{suffix}" for image_id in train), *others]
         assert sorted(path.name for path in (chain.work / folder).iterdir()) == expected
     for folder in ("result/deeplab", "result/deeplab_crf"):
         assert sorted(path.stem for path in (chain.work / folder).iterdir()) == chain.ids[6:]
     names = {path.name for path in (chain.work / "sess").iterdir()}
-    networks = ("res50_cam_orig", "res50_cam_ood", "res50_irn_ood", "deeplab_v2_ood")
-    assert names == {"deeplab_v2_ood.classes.txt", *(f"{name}.pth" for name in networks)}
+    with_classes = ("res50_cam_orig", "res50_cam_ood", "deeplab_v2_ood")
+    networks = {f"{name}.pth" for name in (*with_classes, "res50_irn_ood")}
+    assert names == networks | {f"{name}.classes.txt" for name in with_classes}
+    for name in with_classes:
+        assert read_classes(f"sess/{name}.classes.txt") == TOY_CLASSES
     metrics = {path.name for path in (chain.work / "result/metrics").iterdir()}
     assert metrics == {"train_classifier.jsonl", "train_cam.jsonl", "train_irn.jsonl", "train_deeplab.jsonl"}
     assert not list(chain.work.rglob("*.part*"))

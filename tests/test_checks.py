@@ -24,6 +24,7 @@ from misc.run.plan import Plan
 from net.weights import save_weights
 from step import make_report
 from tests import own_network
+from voc12.classes import classes_beside, write_classes
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +100,7 @@ class Network(Damage):
 NO_DEVKIT = ({"voc12_root": "nowhere"}, "--voc12_root nowhere is missing; expected a VOC devkit")
 NO_CLASSES = ({"class_list": "none.txt"}, "class list none.txt can't be read")
 OTHER_CLASSES = Text("devkit/classes.txt", "aeroplane\nbottle\n")
+ANOTHER_ORDER = Text("devkit/classes.txt", "aeroplane\ntrain\nbottle\n")
 
 
 def no_list(flag: str) -> tuple:
@@ -115,6 +117,23 @@ def no_module(flag: str) -> tuple:
 
 def no_checkpoint(path: str) -> tuple:
     return Lost(f"work/{path}"), f"checkpoint {path} is missing"
+
+
+def other_names(weights: str, data: Text, difference: str) -> tuple:
+    """The data has other classes than those that lie beside a checkpoint."""
+    names = classes_beside(weights)
+    return data, (
+        rf"{weights} was trained on other classes than those of --voc12_root .*/devkit: {difference.format(names)}; "
+        rf"correct --voc12_root or --class_list, or remove {names} if it is of other weights\."
+    )
+
+
+def wrong_order(weights: str) -> tuple:
+    return other_names(weights, ANOTHER_ORDER, "class 2 is bottle in {}, train in the data")
+
+
+def missing_class(weights: str) -> tuple:
+    return other_names(weights, OTHER_CLASSES, "class 3 is train in {}, missing in the data")
 
 
 def not_writable(flag: str) -> tuple:
@@ -154,7 +173,9 @@ def of_maps(out_flag: str) -> list[tuple]:
         no_labels(),
         no_module("cam_network"),
         no_checkpoint(CAM_WEIGHTS),
-        (OTHER_CLASSES, sentence),
+        wrong_order(CAM_WEIGHTS),
+        missing_class(CAM_WEIGHTS),
+        (Lost(f"work/{classes_beside(CAM_WEIGHTS)}"), OTHER_CLASSES, sentence),  # taken at its word
         not_writable(out_flag),
         cut_image(1, 6),
     ]
@@ -215,6 +236,7 @@ WRONG: dict[str, list[tuple]] = {
         ({"ood_ignore_class": "spoon"}, "--ood_ignore_class spoon is no class of the data set"),
         no_module("cam_network"),
         no_checkpoint(CAM_START),
+        wrong_order(CAM_START),
         (
             Network(f"work/{CAM_START}", own_network.Net, 20),
             r"classifier.weight has shape \(20, 64, 1, 1\), expected \(3, 64, 1, 1\)",
@@ -296,7 +318,8 @@ WRONG: dict[str, list[tuple]] = {
         NO_DEVKIT,
         NO_CLASSES,
         ({"deeplab_eval_set": "none"}, r"--deeplab_eval_set: list .*none\.txt is missing"),
-        (OTHER_CLASSES, "was trained on other classes than those of --voc12_root"),
+        wrong_order(DEEPLAB_WEIGHTS),
+        missing_class(DEEPLAB_WEIGHTS),
         no_module("deeplab_network"),
         no_checkpoint(DEEPLAB_WEIGHTS),
         (OTHER_CLASSES_OF_DEEPLAB, DEEPLAB_SHAPES),
@@ -442,6 +465,29 @@ def test_what_an_earlier_step_makes_may_be_missing(ready, monkeypatch, maker, re
     Lost(f"work/{output}")(ready)
     run_sample.run(arguments(ready, maker, reader))
     assert begun == [maker, reader]
+
+
+WITH_NAMES = [row for row in HANDED_ON if row[-1] in (CAM_START, CAM_WEIGHTS, DEEPLAB_WEIGHTS)]
+
+
+@pytest.mark.parametrize(("maker", "reader", "weights"), WITH_NAMES, ids=lambda value: value)
+def test_names_beside_a_checkpoint_that_will_be_replaced_do_not_count(ready, monkeypatch, maker, reader, weights):
+    begun = []
+    monkeypatch.setattr("run_sample.run_chain", lambda config, steps: begun.extend(name for name, _ in steps))
+    write_classes(classes_beside(weights), ["cat", "dog", "cow"])
+    run_sample.run(arguments(ready, maker, reader))
+    assert begun == [maker, reader]
+
+
+@pytest.mark.parametrize("step", ["make_cam", "make_advcam", "train_cam", "eval_deeplab"])
+def test_a_checkpoint_without_names_is_taken_at_its_word(ready, monkeypatch, step):
+    begun = []
+    monkeypatch.setattr("run_sample.run_chain", lambda config, steps: begun.extend(name for name, _ in steps))
+    for weights in (CAM_START, CAM_WEIGHTS, DEEPLAB_WEIGHTS):
+        classes_beside(weights).unlink()
+    ANOTHER_ORDER(ready)
+    run_sample.run(arguments(ready, step))
+    assert begun == [step]
 
 
 @pytest.mark.parametrize(

@@ -11,14 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from support import ALL_STEPS, NO_STEPS, TOY_CLASSES, make_toy_data
+from support import ALL_STEPS, CAM_START, NO_STEPS, TOY_CLASSES, make_all_inputs, make_toy_data
 
 import run_sample
 from misc.files import instancefile
 from misc.files.atomic import write_json
 from misc.files.instancefile import Detections
 from misc.report.pictures import MASK_OPACITY, UNSURE_COLOUR, instance_colours, mask_overlay
-from voc12.classes import voc_palette
+from voc12.classes import classes_beside, voc_palette, write_classes
 
 REPORT = NO_STEPS | {"make_report_pass": True}
 CONTROL = {"ood_coeff": 0, "distance_lambda": 0, "result_dir": "result/control", "cam_out_dir": "result/control/cam"}
@@ -181,6 +181,17 @@ def test_report_of_advcams_alone_shows_those(toy):
     page = Page("result/report.html")
     assert page.captions.count("AdvCAM") == 6
     assert "CAM, W-OoD" not in page.captions
+
+
+def test_a_network_of_other_classes_is_not_shown(toy):
+    """Its class names are in another order: its CAMs would be those of other classes."""
+    make_all_inputs(toy)
+    for classes, shown in ((TOY_CLASSES, 6), (TOY_CLASSES[::-1], 0)):
+        write_classes(classes_beside(CAM_START), classes)
+        run(toy, **REPORT)
+        assert Page("result/report.html").captions.count("CAM before W-OoD") == shown
+    notice = f"notice: the report does without a network: {CAM_START} was trained on other classes"
+    assert notice in Path("sample_train_eval.log").read_text()
 
 
 def missing_parts(page):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import NO_STEPS
+from support import NO_STEPS, TOY_CLASSES
 
 import run_sample
 from misc.files.images import read_label, write_label
@@ -18,6 +18,7 @@ from misc.run.training_state import TrainingState
 from misc.torchutils import PolyOptimizer
 from net.weights import read_checkpoint, save_weights
 from tests.own_network import Net
+from voc12.classes import classes_beside, named_classes, read_classes, write_classes
 
 WEIGHTS = {
     "train_classifier": ("cam_init_weights_name", "sess/res50_cam_orig.pth"),
@@ -152,6 +153,39 @@ def test_a_state_at_the_end_is_taken_for_the_result(ready, monkeypatch):
     weights, lines = train(ready, "train_irn")
     assert lines == losses
     assert all(torch.equal(tensor, expected[name]) for name, tensor in weights.items())
+
+
+def test_no_names_of_other_weights_lie_there_while_a_checkpoint_is_written(tmp_path):
+    weights = tmp_path / "x.pth"
+    names = classes_beside(weights)
+    write_classes(names, ["cat"])
+    with named_classes(weights, TOY_CLASSES):
+        assert not names.exists()  # the weights of before, or the new ones
+    assert read_classes(names) == TOY_CLASSES
+
+
+@pytest.mark.parametrize("step", ["train_classifier", "train_cam", "train_deeplab"])
+def test_a_training_that_is_killed_while_it_saves_completes_that_when_it_goes_on(ready, monkeypatch, step):
+    """At its weights and at its class names: never do the names of other weights lie there."""
+
+    def stop(*_arguments, **_keywords):
+        raise KeyboardInterrupt
+
+    weights = Path(WEIGHTS[step][1])
+    save_weights(Net(n_classes=3), weights)
+    before, names = weights.read_bytes(), classes_beside(weights)
+    for place, replaced in (("net.weights.atomic_path", False), ("voc12.classes.write_classes", True)):
+        write_classes(names, ["cat"])
+        with monkeypatch.context() as patch:
+            patch.setattr(place, stop)
+            with pytest.raises(KeyboardInterrupt):
+                train(ready, step)
+        assert not names.exists()
+        assert (weights.read_bytes() != before) == replaced
+    with monkeypatch.context() as patch:
+        patch.setattr(PolyOptimizer, "step", lambda self: pytest.fail("a step was done again"))
+        train(ready, step)
+    assert read_classes(names) == TOY_CLASSES
 
 
 OTHER_TRAININGS = {

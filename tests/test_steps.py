@@ -135,9 +135,25 @@ def test_palette_masks_hold_the_same_in_colour(ready):
     run(ready, "make_sem_seg")
     for image_id in ready.ids[:6]:
         plain = read_label(f"result/sem_seg_ood/{image_id}.png")
-        with Image.open(f"result/sem_seg_ood/{image_id}_palette.png") as image:
+        with Image.open(f"result/sem_seg_ood/palette/{image_id}.png") as image:
             np.testing.assert_array_equal(np.array(image), plain)
             np.testing.assert_array_equal(np.array(image.convert("RGB")), voc_palette()[plain])
+
+
+def test_an_image_may_be_called_as_another_ones_masks_once_were(ready, monkeypatch):
+    """`a`, whose coloured mask the original calls `a_palette.png`, beside an image `a_palette`, in either order."""
+    names, made_of = ("a", "a_palette"), ready.ids[:2]
+    for image_id, source in zip(names, made_of, strict=True):
+        Path("result/cam_ood", f"{source}.npy").rename(f"result/cam_ood/{image_id}.npy")
+        Path(ready.root, "JPEGImages", f"{source}.jpg").rename(ready.root / "JPEGImages" / f"{image_id}.jpg")
+    watch(monkeypatch, *HANDED_ON["make_sem_seg"][:2])
+    for order in (names, names[::-1]):
+        Path("two.txt").write_text("".join(f"{image_id}\n" for image_id in order))
+        run(ready, "make_sem_seg", infer_list="two.txt", sem_seg_out_dir=f"result/{order[0]}_first")
+        for number, image_id in enumerate(names):
+            for path in (f"{image_id}.png", f"palette/{image_id}.png"):
+                label = read_label(f"result/{order[0]}_first/{path}")
+                assert (np.unique(label), label.shape) == ([1 + number], TOY_SIZES[number])
 
 
 def normalised_pair(toy, image_id):

@@ -1,6 +1,7 @@
 """Class names and colours. Class k (0-based) has mask value k + 1; 0 is background."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
@@ -60,6 +61,19 @@ def write_classes(path: str | Path, names: Sequence[str]) -> None:
 def classes_beside(weights: str | Path) -> Path:
     """The file with the class names of a checkpoint: `NAME.classes.txt` for `NAME.pth`."""
     return Path(f"{str(weights).removesuffix('.pth')}.classes.txt")
+
+
+@contextmanager
+def named_classes(weights: str | Path, names: Sequence[str]) -> Iterator[None]:
+    """Around the block that writes the checkpoint `weights`: afterwards its class names lie beside it.
+
+    Those of the checkpoint that it replaces are removed first, the new ones are written last: wherever a run is killed,
+    no names of other weights are left there (and without names a checkpoint is taken at its word).
+    """
+    beside = classes_beside(weights)
+    beside.unlink(missing_ok=True)
+    yield
+    write_classes(beside, names)
 
 
 def names_with_background(classes: Sequence[str]) -> list[str]:

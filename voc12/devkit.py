@@ -1,6 +1,7 @@
 """The data set on disk: a folder in VOC devkit layout, and its classes."""
 
 import os
+from collections.abc import Container
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import zip_longest
@@ -83,10 +84,14 @@ def names_of_network(weights: str, *, voc12_root: str, class_list: str) -> list[
     return names_with_background(read_classes(trained) if own else class_names(voc12_root, class_list))
 
 
-def require_classes_of_network(devkit: Devkit, weights: str) -> None:
-    """Raise `InputError` if the training wrote other class names beside `weights` than the devkit has."""
+def require_classes_of_network(devkit: Devkit, weights: str, *, planned: Container[str] = ()) -> None:
+    """Raise `InputError` if the class names beside the checkpoint `weights` are not the devkit's, in its order.
+
+    A checkpoint without names, such as one of the originals, is taken at its word; one that an earlier step of the run
+    will make (`planned`) gets the devkit's.
+    """
     trained = classes_beside(weights)
-    if not trained.is_file():
+    if weights in planned or not trained.is_file():
         return
     pairs = zip_longest(read_classes(trained), devkit.classes, fillvalue="missing")
     for number, (theirs, ours) in enumerate(pairs, start=1):

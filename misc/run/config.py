@@ -185,7 +185,7 @@ class Config:
     exp_times: int = flag(8, "the walk takes 2^exp_times steps", low=0)
     np_power: float = flag(1.0, "power of the CAM before the walk (1.5 for AdvCAM)", low=0)
     sem_seg_bg_thres: float = flag(0.25, "background score of the masks (0.22 for AdvCAM)", low=0, high=1)
-    sem_seg_out_dir: str = flag("result/sem_seg_ood", "masks, ID.png and ID_palette.png")
+    sem_seg_out_dir: str = flag("result/sem_seg_ood", "masks, ID.png, and palette/ID.png in colour")
     ins_seg_bg_thres: float = flag(0.25, "background score of the instance masks", low=0, high=1)
     ins_seg_out_dir: str = flag("result/ins_seg_ood", "instance masks, ID.npy")
     cocoann_path: str = flag("result/cocoann.json", "COCO annotations of make_cocoann (not in the original)")
