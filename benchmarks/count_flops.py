@@ -20,7 +20,7 @@ from torch import Tensor
 
 from benchmarks.measure import flop_counter
 from misc.advcam import SCALES, climb, iterations_at
-from misc.config import Config, parse_config
+from misc.run.config import Config, parse_config
 from misc.deeplab import multiscale_losses
 from misc.errors import InputError
 from misc.ood import wood_losses

@@ -136,6 +136,8 @@ COLLECTIVES = textwrap.dedent("""
     import torch
     from misc.run import distributed
     from misc.errors import InputError
+    from misc.ood import adversarial_step
+    from tests.own_network import Net
 
     with distributed.process_group(torch.device("cpu")):
         rank = distributed.rank()
@@ -158,6 +160,14 @@ COLLECTIVES = textwrap.dedent("""
         assert weight.grad.tolist() == [[0, 3], [6, 3]]
 
         assert distributed.max_over_processes(torch.tensor([rank, -rank])).tolist() == [2, 0]
+
+        torch.manual_seed(0)
+        network = Net(n_classes=3)
+        images = torch.randn(7, 3, 32, 32) * torch.linspace(0.5, 2, 7).view(7, 1, 1, 1)  # extremes in one share alone
+        expected = adversarial_step(network, images)
+        given = adversarial_step(network, distributed.share(images))
+        assert torch.allclose(given, distributed.share(expected), atol=1e-6)
+
         distributed.require_equal("the same", name="a training")
         try:
             distributed.require_equal(f"that of {rank}", name="a training")

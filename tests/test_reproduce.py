@@ -12,8 +12,8 @@ from benchmarks import count_flops
 from benchmarks.measure import flop_counter
 from misc.advcam import SCALES, climb, iterations_at
 from misc.cam import CAM_STRIDE
-from misc.config import Config, enabled_steps, parse_config, switches, to_arguments
-from misc.record import SCORES_FOLDER
+from misc.run.config import Config, enabled_steps, parse_config, switches, to_arguments
+from misc.run.record import SCORES_FOLDER
 from net.build import build_network
 from net.deeplab_v2 import IMAGENET_FILE
 from net.resnet50_cam import Net
