@@ -20,10 +20,10 @@ from torch import Tensor
 
 from benchmarks.measure import flop_counter
 from misc.advcam import SCALES, climb, iterations_at
-from misc.run.config import Config, parse_config
 from misc.deeplab import multiscale_losses
 from misc.errors import InputError
 from misc.ood import wood_losses
+from misc.run.config import Config, parse_config
 from net.build import build_network
 from net.deeplab import MultiScale
 from step.train_cam import selection_steps
