@@ -101,7 +101,7 @@ def run_built_in_sample(config: Config, arguments: Sequence[str]) -> None:
     """
     from misc.crf import has_densecrf
     from misc.run.distributed import on_first_process
-    from misc.run.sample_recipe import sample_runs
+    from misc.run.sample_runs import sample_runs
     from voc12.sample import ensure_with_bar
 
     log = logging.getLogger(__name__)
@@ -124,7 +124,8 @@ def run_built_in_sample(config: Config, arguments: Sequence[str]) -> None:
 
 def run(arguments: Sequence[str]) -> None:
     """What the command line asks for. Raises `InputError` for bad input."""
-    config = parse_config(arguments)
+    sentences: list[str] = []
+    config = parse_config(arguments, explain=sentences.append)
     from misc.run.device import resolve_device
     from misc.run.distributed import process_group
     from misc.run.record import start_log
@@ -134,6 +135,8 @@ def run(arguments: Sequence[str]) -> None:
     require_writable(config.result_dir, flag="result_dir")
     with process_group(device):
         start_log(config.log_name)
+        for sentence in sentences:
+            logging.getLogger(__name__).info("%s", sentence)
         if config.sample:
             run_built_in_sample(config, arguments)
         else:

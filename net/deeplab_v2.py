@@ -12,13 +12,13 @@ from torch.nn import functional as F
 
 from misc.imutils import subtract_bgr_mean
 from misc.run.device import backbone_precision
+from misc.run.recipes import DEEPLAB_START
 from net.backbone import FrozenStatsBatchNorm2d, run_in_order
 from net.deeplab import ASPP, N_VOC_LABELS, MultiScale, SegmentationBase, freeze_norms
 from net.weights import load_starting_weights
 
 __all__ = ["DeepLab", "DeepLabV2", "MultiScale"]
 
-IMAGENET_FILE = "sess/deeplab_resnet101_imagenet.pth"
 STEM_CHANNELS = 64
 EXPANSION = 4
 # Of each stage: blocks, inner channels, stride, dilation
@@ -106,7 +106,7 @@ class DeepLabV2(SegmentationBase):
 
     def load_start(self, source: str) -> None:
         if source != "none":
-            load_starting_weights(self, IMAGENET_FILE if source == "auto" else source)
+            load_starting_weights(self, DEEPLAB_START if source == "auto" else source)
 
 
 DeepLab = DeepLabV2

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from misc.errors import InputError, first_three
 from misc.files.atomic import atomic_path
+from misc.files.checkpointfile import checkpoint_names
 from misc.files.objectfile import NUMPY_STAND_INS
 from net.backbone import Backbone
 
@@ -216,12 +217,11 @@ def find_checkpoint(path: str | Path, *, instead: str = "train it") -> Path:
 
     Raises `InputError` if there is none; `instead` is what the message advises besides a download.
     """
-    path = Path(path)
-    for candidate in (path, Path(f"{path}.pth"), Path(str(path).removesuffix(".pth"))):
+    for candidate in checkpoint_names(path):
         if candidate.is_file():
             return candidate
     raise InputError(
-        f"checkpoint {path} is missing: {instead}, or download it into {path.parent}/ (see its README.md)."
+        f"checkpoint {path} is missing: {instead}, or download it into {Path(path).parent}/ (see its README.md)."
     )
 
 

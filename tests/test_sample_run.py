@@ -1,7 +1,6 @@
-"""The built-in sample as a user runs it: the script's choice, the recipe, and a tiny run of it."""
+"""The built-in sample as a user runs it: the script, the runs, and a tiny run of them."""
 
 import re
-import shlex
 import subprocess
 from functools import partial
 from pathlib import Path
@@ -11,7 +10,7 @@ import pytest
 import run_sample
 from misc.errors import InputError
 from misc.run.config import enabled_steps, parse_config
-from misc.run.sample_recipe import sample_runs
+from misc.run.sample_runs import sample_runs
 from voc12 import sample
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -79,9 +78,12 @@ def test_both_arms_differ_in_the_ood_data_alone():
     assert enabled_steps(parse_config(masks))[-3:] == ["train_deeplab", "eval_deeplab", "make_report"]
 
 
-def test_flags_of_the_user_replace_the_recipes():
-    for _, flags in sample_runs("Data/sample", ["--seed", "7", "--sample", "True"]):
-        assert parse_config(flags).seed == 7
+@pytest.mark.parametrize("asked", [["--sample", "True"], ["--recipe", "sample"], ["--recipe=auto"]])
+def test_flags_of_the_user_replace_the_recipes(asked, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for _, flags in sample_runs("Data/sample", ["--seed", "7", *asked]):
+        config = parse_config(flags)
+        assert (config.seed, config.recipe, config.masks_from) == (7, "sample", "cam")
 
 
 @pytest.mark.parametrize(
@@ -116,90 +118,19 @@ def script(tmp_path):
         line = ["bash", str(tmp_path / "bash_run_sample.sh"), *arguments]
         return subprocess.run(line, capture_output=True, text=True, check=True).stdout
 
-    run.folder = tmp_path
     return run
 
 
-def test_script_without_voc_runs_the_sample_and_says_so_first(script):
-    first, second, command = script("--seed", "3").splitlines()
-    assert first.startswith("VOC 2012 is not at Data/VOCdevkit/VOC2012: this runs the built-in sample instead")
-    assert "--voc12_root FOLDER" in second
-    assert command == "run_sample.py --sample True --seed 3"
-    (script.folder / "Data/VOC2012/JPEGImages").mkdir(parents=True)
-    assert "did you mean --voc12_root Data/VOC2012?" in script()
+def test_script_leaves_every_choice_to_python(script):
+    assert script("--seed", "3") == "run_sample.py --recipe auto --seed 3\n"
+    assert len((ROOT / "bash_run_sample.sh").read_text().splitlines()) <= 25
 
 
 def test_script_starts_as_many_processes_as_asked_for(script, monkeypatch):
     monkeypatch.setenv("WOOD_PROCESSES", "gpu")
-    assert "-m torch.distributed.run --standalone --nproc_per_node gpu run_sample.py --sample True" in script()
+    assert "-m torch.distributed.run --standalone --nproc_per_node gpu run_sample.py --recipe auto" in script()
     monkeypatch.setenv("WOOD_PROCESSES", "1")
     assert "torch.distributed" not in script()
-
-
-def test_script_with_voc_runs_voc(script):
-    (script.folder / "Data/VOCdevkit/VOC2012/JPEGImages").mkdir(parents=True)
-    shown = script("--seed", "3")
-    assert "sample instead" not in shown
-    assert shown.startswith("run_sample.py --train_classifier_pass True ")
-    assert shown.endswith(" --seed 3\n")
-    (script.folder / "sess").mkdir()
-    (script.folder / "sess/res50_cam_orig.pth").touch()
-    assert "--train_classifier_pass False" in script()
-    assert "--train_classifier_pass True" in script("--cam_init_weights_name", "other.pth")
-
-
-VOC_STEPS = {
-    *("train_classifier", "train_cam", "make_cam", "eval_cam", "make_advcam", "eval_advcam"),
-    *("cam_to_ir_label", "eval_ir_label", "train_irn", "make_sem_seg", "eval_sem_seg", "make_report"),
-}
-
-
-def voc_config(shown):
-    return parse_config(shlex.split(shown)[1:])
-
-
-def test_script_runs_the_authors_chain_on_voc(script):
-    (script.folder / "Data/VOCdevkit/VOC2012/JPEGImages").mkdir(parents=True)
-    config = voc_config(script())
-    assert set(enabled_steps(config)) == VOC_STEPS
-    assert config.train_list == config.infer_list == "voc12/train_aug.txt"
-    assert (config.chainer_eval_set, config.np_power, config.sem_seg_bg_thres) == ("train", 1.5, 0.22)
-    assert config.mask_cams.folder == "result/cam_ood_advcam"
-
-
-@pytest.mark.parametrize("flags", [[], ["--deeplab_network", "net.resnet101_deeplab"], ["--deeplab_init_weights=x"]])
-def test_script_ends_with_deeplab_where_it_has_a_start(script, flags):
-    assert set(enabled_steps(voc_config(script("--voc12_root", "/nowhere", *flags)))) - VOC_STEPS == (
-        {"train_deeplab", "eval_deeplab"} if flags else set()
-    )
-    (script.folder / "sess").mkdir()
-    (script.folder / "sess/deeplab_resnet101_imagenet.pth").touch()
-    config = voc_config(script("--voc12_root", "/nowhere"))
-    assert enabled_steps(config)[-3:] == ["train_deeplab", "eval_deeplab", "make_report"]
-
-
-@pytest.mark.parametrize("flag", [["--masks_from", "cam"], ["--masks_from=cam"]])
-def test_script_leaves_advcam_out_where_masks_come_from_cams(script, flag):
-    config = voc_config(script("--voc12_root", "/nowhere", *flag))
-    assert set(enabled_steps(config)) == VOC_STEPS - {"make_advcam", "eval_advcam"}
-    assert (config.np_power, config.sem_seg_bg_thres) == (1.0, 0.25)
-    assert config.mask_cams.folder == "result/cam_ood"
-
-
-def test_flags_of_the_user_replace_the_scripts(script):
-    config = voc_config(script("--voc12_root", "/nowhere", "--np_power", "2", "--train_list", "mine.txt"))
-    assert (config.np_power, config.sem_seg_bg_thres, config.train_list) == (2, 0.22, "mine.txt")
-
-
-def test_script_with_a_named_folder_never_runs_the_sample(script):
-    shown = script("--voc12_root", "/nowhere")
-    assert "sample" not in shown.replace("run_sample.py", "")
-    assert shown.rstrip().endswith("--voc12_root /nowhere")
-
-
-def test_script_with_sample_switched_off_runs_voc(script):
-    assert script("--sample", "False").startswith("run_sample.py --train_classifier_pass True")
-    assert script("--sample", "True") == "run_sample.py --sample True\n"
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,13 @@ import difflib
 import math
 import re
 import typing
-from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, NoReturn
 
 from misc.errors import InputError
 from misc.run.parallel import usable_cores
+from misc.run.recipes import AUTO, ORIGINAL, RECIPES, choose_recipe
 
 DEFAULT_IGNORED_CLASS = "bottle"
 TRUE_WORDS, FALSE_WORDS = ("true", "1", "yes"), ("false", "0", "no")
@@ -58,7 +59,12 @@ class CamSource:
 class Config:
     """The run's configuration, read-only. Paths are relative to the working directory."""
 
-    # What to run on (not in the original)
+    # What to run, on what (not in the original)
+    recipe: str = flag(
+        ORIGINAL,
+        f"defaults for a whole run, which other flags override: {', '.join(RECIPES)}; {AUTO}: authors (or cam, with "
+        "--masks_from cam) where VOC is in place or named, else sample",
+    )
     sample: bool = flag(
         False, "make the built-in sample data set, run the chain on it (without AdvCAM), write the report"
     )
@@ -302,18 +308,14 @@ def _check_range(name: str, value: Any, *, low: float | None, high: float | None
             raise InputError(f"--{name} must be a multiple of {multiple_of}, got {number}.")
 
 
-def parse_config(arguments: Sequence[str] | None = None) -> Config:
-    """The configuration that the command line `arguments` asks for (default: `sys.argv`).
-
-    Raises `InputError` for an unknown flag, a value of the wrong type or out of range.
-    """
+def _make_parser() -> _Parser:
     parser = _Parser(
         prog="run_sample.py",
         description="W-OoD: from image labels and out-of-distribution images to pseudo segmentation masks.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,
     )
-    annotations = typing.get_type_hints(Config)
+    annotations, defaults = typing.get_type_hints(Config), vars(Config())
     for item in fields(Config):
         annotation = annotations[item.name]
         options: dict[str, Any] = {}
@@ -326,15 +328,44 @@ def parse_config(arguments: Sequence[str] | None = None) -> Config:
             options.update(type=element, metavar=element.__name__.upper())
         if typing.get_origin(annotation) is tuple:
             options["nargs"] = "+"
-        default = item.default if item.default is not MISSING else item.default_factory()
-        parser.add_argument(f"--{item.name}", default=default, help=item.metadata["help"].replace("%", "%%"), **options)
-    values = vars(parser.parse_args(arguments))
-    if values["predict_pass"]:  # a use of the result, not a step towards it: a bare call's steps must be asked for
-        parser.set_defaults(**switches())
-        values = vars(parser.parse_args(arguments))
+        text = item.metadata["help"].replace("%", "%%")
+        parser.add_argument(f"--{item.name}", default=defaults[item.name], help=text, **options)
+    return parser
+
+
+def given_flags(arguments: Sequence[str] | None = None) -> dict[str, Any]:
+    """{name: value} of the flags that the command line `arguments` gives (default: `sys.argv`), typed as in `Config`.
+
+    Raises `InputError` for an unknown flag or a value of the wrong type.
+    """
+    absent = dict.fromkeys(item.name for item in fields(Config))  # what is there already gets no default
+    values = vars(_make_parser().parse_args(arguments, argparse.Namespace(**absent)))
+    given = {name: value for name, value in values.items() if value is not None}
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+
+
+def parse_config(arguments: Sequence[str] | None = None, *, explain: Callable[[str], None] | None = None) -> Config:
+    """The configuration that the command line `arguments` asks for (default: `sys.argv`).
+
+    Flags that are not given have the recipe's values, or else the original's. In the result `recipe` is the one that
+    was taken, never `auto`.
+
+    Args:
+        explain: called with each sentence on what the recipe chose by what is in place.
+
+    Raises `InputError` for an unknown flag or recipe, a value of the wrong type or out of range.
+    """
+    given, defaults = given_flags(arguments), dict(vars(Config()))
+    if given.get("predict_pass"):  # a use of the result, not a step towards it: a bare call's steps must be asked for
+        defaults |= switches()
+    name, sentences = choose_recipe(given, voc12_root=defaults["voc12_root"])
+    recipe = RECIPES[name]
+    values = {**defaults, **recipe.flags, **given, "recipe": name}
+    if recipe.fit is not None:
+        fitted, more = recipe.fit(values, given)
+        values |= {**fitted, **given, "recipe": name}
+        sentences += more
     for item in fields(Config):
-        if isinstance(values[item.name], list):
-            values[item.name] = tuple(values[item.name])
         ranges = {key: item.metadata[key] for key in ("low", "high", "multiple_of")}
         if ranges["low"] is not None:
             _check_range(item.name, values[item.name], **ranges)
@@ -343,6 +374,8 @@ def parse_config(arguments: Sequence[str] | None = None) -> Config:
         raise InputError(
             f"--cam_resize_long must be two numbers, the smaller first, got {' '.join(map(str, low_high))}."
         )
+    for sentence in sentences if explain is not None else ():
+        explain(sentence)
     return Config(**values)
 
 
@@ -367,13 +400,16 @@ def deeplab_list_flag(values: Mapping[str, Any]) -> str:
 
 
 def changed_flags(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of `values` that are flags, no switches, and differ from the defaults."""
+    """Those of `values` that are flags, no switches, and differ from the defaults.
+
+    Not `recipe` and `sample`: what these chose is among the other flags.
+    """
     defaults = vars(parse_config([]))
     plain = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
     return {
         name: value
         for name, value in plain.items()
-        if name in defaults and not name.endswith(STEP_SUFFIX) and value != defaults[name]
+        if name in defaults.keys() - {"recipe", "sample"} and not name.endswith(STEP_SUFFIX) and value != defaults[name]
     }
 
 

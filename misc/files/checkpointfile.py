@@ -1,0 +1,8 @@
+"""Under which names a checkpoint may lie."""
+
+from pathlib import Path
+
+
+def checkpoint_names(path: str | Path) -> tuple[Path, ...]:
+    """`path`, the same with the original's doubled ending `.pth.pth`, and without: the first that is there counts."""
+    return Path(path), Path(f"{path}.pth"), Path(str(path).removesuffix(".pth"))

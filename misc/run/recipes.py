@@ -1,0 +1,246 @@
+"""Recipes: sets of defaults under a name, for a whole run. Flags that the user gives override them.
+
+`--recipe NAME` takes one of `RECIPES`; `--recipe auto`, which `bash_run_sample.sh` passes on, chooses one by what is in
+place. Some flags can be told only from the files that are there, such as whether the classifier must be trained: a
+recipe's `fit` decides these. Nothing here loads PyTorch.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from misc.errors import InputError
+from misc.files.checkpointfile import checkpoint_names
+
+Flags = Mapping[str, Any]
+"""{flag name: value}, values as in `Config`."""
+
+AUTO, ORIGINAL, SAMPLE = "auto", "original", "sample"
+DEEPLAB_START = "sess/deeplab_resnet101_imagenet.pth"
+"""ImageNet weights that net.deeplab_v2 starts from."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Defaults, where they come from, and what they lack until it is known which files are there."""
+
+    flags: Flags
+    source: str
+    fit: Callable[[Flags, Flags], tuple[dict[str, Any], list[str]]] | None = None
+    """(values of all flags, flags that the user gave) -> further defaults, and what to tell the user about them."""
+
+
+# The authors' chain on VOC. They make the first CAMs for train alone; here they are made for train_aug, which contains
+# it, so that one run can check all input before the first step.
+CHAIN = {
+    "train_list": "voc12/train_aug.txt",
+    "infer_list": "voc12/train_aug.txt",
+    "chainer_eval_set": "train",
+    "train_cam_pass": True,
+    "make_cam_pass": True,
+    "eval_cam_pass": True,
+    "cam_to_ir_label_pass": True,
+    "eval_ir_label_pass": True,
+    "train_irn_pass": True,
+    "make_sem_seg_pass": True,
+    "eval_sem_seg_pass": True,
+    "make_report_pass": True,
+}
+ADVCAM = {
+    "make_advcam_pass": True,
+    "eval_advcam_pass": True,
+    "masks_from": "advcam",
+    "np_power": 1.5,
+    "sem_seg_bg_thres": 0.22,
+}
+
+# A small backbone, small crops and few steps: what both arms of the built-in sample have in common
+SMALL_CAMS = {
+    "cam_network": "net.efficientnet_lite0_cam",
+    "irn_network": "net.efficientnet_lite0_irn",
+    "cam_resize_long": (224, 320),
+    "cam_crop_size": 224,
+    "cam_scales": (1.0, 0.5, 1.5),
+    "cam_select": "last",
+    "cam_eval_sweep": tuple(round(0.05 * k, 2) for k in range(2, 17)),
+    "ood_long_side": 288,
+}
+SMALL_TRAINING = {"cam_num_epoches": 5, "cam_learning_rate": 0.05}
+SMALL_WOOD = {"ood_coeff": 1.0, "ood_batch_size": 8, "cluster_K": 20, "ood_ignore_class": "none"}
+SMALL_MASKS = {
+    "conf_fg_thres": 0.55,
+    "conf_bg_thres": 0.35,
+    "irn_crop_size": 224,
+    "irn_batch_size": 16,
+    "beta": 20,
+    "np_power": 1.5,
+    "sem_seg_bg_thres": 0.35,
+}
+SMALL_DEEPLAB = {
+    "deeplab_network": "net.efficientnet_lite0_deeplab",
+    "deeplab_crop_size": 161,
+    "deeplab_batch_size": 8,
+    "deeplab_iter_size": 1,
+    "deeplab_scales": (0.5, 0.75, 1.0, 1.25, 1.5),
+    "deeplab_loss": "plain",
+    "deeplab_max_iter": 200,
+    "deeplab_learning_rate": 5e-4,
+}
+SAMPLE_CAM_STEPS, SAMPLE_IRN_STEPS = 75, 45
+"""Steps of W-OoD's training and of IRN's on the built-in sample: 5 and 3 epochs of its 240 images in batches of 16."""
+
+
+def _classifier(values: Flags) -> dict[str, Any]:
+    """The in-distribution classifier is trained only if there is none."""
+    found = any(path.is_file() for path in checkpoint_names(values["cam_init_weights_name"]))
+    return {"train_classifier_pass": not found}
+
+
+def _fit_to_starts(values: Flags, given: Flags) -> tuple[dict[str, Any], list[str]]:
+    """Whether the classifier must be trained, and whether DeepLab has a start."""
+    named = not {"deeplab_network", "deeplab_init_weights"}.isdisjoint(given)
+    has_start = named or Path(DEEPLAB_START).is_file()
+    flags = {**_classifier(values), "train_deeplab_pass": has_start, "eval_deeplab_pass": has_start}
+    if has_start or "train_deeplab_pass" in given:
+        return flags, []
+    return flags, [
+        f"DeepLab-v2 is left out: its start {DEEPLAB_START} is not there (sess/README.md). Torchvision's weights will "
+        "do with --deeplab_network net.resnet101_deeplab."
+    ]
+
+
+def _fit_to_few_images(values: Flags, given: Flags) -> tuple[dict[str, Any], list[str]]:
+    """Lists and OoD images in the data set's folder, batches and clusters that they fill, evaluations that have masks.
+
+    Batches are at most as large as their lists, and epochs at least so many that there are as many steps as on the
+    built-in sample. What can't be read here keeps its default: the steps' own checks say what is wrong.
+    """
+    root = Path(values["voc12_root"])
+    splits = root / "ImageSets/Segmentation"
+    train, val = splits / "train.txt", splits / "val.txt"
+    flags: dict[str, Any] = {
+        **_classifier(values),
+        "train_list": str(train),
+        "infer_list": str(given.get("train_list", train)),
+        "val_list": str(val) if val.is_file() else str(given.get("train_list", train)),
+    }
+    if (root / "OoD_images").is_dir():
+        flags |= {"ood_root": str(root / "OoD_images"), "ood_list": str(root / "ood_list.txt")}
+    lists = {**values, **flags, **given}
+    n_train, n_ood = _n_lines(lists["train_list"]), _n_lines(lists["ood_list"])
+    if n_train:
+        for name in ("cam_batch_size", "irn_batch_size", "deeplab_batch_size"):
+            flags[name] = min(values[name], n_train)
+        for name, steps in (("cam", SAMPLE_CAM_STEPS), ("irn", SAMPLE_IRN_STEPS)):
+            a_step = n_train // flags[f"{name}_batch_size"]
+            flags[f"{name}_num_epoches"] = max(values[f"{name}_num_epoches"], math.ceil(steps / a_step))
+    if n_ood:
+        flags |= {name: min(values[name], n_ood) for name in ("ood_batch_size", "cluster_K")}
+
+    has_masks = any((root / "SegmentationClass").glob("*.png"))
+    evaluated = has_masks and (splits / f"{values['chainer_eval_set']}.txt").is_file()
+    flags |= dict.fromkeys(("eval_cam_pass", "eval_ir_label_pass", "eval_sem_seg_pass"), evaluated)
+    flags["eval_ins_seg_pass"] = evaluated and any((root / "SegmentationObject").glob("*.png"))
+    flags["eval_deeplab_pass"] = has_masks and (splits / f"{values['deeplab_eval_set']}.txt").is_file()
+    if has_masks:
+        return flags, []
+    return flags, [f"evaluations are left out: there are no masks in {root / 'SegmentationClass'}."]
+
+
+def _n_lines(path: str) -> int:
+    """Different lines of a list that are not blank; 0 for a file that is missing or no text."""
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError):
+        return 0
+    return len({line.strip() for line in text.splitlines()} - {""})
+
+
+RECIPES = {
+    ORIGINAL: Recipe({}, "the defaults of the authors' run_sample.py: what a call without a recipe takes"),
+    "authors": Recipe(
+        CHAIN | ADVCAM,
+        "the authors' chain on VOC 2012: masks from AdvCAM's maps, with the lists, powers and scores of their READMEs",
+        _fit_to_starts,
+    ),
+    "cam": Recipe(
+        CHAIN | {"masks_from": "cam"},
+        "the same without AdvCAM, by far the longest step: masks from plain CAMs, with the original's power and score",
+        _fit_to_starts,
+    ),
+    SAMPLE: Recipe(
+        {
+            "sample": True,
+            **SMALL_CAMS,
+            "cam_init_weights_name": "sess/sample_cam_orig.pth",
+            "irn_weights_name": "sess/sample_irn.pth",
+        },
+        "the built-in sample: settled on seed 0 with the sample's masks in view (benchmarks/results/sample_recipe.md)",
+    ),
+    "small": Recipe(
+        {
+            **SMALL_CAMS,
+            **SMALL_TRAINING,
+            **SMALL_WOOD,
+            **SMALL_MASKS,
+            **SMALL_DEEPLAB,
+            "cam_init_weights_name": "sess/small_cam_orig.pth",
+            "cam_weights_name": "sess/small_cam_ood.pth",
+            "irn_weights_name": "sess/small_irn.pth",
+            "deeplab_weights_name": "sess/small_deeplab.pth",
+            "train_cam_pass": True,
+            "make_cam_pass": True,
+            "cam_to_ir_label_pass": True,
+            "train_irn_pass": True,
+            "make_sem_seg_pass": True,
+            "make_ins_seg_pass": True,
+            "train_deeplab_pass": True,
+            "make_report_pass": True,
+        },
+        "a few photographs of one's own: the built-in sample's settings, fitted to the images there are; not verified "
+        "on any other data",
+        _fit_to_few_images,
+    ),
+}
+
+
+def choose_recipe(given: Flags, *, voc12_root: str) -> tuple[str, list[str]]:
+    """The recipe's name that the user's flags ask for, and what to tell the user about the choice.
+
+    `auto` runs VOC where it is in place or its folder is named, else the built-in sample. `--sample True` is the
+    recipe `sample`.
+
+    Args:
+        given: the flags that the user gave.
+        voc12_root: where VOC lies unless the user names another folder.
+
+    Raises `InputError` for an unknown name, and for a recipe that `--sample` contradicts.
+    """
+    name, sample = given.get("recipe", ORIGINAL), given.get("sample")
+    if name == AUTO:
+        if sample:
+            return SAMPLE, []
+        is_named = sample is False or "voc12_root" in given  # a folder that is named must be there
+        if is_named or (Path(voc12_root) / "JPEGImages").is_dir():
+            return ("cam" if given.get("masks_from") == "cam" else "authors"), []
+        return SAMPLE, _instead_of_voc(voc12_root)
+    if name not in RECIPES:
+        raise InputError(f"--recipe {name} is unknown; the recipes are {', '.join(RECIPES)}, and {AUTO} chooses one.")
+    if name == ORIGINAL and sample:
+        return SAMPLE, []
+    if sample is not None and sample != (name == SAMPLE):
+        raise InputError(f"--recipe {name} and --sample {sample} contradict each other; drop one of them.")
+    return name, []
+
+
+def _instead_of_voc(voc12_root: str) -> list[str]:
+    images = [*sorted(Path("Data").glob("*/JPEGImages")), *sorted(Path("Data").glob("*/*/JPEGImages"))]
+    folders = [path.parent for path in images if path.is_dir() and path.parent != Path("Data/sample")]
+    return [
+        f"VOC 2012 is not at {voc12_root}: this runs the built-in sample instead (generated pictures, about ten "
+        "minutes).",
+        "To run VOC 2012, put it there (Data/README.md) or pass --voc12_root FOLDER.",
+        *(f"There is a data set in {folder}: did you mean --voc12_root {folder}?" for folder in folders),
+    ]

@@ -1,0 +1,239 @@
+"""Recipes: which one runs, what it sets, what it decides by the files that are there, and what it says about that."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from misc.errors import InputError
+from misc.run.config import Config, changed_flags, enabled_steps, parse_config, to_arguments
+from misc.run.recipes import DEEPLAB_START, RECIPES
+
+ROOT = Path(__file__).resolve().parent.parent
+CAM_CHAIN = {
+    *("train_classifier", "train_cam", "make_cam", "eval_cam", "cam_to_ir_label", "eval_ir_label", "train_irn"),
+    *("make_sem_seg", "eval_sem_seg", "make_report"),
+}
+ADVCAM = {"make_advcam", "eval_advcam"}
+DEEPLAB = {"train_deeplab", "eval_deeplab"}
+SMALL_CHAIN = (CAM_CHAIN | DEEPLAB | {"make_ins_seg", "eval_ins_seg"}) - {"train_classifier"}
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """The working directory, empty."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def voc():
+    Path("Data/VOCdevkit/VOC2012/JPEGImages").mkdir(parents=True)
+
+
+def explained(*flags):
+    """The configuration, and what the user is told."""
+    sentences = []
+    config = parse_config(flags, explain=sentences.append)
+    return config, sentences
+
+
+def steps(*flags):
+    return set(enabled_steps(parse_config(flags)))
+
+
+def touch(path):
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).touch()
+
+
+def test_without_a_recipe_everything_is_as_in_the_original():
+    assert parse_config([]) == Config()
+    assert parse_config([]).recipe == "original"
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_are_made_of_flags(name):
+    recipe = RECIPES[name]
+    types = {flag: type(value) for flag, value in vars(Config()).items()}
+    for flag, value in recipe.flags.items():
+        assert isinstance(value, types[flag]) or (types[flag], type(value)) == (float, int), flag
+    assert recipe.source
+    assert name in (ROOT / "docs/recipes.md").read_text()
+    assert parse_config(["--recipe", name]).recipe == name
+
+
+def test_an_unknown_recipe_is_answered_with_the_known_ones():
+    sentence = "--recipe smal is unknown; the recipes are original, authors, cam, sample, small, and auto chooses one."
+    with pytest.raises(InputError) as caught:
+        parse_config(["--recipe", "smal"])
+    assert str(caught.value) == sentence
+
+
+def test_the_authors_chain():
+    config = parse_config(["--recipe", "authors"])
+    assert set(enabled_steps(config)) == CAM_CHAIN | ADVCAM
+    assert config.train_list == config.infer_list == "voc12/train_aug.txt"
+    assert (config.chainer_eval_set, config.np_power, config.sem_seg_bg_thres) == ("train", 1.5, 0.22)
+    assert config.mask_cams.folder == "result/cam_ood_advcam"
+
+
+@pytest.mark.parametrize("flags", [["--recipe", "cam"], ["--recipe", "auto", "--masks_from=cam", "--sample=no"]])
+def test_the_chain_from_plain_cams(flags):
+    config = parse_config(flags)
+    assert config.recipe == "cam"
+    assert set(enabled_steps(config)) == CAM_CHAIN
+    assert (config.np_power, config.sem_seg_bg_thres) == (1.0, 0.25)
+    assert config.mask_cams.folder == "result/cam_ood"
+
+
+def test_flags_replace_those_of_a_recipe():
+    flags = ["--np_power", "2", "--train_list", "mine.txt", "--train_classifier_pass", "no", "--recipe", "authors"]
+    config = parse_config(flags)
+    assert (config.np_power, config.sem_seg_bg_thres, config.train_list) == (2, 0.22, "mine.txt")
+    assert not config.train_classifier_pass
+
+
+@pytest.mark.parametrize("name", ["res50_cam_orig.pth", "res50_cam_orig.pth.pth", "res50_cam_orig"])
+def test_the_classifier_is_trained_only_if_there_is_none(name):
+    assert "train_classifier" in steps("--recipe", "cam")
+    touch(f"sess/{name}")
+    assert "train_classifier" not in steps("--recipe", "cam")
+    assert "train_classifier" in steps("--recipe", "cam", "--cam_init_weights_name", "other.pth")
+
+
+@pytest.mark.parametrize(
+    "flags", [["--deeplab_network", "net.resnet101_deeplab"], ["--deeplab_init_weights=x"], [], None]
+)
+def test_deeplab_runs_where_it_has_a_start(flags):
+    if flags == []:
+        touch(DEEPLAB_START)
+    config, sentences = explained("--recipe", "authors", *(flags or []))
+    if flags is None:
+        assert not DEEPLAB & set(enabled_steps(config))
+        assert sentences == [
+            f"DeepLab-v2 is left out: its start {DEEPLAB_START} is not there (sess/README.md). Torchvision's weights "
+            "will do with --deeplab_network net.resnet101_deeplab."
+        ]
+    else:
+        assert enabled_steps(config)[-3:] == ["train_deeplab", "eval_deeplab", "make_report"]
+        assert sentences == []
+
+
+def test_auto_runs_the_sample_where_voc_is_missing_and_says_so():
+    config, sentences = explained("--recipe", "auto", "--seed", "3")
+    assert (config.recipe, config.sample, config.seed) == ("sample", True, 3)
+    assert sentences == [
+        "VOC 2012 is not at Data/VOCdevkit/VOC2012: this runs the built-in sample instead (generated pictures, about "
+        "ten minutes).",
+        "To run VOC 2012, put it there (Data/README.md) or pass --voc12_root FOLDER.",
+    ]
+    for data in ("VOC2012", "sample"):
+        Path(f"Data/{data}/JPEGImages").mkdir(parents=True)
+    _, (*_, hint) = explained("--recipe", "auto")
+    assert hint == "There is a data set in Data/VOC2012: did you mean --voc12_root Data/VOC2012?"
+
+
+def test_auto_runs_voc_where_it_is(voc):
+    config, sentences = explained("--recipe", "auto")
+    assert (config.recipe, config.sample) == ("authors", False)
+    assert not any("sample" in sentence for sentence in sentences)
+    assert parse_config(["--recipe", "auto", "--sample", "True"]).recipe == "sample"
+
+
+@pytest.mark.parametrize("flags", [["--voc12_root", "/nowhere"], ["--sample", "False"]])
+def test_auto_runs_the_sample_neither_for_a_named_folder_nor_against_the_users_word(flags):
+    assert parse_config(["--recipe", "auto", *flags]).recipe == "authors"
+
+
+def test_the_sample_and_its_recipe_are_one():
+    assert parse_config(["--sample", "True"]) == parse_config(["--recipe", "sample"])
+    for name, sample in (("cam", True), ("sample", False)):
+        with pytest.raises(InputError, match=f"--recipe {name} and --sample {sample} contradict each other"):
+            parse_config(["--recipe", name, "--sample", str(sample)])
+
+
+def test_prediction_joins_a_recipes_steps():
+    assert steps("--recipe", "cam", "--predict_pass", "True") == CAM_CHAIN | {"predict"}
+
+
+@pytest.fixture
+def photographs():
+    """Ten photographs and six OoD images, with no masks."""
+    splits = Path("mine/ImageSets/Segmentation")
+    splits.mkdir(parents=True)
+    (splits / "train.txt").write_text("".join(f"{k}\n" for k in range(10)))
+    Path("mine/OoD_images").mkdir()
+    Path("mine/ood_list.txt").write_text("a.jpg\nb.jpg\n\nc.jpg\nc.jpg\nd.jpg\ne.jpg\nf.jpg\n")
+    return ["--recipe", "small", "--voc12_root", "mine"]
+
+
+def test_small_fits_batches_clusters_and_epochs_to_the_images(photographs):
+    config = parse_config(photographs)
+    train = "mine/ImageSets/Segmentation/train.txt"
+    assert (config.train_list, config.infer_list, config.val_list) == (train, train, train)
+    assert (config.ood_root, config.ood_list) == ("mine/OoD_images", "mine/ood_list.txt")
+    assert (config.cam_batch_size, config.irn_batch_size, config.deeplab_batch_size) == (10, 10, 8)
+    assert (config.ood_batch_size, config.cluster_K) == (6, 6)
+    assert (config.cam_num_epoches, config.irn_num_epoches) == (75, 45)
+    assert parse_config([*photographs, "--cluster_K", "2", "--cam_num_epoches", "3"]).only(
+        ["cluster_K", "cam_num_epoches"]
+    ) == {"cluster_K": 2, "cam_num_epoches": 3}
+
+
+def test_small_takes_the_samples_numbers_where_there_are_enough_images(photographs):
+    for name in (f"mine/{part}" for part in ("ImageSets/Segmentation/train.txt", "ood_list.txt")):
+        Path(name).write_text("".join(f"{k}\n" for k in range(240)))
+    config = parse_config(photographs)
+    assert (config.cam_batch_size, config.irn_batch_size, config.deeplab_batch_size) == (16, 16, 8)
+    assert (config.ood_batch_size, config.cluster_K) == (8, 20)
+    assert (config.cam_num_epoches, config.irn_num_epoches) == (5, 3)
+
+
+def test_small_evaluates_only_what_has_masks(photographs):
+    config, sentences = explained(*photographs)
+    evaluations = {step for step in SMALL_CHAIN if step.startswith("eval")}
+    assert set(enabled_steps(config)) == SMALL_CHAIN - evaluations | {"train_classifier"}
+    assert sentences == ["evaluations are left out: there are no masks in mine/SegmentationClass."]
+    touch("mine/SegmentationClass/0.png")
+    touch("sess/small_cam_orig.pth")
+    assert steps(*photographs) == SMALL_CHAIN - {"eval_ins_seg", "eval_deeplab"}
+    touch("mine/SegmentationObject/0.png")
+    touch("mine/ImageSets/Segmentation/val.txt")
+    config, sentences = explained(*photographs)
+    assert set(enabled_steps(config)) == SMALL_CHAIN
+    assert config.val_list == "mine/ImageSets/Segmentation/val.txt"
+    assert sentences == []
+
+
+def test_small_without_lists_leaves_the_complaint_to_the_steps():
+    config = parse_config(["--recipe", "small", "--voc12_root", "nowhere"])
+    assert (config.cam_batch_size, config.cluster_K) == (16, 20)
+    assert config.ood_list == Config().ood_list
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_changed_flags_give_the_same_without_the_recipe(name):
+    config = parse_config(["--recipe", name, "--beta", "3"])
+    again = parse_config(to_arguments(changed_flags(vars(config))))
+    differ = {flag for flag, value in vars(config).items() if getattr(again, flag) != value}
+    assert {flag for flag in differ if not flag.endswith("_pass")} <= {"recipe", "sample"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "answer"),
+    [(["--help"], 0, "usage: run_sample.py"), (["--recipe", "x"], 2, "error: --recipe x is unknown")],
+)
+def test_help_and_wrong_flags_answer_without_loading_torch(flags, code, answer):
+    program = (
+        "import sys, run_sample\n"
+        "sys.argv[1:] = sys.argv[2:]\n"
+        "try:\n    code = run_sample.main()\n"
+        "except SystemExit as end:\n    code = end.code\n"
+        "assert 'torch' not in sys.modules\nsys.exit(code)"
+    )
+    line = [sys.executable, "-c", program, "run_sample.py", *flags]
+    done = subprocess.run(line, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == code, done.stderr
+    assert answer in done.stdout + done.stderr
