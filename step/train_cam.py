@@ -26,6 +26,7 @@ from misc.run.loaders import Stream, sequential_loader, training_loader
 from misc.run.plan import Planned, require_writable_file
 from misc.run.progress import progress
 from misc.run.provenance import data_digest
+from misc.run.step import Step
 from misc.run.training import fit
 from misc.run.training_state import TrainingState
 from misc.torchutils import two_rate_optimizer
@@ -43,13 +44,19 @@ SELECTION_THRESHOLDS = (0.06, 0.08, 0.10, 0.12)
 SELECTION_STARTS = 0.75
 """Part of the last epoch after which checkpoints are compared."""
 
-SETTINGS = (
-    *("seed", "cam_network", "cam_crop_size", "cam_resize_long", "cam_batch_size", "cam_num_epoches"),
-    *("cam_learning_rate", "cam_weight_decay", "cam_select", "cam_select_interval", "cam_scales"),
-    *("ood_coeff", "ood_batch_size", "cluster_K", "distance_lambda", "ood_dist_topk", "ood_adv_step"),
-    *("ood_long_side", "ood_ignore_class"),
+STEP = Step(
+    name="train_cam",
+    description="train the classifier with the W-OoD loss",
+    reads=("voc12_root", "class_list", "label_file", "train_list", "ood_root", "ood_list", "cam_init_weights_name"),
+    writes=("cam_weights_name",),
+    flags=(
+        *("seed", "cam_network", "cam_crop_size", "cam_resize_long", "cam_batch_size", "cam_num_epoches"),
+        *("cam_learning_rate", "cam_weight_decay", "cam_select", "cam_select_interval", "cam_scales"),
+        *("ood_coeff", "ood_batch_size", "cluster_K", "distance_lambda", "ood_dist_topk", "ood_adv_step"),
+        *("ood_long_side", "ood_ignore_class"),
+    ),
+    shared=True,
 )
-"""The flags that determine the training."""
 
 log = logging.getLogger(__name__)
 
@@ -192,7 +199,7 @@ def run(args: Config) -> None:
             "start": weights_digest(model),
             "data": data_digest([*train.paths, *ood_paths], train.labels),
             "precision": resolve_precision(args.precision, device),
-            **args.only(SETTINGS),
+            **args.only(STEP.flags),
         },
         minutes=args.state_minutes,
         resume=args.resume,

@@ -14,6 +14,7 @@ from misc.run.distributed import is_first_process, mean_over_processes, sum_over
 from misc.run.loaders import Stream, batch_loader, training_loader
 from misc.run.plan import Planned, require_writable_file
 from misc.run.provenance import data_digest
+from misc.run.step import Step
 from misc.run.training import fit
 from misc.run.training_state import TrainingState
 from misc.torchutils import two_rate_optimizer
@@ -25,11 +26,17 @@ from voc12.images import read_labelled_images, require_batch
 from voc12.labels import require_labelled
 from voc12.verify import require_readable
 
-SETTINGS = (
-    *("seed", "cam_network", "cam_crop_size", "cam_resize_long", "cam_batch_size", "cam_num_epoches"),
-    *("cam_learning_rate", "cam_weight_decay"),
+STEP = Step(
+    name="train_classifier",
+    description="train the in-distribution classifier from ImageNet weights",
+    reads=("voc12_root", "class_list", "label_file", "train_list", "val_list", "imagenet_weights"),
+    writes=("cam_init_weights_name",),
+    flags=(
+        *("seed", "cam_network", "cam_crop_size", "cam_resize_long", "cam_batch_size", "cam_num_epoches"),
+        *("cam_learning_rate", "cam_weight_decay"),
+    ),
+    shared=True,
 )
-"""The flags that determine the training."""
 
 log = logging.getLogger(__name__)
 
@@ -121,7 +128,7 @@ def run(args: Config) -> None:
             "start": weights_digest(model),
             "data": data_digest(train.paths, train.labels),
             "precision": resolve_precision(args.precision, device),
-            **args.only(SETTINGS),
+            **args.only(STEP.flags),
         },
         minutes=args.state_minutes,
         resume=args.resume,

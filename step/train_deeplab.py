@@ -13,6 +13,7 @@ from misc.run.distributed import is_first_process
 from misc.run.loaders import Stream, training_loader
 from misc.run.plan import Planned, require_outputs, require_writable_file
 from misc.run.provenance import data_digest
+from misc.run.step import Step
 from misc.run.training import fit
 from misc.run.training_state import TrainingState
 from net.build import build_network
@@ -25,11 +26,20 @@ from voc12.images import require_batch
 from voc12.lists import read_list
 from voc12.verify import require_fitting_masks, require_readable
 
-SETTINGS = (
-    *("seed", "deeplab_network", "deeplab_crop_size", "deeplab_scales", "deeplab_batch_size", "deeplab_iter_size"),
-    *("deeplab_loss", "deeplab_max_iter", "deeplab_learning_rate", "deeplab_weight_decay"),
+STEP = Step(
+    name="train_deeplab",
+    description="train DeepLab-v2 on the masks",
+    reads=(
+        *("voc12_root", "class_list", "infer_list", "deeplab_train_list", "sem_seg_out_dir"),
+        *("deeplab_mask_dir", "deeplab_init_weights"),
+    ),
+    writes=("deeplab_weights_name",),
+    flags=(
+        *("seed", "deeplab_network", "deeplab_crop_size", "deeplab_scales", "deeplab_batch_size", "deeplab_iter_size"),
+        *("deeplab_loss", "deeplab_max_iter", "deeplab_learning_rate", "deeplab_weight_decay"),
+    ),
+    shared=True,
 )
-"""The flags that determine the training."""
 OTHER_HELP = {
     "plain": "pass --deeplab_loss balanced",
     "balanced": "start from other weights (--deeplab_init_weights); --deeplab_loss is balanced already",
@@ -123,7 +133,7 @@ def run(args: Config) -> None:
             "start": weights_digest(base),
             "data": data_digest([*image_paths, *mask_paths]),
             "precision": resolve_precision(args.precision, device),
-            **args.only(SETTINGS),
+            **args.only(STEP.flags),
         },
         minutes=args.state_minutes,
         resume=args.resume,

@@ -16,6 +16,7 @@ from misc.run.loaders import Stream, batch_loader, training_loader
 from misc.run.plan import Planned, require_outputs, require_writable_file
 from misc.run.progress import progress
 from misc.run.provenance import data_digest
+from misc.run.step import Step
 from misc.run.training import fit
 from misc.run.training_state import TrainingState
 from misc.torchutils import two_rate_optimizer
@@ -27,11 +28,17 @@ from voc12.images import require_batch
 from voc12.lists import read_list
 from voc12.verify import require_readable
 
-SETTINGS = (
-    *("seed", "irn_network", "irn_crop_size", "irn_batch_size", "irn_num_epoches"),
-    *("irn_learning_rate", "irn_weight_decay"),
+STEP = Step(
+    name="train_irn",
+    description="train the boundary and displacement network",
+    reads=("voc12_root", "class_list", "train_list", "infer_list", "ir_label_out_dir", "imagenet_weights"),
+    writes=("irn_weights_name",),
+    flags=(
+        *("seed", "irn_network", "irn_crop_size", "irn_batch_size", "irn_num_epoches", "irn_learning_rate"),
+        *("irn_weight_decay",),
+    ),
+    shared=True,
 )
-"""The flags that determine the training."""
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +111,7 @@ def run(args: Config) -> None:
             "start": weights_digest(model),
             "data": data_digest([*image_paths, *label_paths]),
             "precision": resolve_precision(args.precision, device),
-            **args.only(SETTINGS),
+            **args.only(STEP.flags),
         },
         minutes=args.state_minutes,
         resume=args.resume,
