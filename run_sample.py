@@ -15,37 +15,11 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("OPENCV_FOR_THREADS_NUM", "1")
 
 from misc.errors import InputError, ProcessLost, message_of
-from misc.run.config import Config, enabled_steps, parse_config
+from misc.run.config import STEP_MODULES, Config, enabled_steps, parse_config
 from misc.run.parallel import launched_rank
 from misc.run.plan import Plan, require_writable
 
 EXIT_BAD_INPUT, EXIT_LOST, EXIT_INTERRUPTED = 2, 3, 130
-STEP_MODULES = {
-    "train_classifier": "step.train_classifier",
-    "train_cam": "step.train_cam",
-    "make_cam": "step.make_cam",
-    "eval_cam": "step.eval_cam",
-    "make_advcam": "step.make_advcam",
-    "eval_advcam": "step.eval_advcam",
-    "cam_to_ir_label": "step.cam_to_ir_label",
-    "eval_ir_label": "step.eval_ir_label",
-    "train_irn": "step.train_irn",
-    "make_sem_seg": "step.make_sem_seg_labels",
-    "eval_sem_seg": "step.eval_sem_seg",
-    "make_ins_seg": "step.make_ins_seg_labels",
-    "eval_ins_seg": "step.eval_ins_seg",
-    "make_cocoann": "step.make_cocoann",
-    "train_deeplab": "step.train_deeplab",
-    "eval_deeplab": "step.eval_deeplab",
-    "export_deeplab": "step.export_deeplab",
-    "predict": "step.predict",
-    "make_report": "step.make_report",
-}
-SHARED_STEPS = (
-    *("train_classifier", "train_cam", "make_cam", "make_advcam", "cam_to_ir_label", "train_irn", "make_sem_seg"),
-    *("make_ins_seg", "train_deeplab", "eval_deeplab"),
-)
-"""Steps whose work is shared by the processes that torchrun starts; the first process alone does the others."""
 
 
 def check_chain(config: Config, planned: Plan) -> list[tuple[str, ModuleType]]:
@@ -86,8 +60,8 @@ def run_chain(config: Config, steps: Sequence[tuple[str, ModuleType]]) -> None:
         record.announce()
     for name, step in steps:
         set_seed(config.seed)
-        with record.step(name) if record else nullcontext():
-            if name in SHARED_STEPS:
+        with record.step(name, step.STEP.description) if record else nullcontext():
+            if step.STEP.shared:
                 step.run(config)
                 wait_for_all()
             else:

@@ -15,9 +15,19 @@ from misc.run.distributed import share
 from misc.run.parallel import ordered_map
 from misc.run.plan import Planned, require_outputs, require_writable
 from misc.run.progress import progress
+from misc.run.step import Step
 from voc12.devkit import open_devkit
 from voc12.lists import read_list
 from voc12.verify import require_readable
+
+STEP = Step(
+    name="cam_to_ir_label",
+    description="turn CAMs into confident labels with dense CRF",
+    reads=("voc12_root", "class_list", "train_list", "masks_from", "cam_out_dir", "advcam_out_dir"),
+    writes=("ir_label_out_dir",),
+    flags=("conf_fg_thres", "conf_bg_thres"),
+    shared=True,
+)
 
 
 def check(args: Config, planned: Planned) -> Planned:

@@ -2,8 +2,17 @@
 
 from misc.run.config import Config
 from misc.run.plan import Planned
+from misc.run.step import Step
 from voc12.devkit import open_devkit
 from voc12.evaluation import evaluate_cams, require_evaluable
+
+STEP = Step(
+    name="eval_cam",
+    description="evaluate the CAMs over background scores",
+    reads=("voc12_root", "class_list", "chainer_eval_set", "cam_out_dir"),
+    writes=("result_dir",),
+    flags=("cam_eval_sweep", "cam_eval_thres"),
+)
 
 
 def check(args: Config, planned: Planned) -> Planned:

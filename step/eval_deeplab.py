@@ -12,6 +12,7 @@ from misc.run.loaders import sequential_loader
 from misc.run.plan import Planned, require_writable
 from misc.run.progress import progress
 from misc.run.record import discard_scores
+from misc.run.step import Step
 from misc.segmentation import plain_and_refined_masks, plain_masks
 from net.build import require_network
 from net.deeplab import load_segmenter
@@ -21,6 +22,15 @@ from voc12.devkit import Devkit, open_devkit, require_classes_of_network
 from voc12.evaluation import evaluate_masks
 from voc12.lists import read_split
 from voc12.verify import missing_masks, require_masks, require_readable
+
+STEP = Step(
+    name="eval_deeplab",
+    description="evaluate DeepLab-v2, without and with dense CRF",
+    reads=("voc12_root", "class_list", "deeplab_eval_set", "deeplab_network", "deeplab_weights_name"),
+    writes=("deeplab_out_dir", "deeplab_crf_out_dir", "deeplab_server_dir", "result_dir"),
+    flags=("deeplab_crf",),
+    shared=True,
+)
 
 log = logging.getLogger(__name__)
 

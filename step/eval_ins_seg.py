@@ -10,12 +10,19 @@ from misc.run.config import Config
 from misc.run.plan import Planned
 from misc.run.progress import progress
 from misc.run.record import save_scores
+from misc.run.step import Step
 from voc12.devkit import open_devkit
 from voc12.evaluation import require_evaluable
 from voc12.instances import read_instances
 from voc12.lists import read_split
 from voc12.verify import require_instances
 
+STEP = Step(
+    name="eval_ins_seg",
+    description="evaluate the instance masks: VOC's AP at IoU 0.5",
+    reads=("voc12_root", "class_list", "chainer_eval_set", "ins_seg_out_dir"),
+    writes=("result_dir",),
+)
 IOU_THRESH = 0.5
 
 log = logging.getLogger(__name__)

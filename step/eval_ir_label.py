@@ -6,8 +6,16 @@ says so. With its unsure pixels as background it is that CRF's result.
 
 from misc.run.config import Config
 from misc.run.plan import Planned
+from misc.run.step import Step
 from voc12.devkit import open_devkit
 from voc12.evaluation import evaluate_masks, require_evaluable
+
+STEP = Step(
+    name="eval_ir_label",
+    description="evaluate CAM + dense CRF",
+    reads=("voc12_root", "class_list", "chainer_eval_set", "ir_label_out_dir"),
+    writes=("result_dir",),
+)
 
 
 def check(args: Config, planned: Planned) -> Planned:

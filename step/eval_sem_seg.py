@@ -2,8 +2,16 @@
 
 from misc.run.config import Config
 from misc.run.plan import Planned
+from misc.run.step import Step
 from voc12.devkit import open_devkit
 from voc12.evaluation import evaluate_masks, require_evaluable
+
+STEP = Step(
+    name="eval_sem_seg",
+    description="evaluate the masks",
+    reads=("voc12_root", "class_list", "chainer_eval_set", "sem_seg_out_dir"),
+    writes=("result_dir",),
+)
 
 
 def check(args: Config, planned: Planned) -> Planned:

@@ -11,9 +11,17 @@ from misc.files.atomic import atomic_path
 from misc.run.config import Config
 from misc.run.device import backbones_in_float32
 from misc.run.plan import Planned, require_writable_file
+from misc.run.step import Step
 from net.build import require_network
 from net.deeplab import load_segmenter
 from voc12.devkit import names_of_network
+
+STEP = Step(
+    name="export_deeplab",
+    description="export DeepLab-v2 as a program of torch.export",
+    reads=("voc12_root", "class_list", "deeplab_network", "deeplab_weights_name"),
+    writes=("deeplab_export_name",),
+)
 
 log = logging.getLogger(__name__)
 

@@ -19,6 +19,7 @@ from misc.run.loaders import GroupedLoader, places, size_groups
 from misc.run.plan import Planned, require_writable
 from misc.run.progress import progress
 from misc.run.provenance import Provenance, data_digest
+from misc.run.step import Step
 from net.build import ADVCAM_ATTRIBUTES, load_network, require_cell_classifier, require_network
 from net.weights import weights_digest
 from voc12.dataloader import ScaledImages
@@ -26,8 +27,14 @@ from voc12.devkit import open_devkit, require_classes_of_network
 from voc12.images import read_labelled_images
 from voc12.verify import require_readable
 
-SETTINGS = ("adv_iter", "AD_coeff", "AD_stepsize", "score_th")
-"""The flags that determine the maps; the batch size does not, up to rounding."""
+STEP = Step(
+    name="make_advcam",
+    description="make multi-scale CAMs by anti-adversarial climbing (AdvCAM)",
+    reads=("voc12_root", "class_list", "label_file", "train_list", "cam_network", "cam_weights_name"),
+    writes=("advcam_out_dir",),
+    flags=("adv_iter", "AD_coeff", "AD_stepsize", "score_th"),
+    shared=True,
+)
 
 log = logging.getLogger(__name__)
 
@@ -121,7 +128,7 @@ def run(args: Config) -> None:
             "weights": weights_digest(model),
             "classes": devkit.classes,
             "precision": resolve_precision(args.precision, device),
-            **args.only(SETTINGS),
+            **args.only(STEP.flags),
         },
     )
     sources = [data_digest([path], label) for path, label in zip(images.paths, images.labels, strict=True)]

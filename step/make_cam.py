@@ -11,11 +11,21 @@ from misc.run.device import resolve_device
 from misc.run.loaders import GroupedLoader, places, size_groups
 from misc.run.plan import Planned, require_writable
 from misc.run.progress import progress
+from misc.run.step import Step
 from net.build import load_network, require_network
 from voc12.dataloader import ScaledImages
 from voc12.devkit import open_devkit, require_classes_of_network
 from voc12.images import read_labelled_images
 from voc12.verify import require_readable
+
+STEP = Step(
+    name="make_cam",
+    description="make multi-scale CAMs",
+    reads=("voc12_root", "class_list", "label_file", "train_list", "cam_network", "cam_weights_name"),
+    writes=("cam_out_dir",),
+    flags=("cam_scales",),
+    shared=True,
+)
 
 
 def check(args: Config, planned: Planned) -> Planned:

@@ -10,9 +10,18 @@ from misc.files.images import image_size
 from misc.run.config import Config
 from misc.run.plan import Planned, require_outputs, require_writable_file
 from misc.run.progress import progress
+from misc.run.step import Step
 from voc12.devkit import open_devkit
 from voc12.lists import read_list
 from voc12.verify import require_readable
+
+STEP = Step(
+    name="make_cocoann",
+    description="write the instance masks as COCO annotations",
+    reads=("voc12_root", "class_list", "infer_list", "ins_seg_out_dir"),
+    writes=("cocoann_path",),
+    flags=("cocoann_format", "cocoann_min_score"),
+)
 
 log = logging.getLogger(__name__)
 

@@ -7,11 +7,24 @@ from misc.run.config import Config
 from misc.run.device import resolve_device
 from misc.run.distributed import share
 from misc.run.plan import Planned, require_writable
+from misc.run.step import Step
 from net.build import load_network, require_network
 from voc12.devkit import open_devkit
 from voc12.inference import require_cams, walk_inputs
 from voc12.lists import read_list
 from voc12.verify import require_readable
+
+STEP = Step(
+    name="make_ins_seg",
+    description="make instance masks: displacements and random walk of the CAMs",
+    reads=(
+        *("voc12_root", "class_list", "infer_list", "masks_from", "cam_out_dir", "advcam_out_dir"),
+        *("irn_network", "irn_weights_name"),
+    ),
+    writes=("ins_seg_out_dir",),
+    flags=("ins_seg_bg_thres", "beta", "exp_times"),
+    shared=True,
+)
 
 
 def check(args: Config, planned: Planned) -> Planned:

@@ -40,6 +40,7 @@ from misc.run.config import (
 from misc.run.device import resolve_device
 from misc.run.plan import Planned, require_writable
 from misc.run.progress import progress
+from misc.run.step import Step
 from net.build import build_network
 from net.weights import load_weights
 from voc12.classes import names_with_background, voc_palette
@@ -47,6 +48,17 @@ from voc12.devkit import Devkit, open_devkit, require_classes_of_network
 from voc12.images import read_labelled_images
 from voc12.lists import read_list, read_ood_paths, read_split
 
+STEP = Step(
+    name="make_report",
+    description="write one page of what was done so far: curves, tables, pictures",
+    reads=(
+        *("voc12_root", "class_list", "label_file", "train_list", "ood_root", "ood_list", "chainer_eval_set"),
+        *("result_dir", "control_dir", "cam_network", "cam_init_weights_name", "cam_out_dir", "advcam_out_dir"),
+        *("ir_label_out_dir", "irn_network", "irn_weights_name", "sem_seg_out_dir", "ins_seg_out_dir"),
+    ),
+    writes=("result_dir",),
+    flags=("seed", "report_images", "report_scan", "cam_scales"),
+)
 PAGE, PICTURE_FOLDER = "report.html", "report"
 N_EXAMPLES = 4
 EXAMPLE_SIDE = 300

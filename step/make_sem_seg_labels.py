@@ -11,6 +11,7 @@ from misc.run.config import Config
 from misc.run.device import resolve_device
 from misc.run.distributed import share
 from misc.run.plan import Planned, require_writable
+from misc.run.step import Step
 from net.build import load_network, require_network
 from voc12.classes import voc_palette
 from voc12.devkit import open_devkit
@@ -20,6 +21,17 @@ from voc12.verify import require_readable
 
 PALETTE_FOLDER = "palette"
 """Below the masks: as their neighbours, whatever their names, the coloured ones could be those of another image."""
+STEP = Step(
+    name="make_sem_seg",
+    description="make masks: random walk of the CAMs between boundaries",
+    reads=(
+        *("voc12_root", "class_list", "infer_list", "masks_from", "cam_out_dir", "advcam_out_dir"),
+        *("irn_network", "irn_weights_name"),
+    ),
+    writes=("sem_seg_out_dir",),
+    flags=("np_power", "sem_seg_bg_thres", "beta", "exp_times"),
+    shared=True,
+)
 
 
 def check(args: Config, planned: Planned) -> Planned:

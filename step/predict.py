@@ -16,6 +16,7 @@ from misc.run.device import resolve_device
 from misc.run.loaders import sequential_loader
 from misc.run.plan import Planned, require_writable
 from misc.run.progress import progress
+from misc.run.step import Step
 from misc.segmentation import plain_and_refined_masks, plain_masks
 from net.build import require_network
 from net.deeplab import load_segmenter
@@ -23,6 +24,14 @@ from voc12.classes import voc_palette
 from voc12.dataloader import Photographs
 from voc12.devkit import names_of_network
 from voc12.verify import require_readable
+
+STEP = Step(
+    name="predict",
+    description="segment photographs with DeepLab-v2",
+    reads=("voc12_root", "class_list", "deeplab_network", "deeplab_weights_name", "predict_input"),
+    writes=("predict_out_dir",),
+    flags=("predict_long_side", "predict_crf"),
+)
 
 log = logging.getLogger(__name__)
 

@@ -1,6 +1,5 @@
 """Step 8: train DeepLab-v2 on the masks that the chain made (Chen et al., TPAMI 2017, section 4.1)."""
 
-import logging
 from functools import partial
 from pathlib import Path
 
@@ -8,35 +7,40 @@ from torch import Tensor
 
 from misc.deeplab import deeplab_optimizer, multiscale_losses
 from misc.run.config import Config, deeplab_list_flag
-from misc.run.device import resolve_device, resolve_precision
-from misc.run.distributed import is_first_process
-from misc.run.loaders import Stream, training_loader
+from misc.run.loaders import Stream
 from misc.run.plan import Planned, require_outputs, require_writable_file
 from misc.run.provenance import data_digest
-from misc.run.training import fit
-from misc.run.training_state import TrainingState
+from misc.run.step import Step
+from misc.run.training import Training, fit
 from net.build import build_network
 from net.deeplab import MultiScale
 from net.weights import save_weights, weights_digest
-from voc12.classes import classes_beside, named_classes, names_with_background
+from voc12.classes import classes_beside, names_with_background, save_named
 from voc12.dataloader import SegmentationCrops
 from voc12.devkit import Devkit, open_devkit
 from voc12.images import require_batch
 from voc12.lists import read_list
 from voc12.verify import require_fitting_masks, require_readable
 
-SETTINGS = (
-    *("seed", "deeplab_network", "deeplab_crop_size", "deeplab_scales", "deeplab_batch_size", "deeplab_iter_size"),
-    *("deeplab_loss", "deeplab_max_iter", "deeplab_learning_rate", "deeplab_weight_decay"),
+STEP = Step(
+    name="train_deeplab",
+    description="train DeepLab-v2 on the masks",
+    reads=(
+        *("voc12_root", "class_list", "infer_list", "deeplab_train_list", "sem_seg_out_dir"),
+        *("deeplab_mask_dir", "deeplab_init_weights"),
+    ),
+    writes=("deeplab_weights_name",),
+    flags=(
+        *("seed", "deeplab_network", "deeplab_crop_size", "deeplab_scales", "deeplab_batch_size", "deeplab_iter_size"),
+        *("deeplab_loss", "deeplab_max_iter", "deeplab_learning_rate", "deeplab_weight_decay"),
+    ),
+    shared=True,
 )
-"""The flags that determine the training."""
 OTHER_HELP = {
     "plain": "pass --deeplab_loss balanced",
     "balanced": "start from other weights (--deeplab_init_weights); --deeplab_loss is balanced already",
 }
 """What helps beside a lower learning rate where a loss stops being finite."""
-
-log = logging.getLogger(__name__)
 
 
 def _mask_folder(args: Config) -> tuple[str, str]:
@@ -74,35 +78,26 @@ def check(args: Config, planned: Planned) -> Planned:
 
 def run(args: Config) -> None:
     """Train on the masks, from `deeplab_init_weights`; write `deeplab_weights_name`, and its class names beside it."""
-    device = resolve_device(args.device)
     devkit = open_devkit(args.voc12_root, args.class_list)
     ids, _ = _training_ids(args, devkit)
     folder, _ = _mask_folder(args)
+    training = Training(
+        step=STEP,
+        args=args,
+        n_steps=args.deeplab_max_iter,
+        steps_per_epoch=(len(ids) // args.deeplab_batch_size) / args.deeplab_iter_size,
+        batches_per_step=args.deeplab_iter_size,
+    )
+    device = training.device
 
-    n_classes = len(names_with_background(devkit.classes))
-    base = build_network(args.deeplab_network, "DeepLab", n_classes=n_classes)
+    base = build_network(args.deeplab_network, "DeepLab", n_classes=len(names_with_background(devkit.classes)))
     base.load_start(args.deeplab_init_weights)
     model = MultiScale(base).to(device).train()
 
     image_paths = [devkit.image_path(image_id) for image_id in ids]
     mask_paths = [Path(folder) / f"{image_id}.png" for image_id in ids]
-    seed = (args.seed, Stream.DEEPLAB)
-    crops = SegmentationCrops(
-        image_paths,
-        mask_paths,
-        scales=args.deeplab_scales,
-        crop_size=args.deeplab_crop_size,
-        seed=seed,
-    )
-    batches_from = partial(
-        training_loader,
-        crops,
-        batch_size=args.deeplab_batch_size,
-        n_batches=args.deeplab_max_iter * args.deeplab_iter_size,
-        seed=seed,
-        num_workers=args.num_workers,
-        device=device,
-    )
+    seed, scales = (args.seed, Stream.DEEPLAB), args.deeplab_scales
+    crops = SegmentationCrops(image_paths, mask_paths, scales=scales, crop_size=args.deeplab_crop_size, seed=seed)
 
     def loss_of(batch: dict[str, Tensor]) -> dict[str, Tensor]:
         images = base.prepare(batch["image"].to(device, non_blocking=True), batch["box"])
@@ -115,35 +110,21 @@ def run(args: Config) -> None:
         weight_decay=args.deeplab_weight_decay,
         max_step=args.deeplab_max_iter,
     )
-    state = TrainingState(
-        args.result_dir,
-        "train_deeplab",
-        parts={"model": base, "optimizer": optimizer},
-        made_with={
-            "start": weights_digest(base),
-            "data": data_digest([*image_paths, *mask_paths]),
-            "precision": resolve_precision(args.precision, device),
-            **args.only(SETTINGS),
-        },
-        minutes=args.state_minutes,
-        resume=args.resume,
+    state = training.state(
+        {"model": base, "optimizer": optimizer},
+        start=weights_digest(base),
+        data=data_digest([*image_paths, *mask_paths]),
     )
     fit(
-        batches_from,
+        training.batches_from(crops, args.deeplab_batch_size),
         loss_of,
         optimizer,
-        n_steps=args.deeplab_max_iter,
-        steps_per_epoch=(len(ids) // args.deeplab_batch_size) / args.deeplab_iter_size,
         batch_size=args.deeplab_batch_size,
-        name="train_deeplab",
-        result_dir=args.result_dir,
         rate_flag="deeplab_learning_rate",
         other_help=OTHER_HELP[args.deeplab_loss],
         state=state,
-        batches_per_step=args.deeplab_iter_size,
+        **training.options,
     )
-    if is_first_process():
-        with named_classes(args.deeplab_weights_name, devkit.classes):
-            save_weights(base, args.deeplab_weights_name)
-        state.remove()
-        log.info("wrote %s and %s", args.deeplab_weights_name, classes_beside(args.deeplab_weights_name))
+    weights = args.deeplab_weights_name
+    save = partial(save_named, weights, devkit.classes, save=partial(save_weights, base))
+    state.finish(save, weights, classes_beside(weights))

@@ -13,6 +13,7 @@ from misc.errors import InputError, message_of
 from misc.files import camfile, instancefile
 from misc.files.images import write_label
 from misc.files.instancefile import Detections
+from misc.run.config import STEP_MODULES
 from net.weights import save_weights
 from tests import own_network
 from tests.own_network import AffinityDisplacementLoss, EdgeDisplacement, Net
@@ -253,7 +254,7 @@ def test_checkpoints_are_checked_before_work(toy, step):
 
 @pytest.mark.parametrize(("step", "flag"), [("make_advcam", "advcam_out_dir"), ("make_ins_seg", "ins_seg_out_dir")])
 def test_folders_that_can_not_be_written_are_refused(cams, toy, monkeypatch, step, flag):
-    monkeypatch.setattr(f"{run_sample.STEP_MODULES[step]}.run", lambda args: pytest.fail("work began"))
+    monkeypatch.setattr(f"{STEP_MODULES[step]}.run", lambda args: pytest.fail("work began"))
     save_weights(own_network.Net(n_classes=3), "sess/cam.pth")
     file = write(toy.work / "file", "")
     arguments = cams(step, cam_network="tests.own_network", cam_weights_name="sess/cam.pth", **{flag: file / "x"})

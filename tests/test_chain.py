@@ -18,8 +18,8 @@ from misc.files import camfile, instancefile
 from misc.files.images import read_label, write_label
 from misc.files.instancefile import Detections
 from misc.metrics import confusion_matrix, scores
+from misc.selection import selection_steps
 from net.weights import read_checkpoint, save_weights
-from step.train_cam import selection_steps
 from tests.own_network import Net
 from voc12.classes import read_classes
 from voc12.devkit import open_devkit

@@ -19,7 +19,7 @@ from torch import nn
 
 import run_sample
 from misc.errors import InputError
-from misc.run.config import parse_config, switches
+from misc.run.config import STEP_MODULES, parse_config, switches
 from misc.run.plan import Plan
 from net.weights import save_weights
 from step import make_report
@@ -366,7 +366,7 @@ CASES = [
 
 
 def test_every_step_is_in_the_table():
-    assert WRONG.keys() == run_sample.STEP_MODULES.keys()
+    assert WRONG.keys() == STEP_MODULES.keys()
 
 
 def files_of(toy: ToyData) -> dict[Path, int]:

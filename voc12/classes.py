@@ -1,7 +1,6 @@
 """Class names and colours. Class k (0-based) has mask value k + 1; 0 is background."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -63,16 +62,15 @@ def classes_beside(weights: str | Path) -> Path:
     return Path(f"{str(weights).removesuffix('.pth')}.classes.txt")
 
 
-@contextmanager
-def named_classes(weights: str | Path, names: Sequence[str]) -> Iterator[None]:
-    """Around the block that writes the checkpoint `weights`: afterwards its class names lie beside it.
+def save_named(weights: str | Path, names: Sequence[str], *, save: Callable[[str | Path], None]) -> None:
+    """Have `save` write the checkpoint `weights`, and put its class names beside it.
 
     Those of the checkpoint that it replaces are removed first, the new ones are written last: wherever a run is killed,
     no names of other weights are left there (and without names a checkpoint is taken at its word).
     """
     beside = classes_beside(weights)
     beside.unlink(missing_ok=True)
-    yield
+    save(weights)
     write_classes(beside, names)
 
 

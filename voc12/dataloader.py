@@ -21,6 +21,7 @@ from misc.imutils import (
     IGNORE_LABEL,
     crop_into,
     long_side_size,
+    normalize,
     random_crop_boxes,
     reduce_label,
     resize_image,
@@ -42,6 +43,11 @@ def _image_tensor(image: np.ndarray) -> torch.Tensor:
 def _crop_item(image: np.ndarray, boxes: tuple, crop_size: int) -> dict[str, Any]:
     """The cropped image (3, S, S) uint8, and the box (4,) that it fills (the rest is padding)."""
     return {"image": _image_tensor(crop_into(image, boxes, crop_size)), "box": torch.tensor(boxes[1])}
+
+
+def images_of(batch: dict[str, Any], device: torch.device) -> torch.Tensor:
+    """(B, 3, h, w) normalised images on the device of a batch of crops; what an image does not cover is zero."""
+    return normalize(batch["image"].to(device, non_blocking=True), batch["box"])
 
 
 class ClassificationCrops(Dataset):

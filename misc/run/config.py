@@ -46,6 +46,11 @@ def flag(
     return field(default=default, metadata=metadata)
 
 
+def switch(default: bool, text: str, *, module: str = "") -> Any:
+    """The field of a step: its switch. `module`: in `step/`, where it is not called as the step is."""
+    return field(default=default, metadata={**flag(default, text).metadata, "module": module})
+
+
 @dataclass(frozen=True)
 class CamSource:
     """A folder of CAM files, the flag that names it and the step that makes them."""
@@ -246,26 +251,36 @@ class Config:
     report_images: int = flag(12, "images shown: a third each with the largest gain and loss, and at random", low=3)
     report_scan: int = flag(500, "images looked at for gains and losses", low=1)
 
-    # Steps, in the order in which they run
-    train_classifier_pass: bool = flag(False, "train the in-distribution classifier (not in the original)")
-    train_cam_pass: bool = flag(True, "train the classifier with the W-OoD loss")
-    make_cam_pass: bool = flag(True, "make multi-scale CAMs")
-    eval_cam_pass: bool = flag(True, "evaluate the CAMs over thresholds")
-    make_advcam_pass: bool = flag(False, "make multi-scale CAMs by anti-adversarial climbing (AdvCAM)")
-    eval_advcam_pass: bool = flag(False, "evaluate the AdvCAM maps over thresholds (not in the original)")
-    cam_to_ir_label_pass: bool = flag(False, "turn CAMs into confident labels with dense CRF")
-    eval_ir_label_pass: bool = flag(False, "evaluate CAM + dense CRF (not in the original)")
-    train_irn_pass: bool = flag(False, "train the boundary and displacement network")
-    make_sem_seg_pass: bool = flag(False, "make masks: random walk of the CAMs")
-    eval_sem_seg_pass: bool = flag(False, "evaluate the masks")
-    make_ins_seg_pass: bool = flag(False, "make instance masks: displacements and random walk of the CAMs")
-    eval_ins_seg_pass: bool = flag(False, "evaluate the instance masks; needs SegmentationObject in the devkit")
-    make_cocoann_pass: bool = flag(False, "write the instance masks as COCO annotations")
-    train_deeplab_pass: bool = flag(False, "train DeepLab-v2 on the masks")
-    eval_deeplab_pass: bool = flag(False, "evaluate DeepLab-v2, without and with dense CRF")
-    export_deeplab_pass: bool = flag(False, "export DeepLab-v2 as a program (torch.export)")
-    predict_pass: bool = flag(False, "segment photographs with DeepLab-v2; other steps run only if switched on, too")
-    make_report_pass: bool = flag(False, "write report.html from what result_dir holds (not in the original)")
+    # Steps, in the order in which they run, with the descriptions that their modules declare
+    train_classifier_pass: bool = switch(
+        False, "train the in-distribution classifier from ImageNet weights (not in the original)"
+    )
+    train_cam_pass: bool = switch(True, "train the classifier with the W-OoD loss")
+    make_cam_pass: bool = switch(True, "make multi-scale CAMs")
+    eval_cam_pass: bool = switch(True, "evaluate the CAMs over background scores")
+    make_advcam_pass: bool = switch(False, "make multi-scale CAMs by anti-adversarial climbing (AdvCAM)")
+    eval_advcam_pass: bool = switch(False, "evaluate AdvCAM's maps over background scores (not in the original)")
+    cam_to_ir_label_pass: bool = switch(False, "turn CAMs into confident labels with dense CRF")
+    eval_ir_label_pass: bool = switch(False, "evaluate CAM + dense CRF (not in the original)")
+    train_irn_pass: bool = switch(False, "train the boundary and displacement network")
+    make_sem_seg_pass: bool = switch(
+        False, "make masks: random walk of the CAMs between boundaries", module="make_sem_seg_labels"
+    )
+    eval_sem_seg_pass: bool = switch(False, "evaluate the masks")
+    make_ins_seg_pass: bool = switch(
+        False, "make instance masks: displacements and random walk of the CAMs", module="make_ins_seg_labels"
+    )
+    eval_ins_seg_pass: bool = switch(
+        False, "evaluate the instance masks: VOC's AP at IoU 0.5; needs SegmentationObject in the devkit"
+    )
+    make_cocoann_pass: bool = switch(False, "write the instance masks as COCO annotations")
+    train_deeplab_pass: bool = switch(False, "train DeepLab-v2 on the masks")
+    eval_deeplab_pass: bool = switch(False, "evaluate DeepLab-v2, without and with dense CRF")
+    export_deeplab_pass: bool = switch(False, "export DeepLab-v2 as a program of torch.export")
+    predict_pass: bool = switch(False, "segment photographs with DeepLab-v2; other steps run only if switched on, too")
+    make_report_pass: bool = switch(
+        False, "write one page of what was done so far: curves, tables, pictures (not in the original)"
+    )
 
     def only(self, names: Sequence[str]) -> dict[str, Any]:
         """{name: value} of some flags."""
@@ -280,6 +295,9 @@ class Config:
 
 
 STEP_SUFFIX = "_pass"
+_SWITCHES = {item.name.removesuffix(STEP_SUFFIX): item for item in fields(Config) if item.name.endswith(STEP_SUFFIX)}
+STEP_MODULES = {name: f"step.{item.metadata['module'] or name}" for name, item in _SWITCHES.items()}
+"""{step: its module}, in the order in which steps run."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -390,8 +408,7 @@ def to_arguments(flags: Mapping[str, Any]) -> list[str]:
 
 def switches(*enabled: str) -> dict[str, bool]:
     """Every step's switch: on for the steps named, off for all others."""
-    names = [item.name for item in fields(Config) if item.name.endswith(STEP_SUFFIX)]
-    return {name: name.removesuffix(STEP_SUFFIX) in enabled for name in names}
+    return {f"{name}{STEP_SUFFIX}": name in enabled for name in STEP_MODULES}
 
 
 def deeplab_list_flag(values: Mapping[str, Any]) -> str:
@@ -415,5 +432,4 @@ def changed_flags(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def enabled_steps(config: Config) -> list[str]:
     """Names of the steps that are switched on, in the order in which they run."""
-    names = [item.name for item in fields(Config) if item.name.endswith(STEP_SUFFIX)]
-    return [name.removesuffix(STEP_SUFFIX) for name in names if getattr(config, name)]
+    return [name for name in STEP_MODULES if getattr(config, f"{name}{STEP_SUFFIX}")]

@@ -103,10 +103,10 @@ class RunRecord:
         log.info("configuration, saved with the versions in %s:\n%s", self.path, textwrap.fill(settings, WIDTH))
 
     @contextmanager
-    def step(self, name: str) -> Iterator[None]:
+    def step(self, name: str, description: str) -> Iterator[None]:
         """Time a step, and add it to the record when it ends without an error."""
         log = logging.getLogger(__name__)
-        log.info("== %s", name)
+        log.info("== %s: %s", name, description)
         reset_peak_memory(self._device)
         started = time.perf_counter()
         yield

@@ -1,19 +1,102 @@
-"""The training loop that all networks share."""
+"""What all trainings share: length, batches and state, and the loop."""
 
 import math
 import time
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from misc.errors import InputError
 from misc.files.jsonfile import jsonable
+from misc.run.config import Config
+from misc.run.device import resolve_device, resolve_precision
 from misc.run.distributed import sum_gradients
+from misc.run.loaders import training_loader
 from misc.run.progress import progress
 from misc.run.record import metrics_log
-from misc.run.training_state import TrainingState
+from misc.run.step import Step
+from misc.run.training_state import Part, TrainingState
+
+
+class TrainingSet(Protocol):
+    """Crops, indexed with (epoch, index): `seed`, the run's and a `Stream`, determines them and their order."""
+
+    seed: tuple[int, ...]
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, epoch_and_index: tuple[int, int]) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """What the flags say of a training, whatever its data, its loss and its optimiser.
+
+    Attributes:
+        step: the declaration of its step.
+        args: all flags.
+        n_steps: of the optimiser.
+        steps_per_epoch: no whole number where an epoch ends within a step.
+        batches_per_step: as in `fit`.
+    """
+
+    step: Step
+    args: Config
+    n_steps: int
+    steps_per_epoch: float
+    batches_per_step: int = 1
+
+    @property
+    def device(self) -> torch.device:
+        """Where it runs."""
+        return resolve_device(self.args.device)
+
+    def batches_from(self, crops: TrainingSet, batch_size: int) -> Callable[[int], DataLoader]:
+        """A function of a number, counted from 0, that gives this process's share of the batches from that one on."""
+        return partial(
+            training_loader,
+            crops,
+            batch_size=batch_size,
+            n_batches=self.n_steps * self.batches_per_step,
+            seed=crops.seed,
+            num_workers=self.args.num_workers,
+            device=self.device,
+        )
+
+    def state(self, parts: Mapping[str, Part], *, start: str, data: str) -> TrainingState:
+        """Its state on disk, which is taken up by a training of equal settings, precision, `start` and `data` alone.
+
+        `parts`: all that changes from step to step. `start`, `data`: digests of the starting weights and of the data.
+        """
+        return TrainingState(
+            self.args.result_dir,
+            self.step.name,
+            parts=parts,
+            made_with={
+                "start": start,
+                "data": data,
+                "precision": resolve_precision(self.args.precision, self.device),
+                **self.args.only(self.step.flags),
+            },
+            minutes=self.args.state_minutes,
+            resume=self.args.resume,
+        )
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The arguments of `fit` that say the same in every training."""
+        return {
+            "n_steps": self.n_steps,
+            "steps_per_epoch": self.steps_per_epoch,
+            "batches_per_step": self.batches_per_step,
+            "name": self.step.name,
+            "result_dir": self.args.result_dir,
+        }
 
 
 def fit(

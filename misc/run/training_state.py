@@ -7,7 +7,7 @@ A resumed training computes what an uninterrupted one does: batches depend on se
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -119,6 +119,9 @@ class TrainingState:
             torch.save(content, temporary)
         self._saved_at = time.monotonic()
 
-    def remove(self) -> None:
-        """The training's result is on disk: the state is needed no longer."""
-        self.path.unlink(missing_ok=True)
+    def finish(self, write: Callable[[], Any], *paths: str | Path) -> None:
+        """Have the first process write the result, at `paths`; then the state is needed no longer, and is removed."""
+        if is_first_process():
+            write()
+            self.path.unlink(missing_ok=True)
+            log.info("wrote %s", " and ".join(map(str, paths)))

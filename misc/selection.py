@@ -1,0 +1,81 @@
+"""Which weights of the W-OoD training are kept: those whose CAMs are best."""
+
+import copy
+import logging
+import math
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from misc.cam import merge_high_res, scale_maps
+from misc.metrics import ThresholdSweep
+from misc.run.progress import progress
+
+THRESHOLDS = (0.06, 0.08, 0.10, 0.12)
+"""Background scores, of which the best counts."""
+STARTS = 0.75
+"""Part of the last epoch after which checkpoints are compared."""
+
+log = logging.getLogger(__name__)
+
+
+def selection_steps(steps_per_epoch: int, n_steps: int, *, interval: int) -> frozenset[int]:
+    """The steps after which checkpoints are compared: every `interval` in the last quarter epoch, and the last one."""
+    last_epoch = n_steps - steps_per_epoch
+    late = range(1, steps_per_epoch + 1)
+    return frozenset(
+        {last_epoch + step for step in late if step > STARTS * steps_per_epoch and step % interval == 0} | {n_steps}
+    )
+
+
+class CheckpointSelection:
+    """Keeps the weights whose CAMs have the best mIoU on *ground-truth masks* (quirk of the original, kept).
+
+    The mIoU is the best over four background scores. (The original never clears its lists between them, so that each
+    score contains the earlier ones: fixed.)
+    """
+
+    def __init__(
+        self, model: nn.Module, cam_network: nn.Module, loader: DataLoader, *, n_classes: int, due: frozenset[int]
+    ) -> None:
+        """`loader` yields items of `ScaledImages` with masks, of several processes each one's share; `due` are the
+        steps at which to look.
+        """
+        self._n_classes = n_classes
+        self._model, self._cam_network, self._loader, self._due = model, cam_network, loader, due
+        self.best_miou, self.best_step = -math.inf, 0
+        self.best_state: dict[str, Tensor] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best so far."""
+        return {name: getattr(self, name) for name in ("best_miou", "best_step", "best_state")}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up what an interrupted run has found."""
+        for name, value in state.items():
+            setattr(self, name, value)
+
+    def __call__(self, step: int) -> dict[str, float]:
+        """Compare the weights after `step` with the best so far, where that is due."""
+        if step not in self._due:
+            return {}
+        self._cam_network.load_state_dict(self._model.state_dict())
+        device = next(self._cam_network.parameters()).device
+        sweep = ThresholdSweep(THRESHOLDS, self._n_classes + 1)
+        for item in progress(self._loader, desc=f"CAM mIoU at step {step}", unit="image", leave=False):
+            images = [image.to(device, non_blocking=True) for image in item["images"]]
+            high_res = merge_high_res(scale_maps(self._cam_network, images), item["size"], item["keys"])
+            sweep.add(high_res, item["keys"], item["mask"])
+        sweep.sum_over_processes()
+        threshold, scored = sweep.best()
+        log.info("step %d: CAM mIoU %.4f at background score %g", step, scored["miou"], threshold)
+        if not self.best_state or scored["miou"] > self.best_miou:  # masks without any pixel that counts: mIoU NaN
+            self.best_miou, self.best_step = scored["miou"], step
+            self.best_state = copy.deepcopy(self._model.state_dict())
+        return {"cam_miou": scored["miou"]}
+
+    def restore_best(self) -> None:
+        """Give the network the weights that were kept."""
+        self._model.load_state_dict(self.best_state)
+        log.info("kept the weights of step %d of %d: CAM mIoU %.4f", self.best_step, max(self._due), self.best_miou)

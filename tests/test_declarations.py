@@ -1,0 +1,75 @@
+"""Each step is declared in its own file, and all that is said of it elsewhere agrees with that."""
+
+import ast
+import dataclasses
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+
+import step
+from misc.run.config import STEP_MODULES, STEP_SUFFIX, Config
+
+FLAGS = {item.name: item for item in dataclasses.fields(Config)}
+STEPS = {name: importlib.import_module(module) for name, module in STEP_MODULES.items()}
+README = Path(__file__).resolve().parent.parent / "README.md"
+LOOKED_AT_BY = {
+    "mask_cams": {"masks_from", "cam_out_dir", "advcam_out_dir"},
+    "deeplab_list_flag": {"infer_list", "deeplab_train_list"},
+}
+"""The flags behind what `misc.run.config` offers to the steps."""
+HOW_TO_RUN = {
+    *("device", "precision", "num_workers", "crf_workers", "resume", "state_minutes", "result_dir"),
+    *("make_cam_batch_size", "advcam_batch_size"),
+}
+"""Where and how fast a step works: no step need declare these."""
+
+
+def names_in(tree: ast.AST) -> tuple[set[str], set[str]]:
+    """The flags that a module reads off `args`, and all that it mentions, in names or texts."""
+    nodes = list(ast.walk(tree))
+    attributes = [node for node in nodes if isinstance(node, ast.Attribute)]
+    used = {node.attr for node in attributes if isinstance(node.value, ast.Name) and node.value.id == "args"}
+    names = {node.attr for node in attributes} | {node.id for node in nodes if isinstance(node, ast.Name)}
+    for found in (used, names):
+        found.update(*(LOOKED_AT_BY[name] for name in LOOKED_AT_BY.keys() & found))
+    texts = {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    return used & FLAGS.keys(), names | texts
+
+
+def test_every_module_has_its_line_among_the_switches():
+    (folder,) = step.__path__
+    modules = {f"step.{path.stem}" for path in Path(folder).glob("*.py")} - {"step.__init__"}
+    assert sorted(modules) == sorted(STEP_MODULES.values())
+    assert list(STEP_MODULES) == [module.STEP.name for module in STEPS.values()]
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_what_a_step_declares_are_flags_that_it_uses(name):
+    declared, module = STEPS[name].STEP, STEPS[name]
+    places = {*declared.reads, *declared.writes}
+    assert {*places, *declared.flags} <= FLAGS.keys()
+    assert not places & {*declared.flags}
+    for group in (declared.reads, declared.writes, declared.flags):
+        assert len(set(group)) == len(group)
+    tree = ast.parse(Path(module.__file__).read_text())
+    tree.body = [node for node in tree.body if not ast.unparse(node).startswith("STEP = ")]
+    used, mentioned = names_in(tree)
+    assert used - HOW_TO_RUN <= {*places, *declared.flags}
+    assert {*places, *declared.flags} <= mentioned
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_help_and_readme_begin_with_the_description(name):
+    description = STEPS[name].STEP.description
+    assert "\n" not in description
+    text = FLAGS[f"{name}{STEP_SUFFIX}"].metadata["help"]
+    assert re.fullmatch(re.escape(description) + r"([;,] .+| \(.+\))?", text)
+    (cell,) = re.findall(rf"^\| `--{name}_pass`(?: \(on\))? \| (.*?) (?<!\\)\|", README.read_text(), re.M)
+    assert re.fullmatch(re.escape(description) + r"([;,] .+| \(.+)?", cell)
+
+
+def test_the_readme_lists_the_steps_in_their_order():
+    listed = re.findall(r"^\| `--(\w+)_pass`( \(on\))? \|", README.read_text(), re.M)
+    assert listed == [(name, " (on)" if FLAGS[f"{name}_pass"].default else "") for name in STEP_MODULES]
