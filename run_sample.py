@@ -105,6 +105,8 @@ def run(arguments: Sequence[str]) -> None:
     from misc.run.record import start_log
 
     device = resolve_device(config.device)
+    if config.work_dir:
+        require_writable(config.work_dir, flag="work_dir")
     require_writable(Path(config.log_name).parent, flag="log_name")
     require_writable(config.result_dir, flag="result_dir")
     with process_group(device):

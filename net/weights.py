@@ -221,7 +221,7 @@ def find_checkpoint(path: str | Path, *, instead: str = "train it") -> Path:
         if candidate.is_file():
             return candidate
     raise InputError(
-        f"checkpoint {path} is missing: {instead}, or download it into {Path(path).parent}/ (see its README.md)."
+        f"checkpoint {path} is missing: {instead}, or download it into {Path(path).parent}/ (see sess/README.md)."
     )
 
 

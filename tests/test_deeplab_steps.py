@@ -392,7 +392,7 @@ def test_wrong_training_input_is_refused_before_work(toy, monkeypatch):
     assert "checkpoint none.pth is missing" in refusal(toy, **own, deeplab_init_weights="none.pth")
     sentence = (
         "checkpoint sess/deeplab_resnet101_imagenet.pth is missing: pass another --deeplab_init_weights, or a "
-        "--deeplab_network such as net.resnet101_deeplab, or download it into sess/ (see its README.md)."
+        "--deeplab_network such as net.resnet101_deeplab, or download it into sess/ (see sess/README.md)."
     )
     assert sentence in refusal(toy, **own, deeplab_network="net.deeplab_v2", deeplab_init_weights="auto")
     save_weights(EfficientDeepLab(n_classes=4), "sess/other.pth")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import run_sample
 from misc.errors import InputError
 from misc.run.config import Config, changed_flags, enabled_steps, parse_config, to_arguments
 from misc.run.recipes import DEEPLAB_START, RECIPES
@@ -213,9 +214,10 @@ def test_small_without_lists_leaves_the_complaint_to_the_steps():
     assert config.ood_list == Config().ood_list
 
 
+@pytest.mark.parametrize("place", [[], ["--work_dir", "project", "--cam_out_dir", "result/cam_ood"]])
 @pytest.mark.parametrize("name", RECIPES)
-def test_changed_flags_give_the_same_without_the_recipe(name):
-    config = parse_config(["--recipe", name, "--beta", "3"])
+def test_changed_flags_give_the_same_without_the_recipe(name, place):
+    config = parse_config(["--recipe", name, "--beta", "3", *place])
     again = parse_config(to_arguments(changed_flags(vars(config))))
     differ = {flag for flag, value in vars(config).items() if getattr(again, flag) != value}
     assert {flag for flag in differ if not flag.endswith("_pass")} <= {"recipe", "sample"}
@@ -237,3 +239,45 @@ def test_help_and_wrong_flags_answer_without_loading_torch(flags, code, answer):
     done = subprocess.run(line, capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == code, done.stderr
     assert answer in done.stdout + done.stderr
+
+
+def outputs(config):
+    """The flags that by default lie in sess/ or result/, and the log."""
+    names = [name for name, value in vars(Config()).items() if str(value).startswith(("sess/", "result"))]
+    return config.only([*names, "log_name"])
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_working_folder_takes_every_output_and_no_input(name):
+    before, after = parse_config(["--recipe", name]), parse_config(["--recipe", name, "--work_dir", "a/b/"])
+    assert outputs(after) == {flag: f"a/b/{value}" for flag, value in outputs(before).items()}
+    others = vars(after).keys() - outputs(after).keys() - {"work_dir"}
+    assert after.only(sorted(others)) == before.only(sorted(others))
+
+
+def test_single_flags_go_before_the_working_folder():
+    config = parse_config(["--work_dir", "a", "--cam_out_dir", "x", "--cam_init_weights_name", "/b/c.pth"])
+    assert (config.cam_out_dir, config.cam_init_weights_name, config.mask_cams.folder) == ("x", "/b/c.pth", "x")
+
+
+def test_a_classifier_is_looked_for_in_the_working_folder_alone():
+    touch("sess/res50_cam_orig.pth")
+    touch(DEEPLAB_START)  # of no data set: it serves every working folder
+    flags = ["--recipe", "cam", "--work_dir", "a"]
+    config, sentences = explained(*flags)
+    assert (config.train_classifier_pass, config.train_deeplab_pass) == (True, True)
+    assert sentences == [
+        "The in-distribution classifier is trained anew, since --work_dir a has none; to start from the one that there "
+        "is, pass --cam_init_weights_name sess/res50_cam_orig.pth."
+    ]
+    config, sentences = explained(*flags, "--cam_init_weights_name", "sess/res50_cam_orig.pth")
+    assert (config.train_classifier_pass, sentences) == (False, [])
+    touch("a/sess/res50_cam_orig.pth")
+    config, sentences = explained(*flags)
+    assert (config.train_classifier_pass, sentences) == (False, [])
+
+
+def test_a_working_folder_that_can_not_be_written_is_named():
+    touch("file")
+    with pytest.raises(InputError, match="--work_dir: can't write into file"):
+        run_sample.run(["--work_dir", "file"])

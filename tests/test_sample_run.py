@@ -34,6 +34,8 @@ TINY_FLAGS = (
     *("--deeplab_network", "tests.own_network", "--deeplab_init_weights", "none", "--deeplab_max_iter", "2"),
     *("--deeplab_batch_size", "2", "--deeplab_crop_size", "65", "--crf_workers", "0"),
 )
+WORK_DIR = ["--work_dir", "project"]
+CONTROL = "control: the same without OoD images"
 
 
 @pytest.fixture
@@ -43,14 +45,16 @@ def tiny_sample(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
 
 
-def test_the_whole_story_in_one_command(tiny_sample):
+def test_the_whole_story_in_one_command_and_one_folder(tiny_sample):
     pytest.importorskip("pydensecrf")
-    run_sample.run(list(TINY_FLAGS))
+    run_sample.run([*TINY_FLAGS, *WORK_DIR])
+    assert {path.name for path in Path().iterdir()} == {"Data", "project", "voc12"}  # data, outputs, the data's labels
+    assert {path.name for path in Path("project").iterdir()} == {"sess", "result", "sample_train_eval.log"}
     assert sample.is_intact("Data/sample", **TINY)
     scores = ("eval_cam", "eval_ins_seg", "eval_deeplab")
     for path in ("report.html", "control/scores/eval_cam.json", *(f"scores/{name}.json" for name in scores)):
-        assert (Path("result") / path).is_file()
-    page = Path("result/report.html").read_text()
+        assert (Path("project/result") / path).is_file()
+    page = Path("project/result/report.html").read_text()
     assert "Not in this report" not in page
     assert "The control is trained exactly like W-OoD" in page
     assert "From masks to a segmentation network" in page
@@ -62,6 +66,20 @@ def test_the_whole_story_in_one_command(tiny_sample):
         run_sample.run([*TINY_FLAGS, "--cam_learning_rate", "1e30"])
     assert sample.is_intact("Data/sample", **TINY)
     assert Path("Data/sample/manifest.json").stat().st_mtime_ns > made
+
+
+def test_a_folder_of_its_own_takes_all_that_the_sample_writes():
+    plain, moved = ([parse_config(line) for _, line in sample_runs("Data/sample", flags)] for flags in ([], WORK_DIR))
+    for before, after in zip(plain, moved, strict=True):
+        differ = {name for name in vars(before) if getattr(before, name) != getattr(after, name)} - {"work_dir"}
+        assert {"cam_weights_name", "cam_out_dir", "result_dir", "log_name", "control_dir"} <= differ
+        for name in differ:
+            assert getattr(after, name) == f"project/{getattr(before, name)}"
+    control = parse_config(dict(sample_runs("Data/sample", [*WORK_DIR, "--cam_weights_name", "x.pth"]))[CONTROL])
+    assert (control.cam_weights_name, control.result_dir) == (
+        "project/sess/sample_cam_control.pth",
+        "project/result/control",
+    )
 
 
 def test_both_arms_differ_in_the_ood_data_alone():

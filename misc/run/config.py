@@ -10,6 +10,7 @@ import re
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from misc.errors import InputError
@@ -37,10 +38,19 @@ def half_the_cores() -> int:
 
 
 def flag(
-    default: Any, text: str, *, low: float | None = None, high: float | None = None, multiple_of: int | None = None
+    default: Any,
+    text: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    multiple_of: int | None = None,
+    output: bool = False,
 ) -> Any:
-    """A field of `Config` with its help text and the closed range of its numbers; a callable default is called."""
-    metadata = {"help": text, "low": low, "high": high, "multiple_of": multiple_of}
+    """A field of `Config` with its help text and the closed range of its numbers; a callable default is called.
+
+    `output`: the flag names what a run writes (other steps may read it), so that it lies in `work_dir` by default.
+    """
+    metadata = {"help": text, "low": low, "high": high, "multiple_of": multiple_of, "output": output}
     if callable(default):
         return field(default_factory=default, metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -76,6 +86,11 @@ class Config:
     sample_root: str = flag("Data/sample", "folder of the built-in sample")
 
     # Environment
+    work_dir: str = flag(
+        "",
+        "folder for all that a run writes: the default paths in sess/ and result/, and the log, are then in it; empty: "
+        "the working directory (not in the original)",
+    )
     seed: int = flag(0, "seed of every random choice (not in the original)", low=0, high=2**63 - 1)
     device: Literal["auto", "cpu", "cuda"] = flag("auto", "auto takes CUDA where there is a GPU (not in the original)")
     precision: Literal["auto", "fp32", "tf32", "bf16"] = flag(
@@ -97,8 +112,8 @@ class Config:
     state_minutes: float = flag(
         5, "minutes between two saves of a training's state; 0: after each step (not in the original)", low=0
     )
-    log_name: str = flag("sample_train_eval", "the log goes to the screen and to <log_name>.log")
-    result_dir: str = flag("result", "folder of the run records, losses and scores (not in the original)")
+    log_name: str = flag("sample_train_eval", "the log goes to the screen and to <log_name>.log", output=True)
+    result_dir: str = flag("result", "folder of the run records, losses and scores (not in the original)", output=True)
 
     # Data
     voc12_root: str = flag("Data/VOCdevkit/VOC2012", "VOC devkit: the folder with JPEGImages, Annotations, ImageSets")
@@ -123,9 +138,13 @@ class Config:
     # Classifier and CAM
     cam_network: str = flag("net.resnet50_cam", "module with the classes Net and CAM")
     cam_init_weights_name: str = flag(
-        "sess/res50_cam_orig.pth", "in-distribution classifier that train_cam starts from"
+        "sess/res50_cam_orig.pth",
+        "in-distribution classifier: made by train_classifier, start of train_cam",
+        output=True,
     )
-    cam_weights_name: str = flag("sess/res50_cam_ood.pth", "W-OoD classifier: made by train_cam, read by make_cam")
+    cam_weights_name: str = flag(
+        "sess/res50_cam_ood.pth", "W-OoD classifier: made by train_cam, read by make_cam", output=True
+    )
     imagenet_weights: str = flag("auto", "start of train_classifier and IRN: auto, a file, or none (random weights)")
     cam_crop_size: int = flag(512, "side of the training crop, pixels", low=16)
     cam_resize_long: tuple[int, ...] = flag((320, 640), "range of the random long side before the crop", low=16)
@@ -148,7 +167,7 @@ class Config:
         low=0,
         high=1,
     )
-    cam_out_dir: str = flag("result/cam_ood", "CAM files, ID.npy")
+    cam_out_dir: str = flag("result/cam_ood", "CAM files, ID.npy", output=True)
 
     # AdvCAM: CAMs by anti-adversarial climbing
     adv_iter: int = flag(27, "iterations; at scale 0.5 half as many", low=1)
@@ -161,7 +180,7 @@ class Config:
         "CUDA up to 8, as its free memory allows (not in the original)",
         low=0,
     )
-    advcam_out_dir: str = flag("result/cam_ood_advcam", "AdvCAM files, ID.npy")
+    advcam_out_dir: str = flag("result/cam_ood_advcam", "AdvCAM files, ID.npy", output=True)
     masks_from: Literal["cam", "advcam"] = flag(
         "cam",
         "maps that cam_to_ir_label, make_*_seg read: those of make_cam or of make_advcam (not in the original)",
@@ -182,9 +201,9 @@ class Config:
     # Inter-pixel relation network (IRN)
     conf_fg_thres: float = flag(0.30, "background score for confident foreground", low=0, high=1)
     conf_bg_thres: float = flag(0.15, "background score for confident background", low=0, high=1)
-    ir_label_out_dir: str = flag("result/ir_label", "confident labels, ID.png")
+    ir_label_out_dir: str = flag("result/ir_label", "confident labels, ID.png", output=True)
     irn_network: str = flag("net.resnet50_irn", "module with the classes AffinityDisplacementLoss and EdgeDisplacement")
-    irn_weights_name: str = flag("sess/res50_irn_ood.pth", "IRN: made by train_irn, read by make_*_seg")
+    irn_weights_name: str = flag("sess/res50_irn_ood.pth", "IRN: made by train_irn, read by make_*_seg", output=True)
     irn_crop_size: int = flag(512, "side of the training crop, pixels", low=80, multiple_of=4)
     irn_batch_size: int = flag(32, "images a batch", low=1)
     irn_num_epoches: int = flag(3, "epochs", low=1)
@@ -196,10 +215,12 @@ class Config:
     exp_times: int = flag(8, "the walk takes 2^exp_times steps", low=0)
     np_power: float = flag(1.0, "power of the CAM before the walk (1.5 for AdvCAM)", low=0)
     sem_seg_bg_thres: float = flag(0.25, "background score of the masks (0.22 for AdvCAM)", low=0, high=1)
-    sem_seg_out_dir: str = flag("result/sem_seg_ood", "masks, ID.png, and palette/ID.png in colour")
+    sem_seg_out_dir: str = flag("result/sem_seg_ood", "masks, ID.png, and palette/ID.png in colour", output=True)
     ins_seg_bg_thres: float = flag(0.25, "background score of the instance masks", low=0, high=1)
-    ins_seg_out_dir: str = flag("result/ins_seg_ood", "instance masks, ID.npy")
-    cocoann_path: str = flag("result/cocoann.json", "COCO annotations of make_cocoann (not in the original)")
+    ins_seg_out_dir: str = flag("result/ins_seg_ood", "instance masks, ID.npy", output=True)
+    cocoann_path: str = flag(
+        "result/cocoann.json", "COCO annotations of make_cocoann (not in the original)", output=True
+    )
     cocoann_format: Literal["polygon", "rle"] = flag(
         "polygon", "how COCO annotations hold a mask; both decode to the same mask (not in the original)"
     )
@@ -214,7 +235,9 @@ class Config:
         "auto", "start of train_deeplab: auto (ImageNet), a file of the network or its backbone, or none"
     )
     deeplab_weights_name: str = flag(
-        "sess/deeplab_v2_ood.pth", "DeepLab: made by train_deeplab, read by eval_deeplab, export_deeplab, predict"
+        "sess/deeplab_v2_ood.pth",
+        "DeepLab: made by train_deeplab, read by eval_deeplab, export_deeplab, predict",
+        output=True,
     )
     deeplab_train_list: str = flag("", "images of train_deeplab; empty: those of --infer_list")
     deeplab_mask_dir: str = flag("", "masks of train_deeplab, ID.png; empty: those in --sem_seg_out_dir")
@@ -235,19 +258,23 @@ class Config:
     deeplab_weight_decay: float = flag(5e-4, "weight decay (not of the ASPP's biases)", low=0)
     deeplab_eval_set: str = flag("val", "eval_deeplab uses <voc12_root>/ImageSets/Segmentation/<this>.txt")
     deeplab_crf: bool = flag(True, "eval_deeplab refines its masks with dense CRF, too")
-    deeplab_out_dir: str = flag("result/deeplab", "masks of eval_deeplab, ID.png")
-    deeplab_crf_out_dir: str = flag("result/deeplab_crf", "the same after dense CRF")
+    deeplab_out_dir: str = flag("result/deeplab", "masks of eval_deeplab, ID.png", output=True)
+    deeplab_crf_out_dir: str = flag("result/deeplab_crf", "the same after dense CRF", output=True)
     deeplab_server_dir: str = flag(
-        "result/voc_server", "eval_deeplab on the set test: folder in the layout of VOC's evaluation server"
+        "result/voc_server",
+        "eval_deeplab on the set test: folder in the layout of VOC's evaluation server",
+        output=True,
     )
-    deeplab_export_name: str = flag("sess/deeplab_v2_ood.pt2", "program that export_deeplab writes")
+    deeplab_export_name: str = flag("sess/deeplab_v2_ood.pt2", "program that export_deeplab writes", output=True)
     predict_input: str = flag("", "photograph, or folder of photographs, that predict segments")
-    predict_out_dir: str = flag("result/predict", "masks, overlays and classes.json of predict")
+    predict_out_dir: str = flag("result/predict", "masks, overlays and classes.json of predict", output=True)
     predict_long_side: int = flag(513, "larger photographs are reduced to this for the network; 0: never", low=0)
     predict_crf: bool = flag(False, "predict refines its masks with dense CRF")
 
     # Report (not in the original)
-    control_dir: str = flag("result/control", "result_dir of a control run to compare with, where there is one")
+    control_dir: str = flag(
+        "result/control", "result_dir of a control run to compare with, where there is one", output=True
+    )
     report_images: int = flag(12, "images shown: a third each with the largest gain and loss, and at random", low=3)
     report_scan: int = flag(500, "images looked at for gains and losses", low=1)
 
@@ -365,8 +392,8 @@ def given_flags(arguments: Sequence[str] | None = None) -> dict[str, Any]:
 def parse_config(arguments: Sequence[str] | None = None, *, explain: Callable[[str], None] | None = None) -> Config:
     """The configuration that the command line `arguments` asks for (default: `sys.argv`).
 
-    Flags that are not given have the recipe's values, or else the original's. In the result `recipe` is the one that
-    was taken, never `auto`.
+    Flags that are not given have the recipe's values, or else the original's, those of outputs in `work_dir`. In the
+    result `recipe` is the one that was taken, never `auto`.
 
     Args:
         explain: called with each sentence on what the recipe chose by what is in place.
@@ -378,7 +405,8 @@ def parse_config(arguments: Sequence[str] | None = None, *, explain: Callable[[s
         defaults |= switches()
     name, sentences = choose_recipe(given, voc12_root=defaults["voc12_root"])
     recipe = RECIPES[name]
-    values = {**defaults, **recipe.flags, **given, "recipe": name}
+    placed = in_work_dir({**defaults, **recipe.flags}, given.get("work_dir", ""))
+    values = {**placed, **given, "recipe": name}
     if recipe.fit is not None:
         fitted, more = recipe.fit(values, given)
         values |= {**fitted, **given, "recipe": name}
@@ -395,6 +423,12 @@ def parse_config(arguments: Sequence[str] | None = None, *, explain: Callable[[s
     for sentence in sentences if explain is not None else ():
         explain(sentence)
     return Config(**values)
+
+
+def in_work_dir(values: Mapping[str, Any], work_dir: str) -> dict[str, Any]:
+    """{flag name: value} with relative paths of outputs put into the folder `work_dir`; empty: as they are."""
+    outputs = {item.name for item in fields(Config) if item.metadata["output"]} if work_dir else set()
+    return {name: str(Path(work_dir, value)) if name in outputs else value for name, value in values.items()}
 
 
 def to_arguments(flags: Mapping[str, Any]) -> list[str]:
@@ -419,9 +453,10 @@ def deeplab_list_flag(values: Mapping[str, Any]) -> str:
 def changed_flags(values: Mapping[str, Any]) -> dict[str, Any]:
     """Those of `values` that are flags, no switches, and differ from the defaults.
 
-    Not `recipe` and `sample`: what these chose is among the other flags.
+    Not `recipe` and `sample`: what these chose is among the other flags. Outputs at their place in `work_dir` are no
+    change.
     """
-    defaults = vars(parse_config([]))
+    defaults = in_work_dir(vars(Config()), values.get("work_dir", ""))
     plain = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
     return {
         name: value

@@ -6,6 +6,7 @@ recipe's `fit` decides these. Nothing here loads PyTorch.
 """
 
 import math
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,8 +95,11 @@ SAMPLE_CAM_STEPS, SAMPLE_IRN_STEPS = 75, 45
 
 def _classifier(values: Flags) -> dict[str, Any]:
     """The in-distribution classifier is trained only if there is none."""
-    found = any(path.is_file() for path in checkpoint_names(values["cam_init_weights_name"]))
-    return {"train_classifier_pass": not found}
+    return {"train_classifier_pass": not _is_there(values["cam_init_weights_name"])}
+
+
+def _is_there(checkpoint: str) -> bool:
+    return any(path.is_file() for path in checkpoint_names(checkpoint))
 
 
 def _fit_to_starts(values: Flags, given: Flags) -> tuple[dict[str, Any], list[str]]:
@@ -103,12 +107,20 @@ def _fit_to_starts(values: Flags, given: Flags) -> tuple[dict[str, Any], list[st
     named = not {"deeplab_network", "deeplab_init_weights"}.isdisjoint(given)
     has_start = named or Path(DEEPLAB_START).is_file()
     flags = {**_classifier(values), "train_deeplab_pass": has_start, "eval_deeplab_pass": has_start}
-    if has_start or "train_deeplab_pass" in given:
-        return flags, []
-    return flags, [
-        f"DeepLab-v2 is left out: its start {DEEPLAB_START} is not there (sess/README.md). Torchvision's weights will "
-        "do with --deeplab_network net.resnet101_deeplab."
-    ]
+    sentences = []
+    if flags["train_classifier_pass"] and values["work_dir"] and "cam_init_weights_name" not in given:
+        usual = os.path.relpath(values["cam_init_weights_name"], values["work_dir"])
+        if _is_there(usual):
+            sentences.append(
+                f"The in-distribution classifier is trained anew, since --work_dir {values['work_dir']} has none; to "
+                f"start from the one that there is, pass --cam_init_weights_name {usual}."
+            )
+    if not has_start and "train_deeplab_pass" not in given:
+        sentences.append(
+            f"DeepLab-v2 is left out: its start {DEEPLAB_START} is not there (sess/README.md). Torchvision's weights "
+            "will do with --deeplab_network net.resnet101_deeplab."
+        )
+    return flags, sentences
 
 
 def _fit_to_few_images(values: Flags, given: Flags) -> tuple[dict[str, Any], list[str]]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from misc.errors import InputError
-from misc.run.config import given_flags, switches, to_arguments
+from misc.run.config import given_flags, in_work_dir, switches, to_arguments
 from misc.run.recipes import SAMPLE, SMALL_DEEPLAB, SMALL_MASKS, SMALL_TRAINING, SMALL_WOOD
 
 DATA_FLAGS = (
@@ -76,7 +76,10 @@ def sample_runs(root: str, user_flags: Sequence[str], *, with_crf: bool = True) 
             f"--sample True chooses its own steps, which {', '.join(refused)} would change; drop {', '.join(refused)}, "
             "or drop --sample."
         )
-    return [
-        (title, [*to_arguments(data | arm), *user_flags, *to_arguments(apart | switches(*steps) | {"recipe": SAMPLE})])
-        for title, arm, apart, steps in runs
-    ]
+    work_dir = given.get("work_dir", "")
+    lines = []
+    for title, arm, apart, steps in runs:
+        first, last = in_work_dir(data | arm, work_dir), in_work_dir(apart, work_dir)
+        last |= switches(*steps) | {"recipe": SAMPLE}
+        lines.append((title, [*to_arguments(first), *user_flags, *to_arguments(last)]))
+    return lines
