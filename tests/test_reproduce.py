@@ -13,9 +13,9 @@ from benchmarks.measure import flop_counter
 from misc.advcam import SCALES, climb, iterations_at
 from misc.cam import CAM_STRIDE
 from misc.run.config import Config, enabled_steps, parse_config, switches, to_arguments
+from misc.run.recipes import DEEPLAB_START
 from misc.run.record import SCORES_FOLDER
 from net.build import build_network
-from net.deeplab_v2 import IMAGENET_FILE
 from net.resnet50_cam import Net
 from step.make_report import PAGE
 from tests.own_network import CAM, FiveConvolutions
@@ -56,7 +56,7 @@ def known_files(config: Config) -> set[str]:
         *(file.replace("_pass", "") for file in scores if "/eval_" in file),
         *(f"sess/{name}" for name in Net().backbone.imagenet_files),
         "voc12/train.txt",
-        IMAGENET_FILE,
+        DEEPLAB_START,
         str(classes_beside(config.deeplab_weights_name)),
         f"{config.result_dir}/{PAGE}",
     }
@@ -70,16 +70,18 @@ def test_every_command_line_parses():
         assert enabled_steps(parse_config(arguments))
 
 
-def test_the_steps_are_those_of_the_script_in_the_order_of_the_table():
-    script = (ROOT / "bash_run_sample.sh").read_text()
+def test_the_steps_are_those_of_the_recipe_in_the_order_of_the_table(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # without checkpoints, so that the classifier is trained
+    Path(DEEPLAB_START).parent.mkdir()
+    Path(DEEPLAB_START).touch()
+    recipe = parse_config(["--recipe", "authors"])
     in_table = [name for _, name, *_ in STEPS]
-    assert set(in_table) == set(re.findall(r"--(\w+)_pass [T\"]", script))
+    assert set(in_table) == set(enabled_steps(recipe))
     commands = command_lines()[: len({number for number, *_ in STEPS})]
     assert [name for arguments in commands for name in enabled_steps(parse_config(arguments))] == in_table
-    masks = re.search(r'MASKS="([^"]*)"', TEXT)[1]
-    assert shlex.split(masks) == shlex.split(
-        re.search(r"--masks_from advcam .*?(?= \"\$@\")", script, re.S)[0].replace("\\\n", "")
-    )
+    masks = parse_config(shlex.split(re.search(r'MASKS="([^"]*)"', TEXT)[1]))
+    for name in ("masks_from", "np_power", "sem_seg_bg_thres"):
+        assert getattr(masks, name) == getattr(recipe, name)
 
 
 def test_every_file_of_the_table_is_the_default_of_a_flag():
