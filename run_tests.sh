@@ -9,4 +9,4 @@ use_environment tests/requirements.txt
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
 "$PYTHON" -m ruff check .
 "$PYTHON" -m ruff format --check .
-exec "$PYTHON" -m pytest -n logical --maxprocesses 4 --dist loadscope "$@"
+exec "$PYTHON" -m pytest -n logical --maxprocesses 4 --dist loadscope --no-loadscope-reorder "$@"

@@ -23,7 +23,7 @@ for convolutions in "${onednn[@]}"; do
             command=(env "OMP_NUM_THREADS=$threads")
             [ "$convolutions" = unset ] || command+=("ONEDNN_MAX_CPU_ISA=$convolutions")
             [ "$elsewhere" = unset ] || command+=("ATEN_CPU_CAPABILITY=$elsewhere")
-            "${command[@]}" "$PYTHON" -m pytest -q -n $((3 - threads)) --dist loadscope "${comparing[@]}" "$@" ||
+            "${command[@]}" "$PYTHON" -m pytest -q -n $((3 - threads)) --dist loadscope --no-loadscope-reorder "${comparing[@]}" "$@" ||
                 failed+=("$setting")
         done
     done

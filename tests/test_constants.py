@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from misc import advcam, cam, deeplab, imutils, indexing, instances, ood, pair_losses, torchutils
+from misc import advcam, cam, deeplab, imutils, indexing, instances, ood, pair_losses, selection, torchutils
 from misc.crf import crf_inference_label, crf_inference_labels, crf_inference_softmax
 from misc.masks import upsample
 from misc.metrics import InstanceScorer, instance_ap
@@ -189,8 +189,8 @@ NUMBERS = {
     "class that the OoD loss leaves out": (lambda: default(ood.ood_loss, "ignore_class"), 4),
     "its name": (lambda: VOC_CLASSES[4], "bottle"),
     "set that chooses the checkpoint": (lambda: train_cam.SELECTION_SPLIT, "train"),
-    "thresholds that choose the checkpoint": (lambda: train_cam.SELECTION_THRESHOLDS, (0.06, 0.08, 0.10, 0.12)),
-    "part of the last epoch without a choice": (lambda: train_cam.SELECTION_STARTS, 0.75),
+    "thresholds that choose the checkpoint": (lambda: selection.SELECTION_THRESHOLDS, (0.06, 0.08, 0.10, 0.12)),
+    "part of the last epoch without a choice": (lambda: selection.SELECTION_STARTS, 0.75),
     # Section 4
     "stride of CAMs": (lambda: cam.CAM_STRIDE, 4),
     "multiple that CAMs of full size are made at": (lambda: cam.NETWORK_STRIDE, 16),
