@@ -189,8 +189,8 @@ NUMBERS = {
     "class that the OoD loss leaves out": (lambda: default(ood.ood_loss, "ignore_class"), 4),
     "its name": (lambda: VOC_CLASSES[4], "bottle"),
     "set that chooses the checkpoint": (lambda: train_cam.SELECTION_SPLIT, "train"),
-    "thresholds that choose the checkpoint": (lambda: selection.SELECTION_THRESHOLDS, (0.06, 0.08, 0.10, 0.12)),
-    "part of the last epoch without a choice": (lambda: selection.SELECTION_STARTS, 0.75),
+    "thresholds that choose the checkpoint": (lambda: selection.THRESHOLDS, (0.06, 0.08, 0.10, 0.12)),
+    "part of the last epoch without a choice": (lambda: selection.STARTS, 0.75),
     # Section 4
     "stride of CAMs": (lambda: cam.CAM_STRIDE, 4),
     "multiple that CAMs of full size are made at": (lambda: cam.NETWORK_STRIDE, 16),
