@@ -126,8 +126,8 @@ def test_auto_runs_the_sample_where_voc_is_missing_and_says_so():
     config, sentences = explained("--recipe", "auto", "--seed", "3")
     assert (config.recipe, config.sample, config.seed) == ("sample", True, 3)
     assert sentences == [
-        "VOC 2012 is not at Data/VOCdevkit/VOC2012: this runs the built-in sample instead (generated pictures, about "
-        "ten minutes).",
+        "VOC 2012 is not at Data/VOCdevkit/VOC2012: this runs the built-in sample instead (generated pictures, ten to "
+        "thirty minutes).",
         "To run VOC 2012, put it there (Data/README.md) or pass --voc12_root FOLDER.",
     ]
     for data in ("VOC2012", "sample"):

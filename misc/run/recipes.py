@@ -251,8 +251,8 @@ def _instead_of_voc(voc12_root: str) -> list[str]:
     images = [*sorted(Path("Data").glob("*/JPEGImages")), *sorted(Path("Data").glob("*/*/JPEGImages"))]
     folders = [path.parent for path in images if path.is_dir() and path.parent != Path("Data/sample")]
     return [
-        f"VOC 2012 is not at {voc12_root}: this runs the built-in sample instead (generated pictures, about ten "
-        "minutes).",
+        f"VOC 2012 is not at {voc12_root}: this runs the built-in sample instead (generated pictures, ten to "
+        "thirty minutes).",
         "To run VOC 2012, put it there (Data/README.md) or pass --voc12_root FOLDER.",
         *(f"There is a data set in {folder}: did you mean --voc12_root {folder}?" for folder in folders),
     ]
