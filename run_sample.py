@@ -1,52 +1,64 @@
 """W-OoD: run the enabled steps of the chain, in order. `python run_sample.py --help` lists the flags."""
 
 import importlib
+import itertools
 import logging
 import os
 import sys
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
-from types import ModuleType
 
 # Threads that spin while they wait slow each other down where cores are few; must be set before torch is loaded
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # The processes that load images share the cores out already: OpenCV would start a thread a core in each
 os.environ.setdefault("OPENCV_FOR_THREADS_NUM", "1")
 
-from misc.errors import InputError, ProcessLost, message_of
+from misc.errors import InputError, ProcessLost, message_of, raise_all
+from misc.files.look import forget, one_look
 from misc.run.config import STEP_MODULES, Config, enabled_steps, parse_config
 from misc.run.parallel import launched_rank
 from misc.run.plan import Plan, require_writable
+from misc.run.step import StepModule
+from misc.run.stopping import Told, ending_when_told
+
+log = logging.getLogger(__name__)
 
 EXIT_BAD_INPUT, EXIT_LOST, EXIT_INTERRUPTED = 2, 3, 130
 
 
-def check_chain(config: Config, planned: Plan) -> list[tuple[str, ModuleType]]:
+def check_chain(config: Config, planned: Plan) -> list[StepModule]:
     """Check the input of all enabled steps, note in `planned` what they will make; returns the steps' modules.
 
-    Raises `InputError` for bad input. Of several processes the first one checks.
+    Raises `InputError` for bad input: every step's first problem. Of several processes the first one checks.
     """
     names = enabled_steps(config)
     if not names:
         raise InputError("no step is enabled; switch one on, for example --make_cam_pass True.")
     from misc.run.distributed import on_first_process
 
-    steps = [(name, importlib.import_module(STEP_MODULES[name])) for name in names]
+    steps = [importlib.import_module(STEP_MODULES[name]) for name in names]
 
     def check() -> None:
-        for _, step in steps:
-            planned.update(step.check(config, planned))
+        problems: list[InputError] = []
+        for step in steps:
+            try:
+                planned.update(step.check(config, planned))
+            except InputError as error:
+                problems.append(error)
+        raise_all(problems)
 
     on_first_process(check)
     return steps
 
 
-def run_chain(config: Config, steps: Sequence[tuple[str, ModuleType]]) -> None:
-    """Run steps whose input was checked, and keep a record of them."""
+def run_chain(config: Config, steps: Sequence[StepModule]) -> None:
+    """Run steps whose input was checked, except those whose result is there, and keep a record of them."""
     # Imported here, so that --help and wrong flags answer without loading torch
     from misc.run.device import resolve_device, set_precision, set_seed
-    from misc.run.distributed import is_first_process, on_first_process, wait_for_all
+    from misc.run.distributed import first_process_says, is_first_process, on_first_process, wait_for_all
+    from misc.run.done import DoneSteps
     from misc.run.memory import keep_freed_memory
     from misc.run.record import RunRecord
 
@@ -54,46 +66,87 @@ def run_chain(config: Config, steps: Sequence[tuple[str, ModuleType]]) -> None:
     precision = set_precision(config.precision, device)
     if device.type == "cpu":
         keep_freed_memory()
-    record = None
+    record = RunRecord(config, device, [step.STEP.name for step in steps], precision=precision)
     if is_first_process():
-        record = RunRecord(config, device, [name for name, _ in steps], precision=precision)
         record.announce()
-    for name, step in steps:
+    done = DoneSteps(config.result_dir)
+    for step in steps:
+        if not first_process_says(partial(done.must_run, step, config)):
+            continue
         set_seed(config.seed)
-        with record.step(name, step.STEP.description) if record else nullcontext():
+        on_first_process(done.start, step, config)
+        with record.step(step.STEP.name, step.STEP.description) if is_first_process() else nullcontext():
             if step.STEP.shared:
                 step.run(config)
                 wait_for_all()
             else:
                 on_first_process(step.run, config)
+        forget(path for flag in step.STEP.writes if (path := getattr(config, flag)))
+        on_first_process(done.finish, step, config)
 
 
-def run_built_in_sample(config: Config, arguments: Sequence[str]) -> None:
-    """Make the built-in sample where it is missing or damaged, and run the whole chain on it, up to the report.
+def sample_configs(config: Config, arguments: Sequence[str]) -> list[tuple[str, Config]]:
+    """The chains of the built-in sample, up to the report, with their titles.
 
     `arguments`: the command line, whose flags change the sample's (its data, switches and control outputs stay).
     """
     from misc.crf import has_densecrf
-    from misc.run.distributed import on_first_process
     from misc.run.sample_runs import sample_runs
-    from voc12.sample import ensure_with_bar
 
-    log = logging.getLogger(__name__)
     if not has_densecrf():
         log.info("notice: pydensecrf is missing (it needs Python 3.10 to 3.12): the sample stops at the CAMs")
     runs = sample_runs(config.sample_root, arguments, with_crf=has_densecrf())
-    configs = [(title, parse_config(flags)) for title, flags in runs]
+    return [(f"built-in sample: {title}", parse_config(flags)) for title, flags in runs]
 
-    def make_data() -> None:
-        require_writable(Path(config.sample_root).parent, flag="sample_root")
-        ensure_with_bar(config.sample_root, workers=config.num_workers)
 
-    on_first_process(make_data)
+def make_sample(config: Config) -> None:
+    """Make the built-in sample where it is missing or damaged."""
+    from voc12.sample import ensure_with_bar
+
+    require_writable(Path(config.sample_root).parent, flag="sample_root")
+    ensure_with_bar(config.sample_root, workers=config.num_workers)
+
+
+@contextmanager
+def writing_alone(configs: Sequence[Config]) -> Iterator[None]:
+    """Keep other runs from writing where these write, and clear away what killed ones have left there."""
+    from misc.run.distributed import is_first_process, on_first_process
+    from misc.run.lock import locked
+    from misc.run.training_state import remove_unfinished_metrics
+
+    flags_of = {name: importlib.import_module(module).STEP.writes for name, module in STEP_MODULES.items()}
+    folders, files = {config.result_dir for config in configs}, set()
+    for config in configs:
+        for flag in itertools.chain.from_iterable(flags_of[name] for name in enabled_steps(config)):
+            (folders if flag.endswith("_dir") else files).add(getattr(config, flag))
+    with ExitStack() as stack:
+        on_first_process(stack.enter_context, locked(folders=folders, files=files))
+        if is_first_process():
+            for config in configs:
+                remove_unfinished_metrics(config.result_dir)
+        yield
+
+
+def plan_chains(chains: Sequence[tuple[str, Config]]) -> list[list[StepModule]]:
+    """Check all chains and show what each step will do; returns their steps.
+
+    Raises `InputError` for bad input, or if the disk has no room for what is to be written.
+    """
+    from misc.run.distributed import on_first_process
+    from misc.run.forecast import forecast, require_room, table_of
+
     planned = Plan()
-    checked = [(title, each, check_chain(each, planned)) for title, each in configs]
-    for title, each, steps in checked:
-        log.info("==== built-in sample: %s", title)
-        run_chain(each, steps)
+    steps_of = [check_chain(config, planned) for _, config in chains]
+
+    def show() -> None:
+        maker_of: dict[str, str] = {}
+        for (title, config), steps in zip(chains, steps_of, strict=True):
+            rows = forecast(config, steps, maker_of)
+            log.info("%s\n%s", title or "the plan", table_of(rows, config))
+            require_room(rows, config)
+
+    on_first_process(show)
+    return steps_of
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -101,7 +154,7 @@ def run(arguments: Sequence[str]) -> None:
     sentences: list[str] = []
     config = parse_config(arguments, explain=sentences.append)
     from misc.run.device import resolve_device
-    from misc.run.distributed import process_group
+    from misc.run.distributed import on_first_process, process_group
     from misc.run.record import start_log
 
     device = resolve_device(config.device)
@@ -109,31 +162,39 @@ def run(arguments: Sequence[str]) -> None:
         require_writable(config.work_dir, flag="work_dir")
     require_writable(Path(config.log_name).parent, flag="log_name")
     require_writable(config.result_dir, flag="result_dir")
-    with process_group(device):
+    with process_group(device), one_look():
         start_log(config.log_name)
         for sentence in sentences:
-            logging.getLogger(__name__).info("%s", sentence)
-        if config.sample:
-            run_built_in_sample(config, arguments)
-        else:
-            run_chain(config, check_chain(config, Plan()))
+            log.info("%s", sentence)
+        chains = sample_configs(config, arguments) if config.sample else [("", config)]
+        with nullcontext() if config.plan else writing_alone([each for _, each in chains]):
+            if config.sample:
+                on_first_process(make_sample, config)
+            steps_of = plan_chains(chains)
+            if config.plan:
+                return
+            for (title, each), steps in zip(chains, steps_of, strict=True):
+                if title:
+                    log.info("==== %s", title)
+                run_chain(each, steps)
 
 
 def main() -> int:
     """Run from the command line; returns the exit code."""
     try:
-        run(sys.argv[1:])
+        with ending_when_told():
+            run(sys.argv[1:])
     except ProcessLost:
         return EXIT_LOST  # the other process has said why
     except InputError as error:
         if logging.getLogger().handlers:
-            logging.getLogger(__name__).error("error: %s", message_of(error))
+            log.error("error: %s", message_of(error))
         elif launched_rank() == 0:  # the others find the same
             print(f"error: {message_of(error)}", file=sys.stderr)
         return EXIT_BAD_INPUT
-    except KeyboardInterrupt:
-        print("interrupted; finished files are kept", file=sys.stderr)
-        return EXIT_INTERRUPTED
+    except KeyboardInterrupt as error:
+        print("interrupted; what is finished is kept, and the same command goes on from there", file=sys.stderr)
+        return error.exit_code if isinstance(error, Told) else EXIT_INTERRUPTED
     return 0
 
 

@@ -20,7 +20,7 @@ from misc.run.plan import Planned, require_writable_file
 from misc.run.progress import progress
 from misc.run.provenance import data_digest
 from misc.run.step import Step
-from misc.run.training import Training, fit
+from misc.run.training import KeptTensor, Training, fit
 from misc.selection import CheckpointSelection, selection_steps
 from misc.torchutils import two_rate_optimizer
 from net.build import build_network, require_same_weights
@@ -100,8 +100,8 @@ def run(args: Config) -> None:
 
     model = build_network(args.cam_network, "Net", n_classes=len(devkit.classes))
     load_weights(model, args.cam_init_weights_name)
-    prototypes = _prototypes(args, model.to(device).eval(), train, ood_paths) if args.distance_lambda > 0 else None
-    model.train()
+    model.to(device)
+    prototypes = KeptTensor()
 
     def loss_of(pair: tuple[dict, dict | None]) -> dict[str, Tensor]:
         batch, ood_batch = pair
@@ -110,7 +110,7 @@ def run(args: Config) -> None:
             images_of(batch, device),
             batch["label"].to(device, non_blocking=True),
             ood_images=None if ood_batch is None else images_of(ood_batch, device),
-            prototypes=prototypes,
+            prototypes=prototypes.value,
             ood_coeff=args.ood_coeff,
             distance_lambda=args.distance_lambda,
             topk=args.ood_dist_topk,
@@ -123,10 +123,15 @@ def run(args: Config) -> None:
     )
     selection = _selection(args, devkit, model, training)
     state = training.state(
-        {"model": model, "optimizer": optimizer} | ({} if selection is None else {"selection": selection}),
+        {"model": model, "optimizer": optimizer, "prototypes": prototypes}
+        | ({} if selection is None else {"selection": selection}),
         start=weights_digest(model),
         data=data_digest([*train.paths, *ood_paths], train.labels),
     )
+    if state.restore() == 0 and args.distance_lambda > 0:
+        prototypes.value = _prototypes(args, model.eval(), train, ood_paths)
+    prototypes.to(device)
+    model.train()
     fit(
         _batches_from(args, training, train, ood_paths),
         loss_of,

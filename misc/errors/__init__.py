@@ -21,3 +21,12 @@ def first_three(names: list[str]) -> str:
 def message_of(error: InputError) -> str:
     """The sentence of an error, also when a loader's worker process has wrapped it in its own traceback."""
     return str(error).rsplit("InputError: ", 1)[-1].strip()
+
+
+def raise_all(errors: list[InputError]) -> None:
+    """Raise one `InputError` for all of these, each sentence once; nothing if there are none."""
+    sentences = list(dict.fromkeys(map(message_of, errors)))
+    if len(sentences) == 1:
+        raise errors[0]
+    if sentences:
+        raise InputError(f"{len(sentences)} problems:\n" + "\n".join(f"  {n}. {s}" for n, s in enumerate(sentences, 1)))

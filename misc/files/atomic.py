@@ -2,12 +2,32 @@
 
 import json
 import os
+import re
+import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+LONGEST_STEM = 100
+"""Characters of a file's name that its temporary name keeps: file systems end names after 255 bytes."""
+
+
+def _temporary_name(path: Path) -> str:
+    """A name of its own for every write: process ids are alike on the machines of a cluster, and in containers."""
+    return f".{path.stem[:LONGEST_STEM]}.{uuid.uuid4().hex}.part{path.suffix}"
+
+
+def leftovers(folder: Path, stem: str | None = None) -> list[Path]:
+    """Temporary files in `folder` that killed runs have left, those of files called `stem` (without suffix) alone.
+
+    Whoever calls it must know that no other run writes there.
+    """
+    of_file = ".+" if stem is None else re.escape(stem[:LONGEST_STEM])
+    name = re.compile(rf"\.{of_file}\.[0-9a-f]{{32}}\.part(\..*)?", re.DOTALL)
+    return [path for path in folder.iterdir() if name.fullmatch(path.name)] if folder.is_dir() else []
 
 
 @contextmanager
@@ -19,7 +39,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    temporary = path.with_name(_temporary_name(path))
     try:
         yield temporary
         os.replace(temporary, path)

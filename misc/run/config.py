@@ -17,6 +17,7 @@ from misc.errors import InputError
 from misc.run.parallel import usable_cores
 from misc.run.recipes import AUTO, ORIGINAL, RECIPES, choose_recipe
 
+ALL_STEPS = "all"
 DEFAULT_IGNORED_CLASS = "bottle"
 TRUE_WORDS, FALSE_WORDS = ("true", "1", "yes"), ("false", "0", "no")
 
@@ -84,6 +85,11 @@ class Config:
         False, "make the built-in sample data set, run the chain on it (without AdvCAM), write the report"
     )
     sample_root: str = flag("Data/sample", "folder of the built-in sample")
+
+    plan: bool = flag(False, "check everything, show what the run would do, and stop (not in the original)")
+    redo: tuple[str, ...] = flag(
+        (), f"steps that are done again although their results are there, or {ALL_STEPS} (not in the original)"
+    )
 
     # Environment
     work_dir: str = flag(
@@ -420,6 +426,11 @@ def parse_config(arguments: Sequence[str] | None = None, *, explain: Callable[[s
         raise InputError(
             f"--cam_resize_long must be two numbers, the smaller first, got {' '.join(map(str, low_high))}."
         )
+    for step in values["redo"]:
+        if step not in (*STEP_MODULES, ALL_STEPS):
+            near = difflib.get_close_matches(step, STEP_MODULES, 1)
+            hint = f"did you mean {near[0]}?" if near else f"expected steps, such as make_cam, or {ALL_STEPS}."
+            raise InputError(f"--redo: there is no step {step}; {hint}")
     for sentence in sentences if explain is not None else ():
         explain(sentence)
     return Config(**values)

@@ -167,6 +167,13 @@ def on_first_process(function: Callable[..., Any], *args: Any) -> None:
         raise ProcessLost("the first process found bad input")
 
 
+def first_process_says(question: Callable[[], bool]) -> bool:
+    """The first process's answer to a question, in every process. Raises as `on_first_process` does."""
+    answers: list[bool] = []
+    on_first_process(lambda: answers.append(question()))
+    return bool(max_over_processes(torch.tensor(int(any(answers)))))
+
+
 def wait_for_all() -> None:
     """Return when every process has come here. Raises `ProcessLost` where one is gone."""
     sum_over_processes(torch.tensor(0))

@@ -13,6 +13,7 @@ from multiprocessing import get_context
 from typing import TypeVar
 
 from misc.errors import InputError
+from misc.run.stopping import end_workers
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
 
@@ -89,5 +90,8 @@ def ordered_map(
             yield under_way.popleft().result()
     except BrokenProcessPool as error:
         raise InputError(f"a worker process was killed, perhaps for lack of memory; lower --{flag}.") from error
+    except KeyboardInterrupt:
+        end_workers()  # an item under way may take long, and nobody waits for it
+        raise
     finally:
         pool.shutdown(cancel_futures=True)

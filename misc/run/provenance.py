@@ -1,69 +1,111 @@
-"""What outputs were made with, so that a rerun takes over nothing of other weights, settings or data."""
+"""What each file of a folder was made with, so that a rerun keeps what is done, and nothing of other weights."""
 
 import json
+import logging
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from misc.run.progress import progress
+
+log = logging.getLogger(__name__)
 
 RECORD = "made_with.jsonl"
+KINDS = {"file": str, "checksum": str, "size": int, "time": int, "source": str, "made_with": str}
+"""What a line of the record holds."""
 
 
 class Provenance:
-    """`<folder>/made_with.jsonl`: a line {"file", "checksum", "source", "made_with"} for each finished file.
+    """`<folder>/made_with.jsonl`: a line for each finished file, with its checksum, size and time, the digest of its
+    `source` (what it alone was made from) and that of what all files were made with.
 
-    A line is appended once its file is complete, and holds that file's checksum. So a run may be killed at any moment:
-    a file without its line, or with the line of the file that it replaced, counts as made with something else.
+    A line is appended once its file is complete. So a run may be killed at any moment: a file without its line, or with
+    the line of the file that it replaced, counts as made with something else.
     """
 
     def __init__(self, folder: str | Path, made_with: Mapping[str, Any]) -> None:
         """`made_with`: whatever determines the content of all files, as JSON can hold it."""
         self._path = Path(folder) / RECORD
-        self._made_with = json.loads(json.dumps(made_with))
+        raw = json.dumps(json.loads(json.dumps(made_with)), sort_keys=True).encode()
+        self._made_with = blake2b(raw, digest_size=8).hexdigest()
         self._known = {
             entry["file"]: (entry["checksum"], entry["source"])
-            for entry in self._entries()
+            for entry in _entries(self._path)
             if entry["made_with"] == self._made_with
         }
 
-    def _entries(self) -> list[dict[str, Any]]:
-        """The sound lines; a killed run may have left half of one."""
-        if not self._path.is_file():
-            return []
-        entries = []
-        for line in self._path.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                entry = json.loads(line)
-            except json.JSONDecodeError:
-                continue
-            if isinstance(entry, dict) and {"file", "checksum", "source", "made_with"} <= entry.keys():
-                entries.append(entry)
-        return entries
-
     def covers(self, path: Path, source: str) -> bool:
-        """Whether the file is there, was made with the same from `source`, and nobody has changed it since.
-
-        `source`: whatever determines the content of this one file, such as the digest of its image.
-        """
+        """Whether the file is there, was made with the same from `source`, and nobody has changed it since."""
         checksum, known_source = self._known.get(path.name, (None, None))
         return known_source == source and path.is_file() and checksum == _checksum(path)
 
+    def pending(
+        self, paths: Sequence[Path], source_of: Callable[[int], str], *, also: Callable[[int], bool] | None = None
+    ) -> list[int]:
+        """The numbers of the files that are still to be made; the log tells how many are kept, and how many replaced.
+
+        Args:
+            source_of: the source of a file, by its number; asked for where a file may be kept.
+            also: whether what belongs to a file is there as well.
+        """
+        candidates = [i for i, path in enumerate(paths) if path.name in self._known]
+        bar = progress(candidates, desc="looking for finished files", unit="file", leave=False)
+        kept = {i for i in bar if self.covers(paths[i], source_of(i)) and (also is None or also(i))}
+        pending = [i for i in range(len(paths)) if i not in kept]
+        if replaced := sum(paths[i].is_file() for i in pending):
+            log.info(
+                "made again: %d files in %s that are not known to be of these weights, settings and images",
+                replaced,
+                self._path.parent,
+            )
+        if kept:
+            log.info("%d of %d images are finished: skipped", len(kept), len(paths))
+        return pending
+
     def record(self, path: Path, source: str) -> None:
         """Note that the complete file at `path` was made with this, from `source`."""
-        entry = {"file": path.name, "checksum": _checksum(path), "source": source, "made_with": self._made_with}
+        state = path.stat()
+        entry = {
+            "file": path.name,
+            "checksum": _checksum(path),
+            "size": state.st_size,
+            "time": state.st_mtime_ns,
+            "source": source,
+            "made_with": self._made_with,
+        }
         with self._path.open("a+b") as file:
             # Half a line that a killed run has left must not spoil this one
             start = b"" if _ends_with_newline(file) else b"\n"
             file.write(start + json.dumps(entry).encode() + b"\n")
 
 
-def data_digest(paths: Iterable[Path], labels: np.ndarray | None = None) -> str:
-    """A checksum that changes with the names, sizes, times or order of files, and with their labels."""
-    stats = [(path.name, path.stat()) for path in paths]
-    files = "".join(f"{name} {stat.st_size} {stat.st_mtime_ns}\n" for name, stat in stats).encode()
-    return f"{zlib.crc32(files + (b'' if labels is None else labels.tobytes())):08x}"
+def recorded_checksums(folder: Path) -> dict[str, tuple[int, int, str]]:
+    """{file name: (size, time of change in ns, checksum)} of what a folder's record says last of each file."""
+    return {entry["file"]: (entry["size"], entry["time"], entry["checksum"]) for entry in _entries(folder / RECORD)}
+
+
+def source_digest(*parts: str | bytes) -> str:
+    """A short text that changes with any of the `parts`: checksums of files, or bytes of labels."""
+    digest = blake2b(digest_size=8)
+    for part in parts:
+        digest.update(part.encode() if isinstance(part, str) else part)
+        digest.update(b"\0")
+    return digest.hexdigest()
+
+
+def _entries(path: Path) -> Iterator[dict[str, Any]]:
+    """The sound lines of a record; a killed run may have left half of one."""
+    if not path.is_file():
+        return
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            entry = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(entry, dict) and all(isinstance(entry.get(name), kind) for name, kind in KINDS.items()):
+            yield entry
 
 
 def _checksum(path: Path) -> str:

@@ -29,6 +29,8 @@ PACKAGES = (
 )
 WIDTH = 120
 METRICS_FOLDER, RUNS_FOLDER, SCORES_FOLDER = "metrics", "runs", "scores"
+GROWING = ".jsonl.part"
+"""Suffix of the losses of a training that has not ended."""
 
 
 class _ScreenHandler(logging.StreamHandler):
@@ -71,7 +73,10 @@ def device_name(device: torch.device) -> str:
 
 
 class RunRecord:
-    """`<result_dir>/runs/<time>.json`: configuration, versions, device, and each step's time and peak memory."""
+    """`<result_dir>/runs/<time>.json`: configuration, versions, device, and each step's time and peak memory.
+
+    A run in which all is done already leaves none.
+    """
 
     def __init__(self, config: Config, device: torch.device, steps: list[str], *, precision: str) -> None:
         started = datetime.now()
@@ -89,7 +94,6 @@ class RunRecord:
             "config": dataclasses.asdict(config),
             "done": [],
         }
-        write_json(self.path, self._content)
 
     def announce(self) -> None:
         """Print the resolved configuration to the log."""
@@ -107,6 +111,7 @@ class RunRecord:
         """Time a step, and add it to the record when it ends without an error."""
         log = logging.getLogger(__name__)
         log.info("== %s: %s", name, description)
+        write_json(self.path, self._content)
         reset_peak_memory(self._device)
         started = time.perf_counter()
         yield
@@ -150,7 +155,7 @@ def metrics_log(result_dir: str, name: str, *, n_kept: int = 0) -> Iterator[Any]
         return
     path = Path(result_dir) / METRICS_FOLDER / f"{name}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
-    growing = path.with_name(f"{path.name}.part")
+    growing = path.with_name(f"{name}{GROWING}")
     earlier = growing if growing.is_file() else path
     kept = earlier.read_text(encoding="utf-8").splitlines(keepends=True)[:n_kept] if n_kept else []
     with growing.open("w", buffering=1, encoding="utf-8") as file:

@@ -1,6 +1,24 @@
-"""What a step of the chain says of itself, in its own file, beside `check` and `run`."""
+"""What a step of the chain says of itself, in its own file, beside `check`, `inputs`, `outputs` and `run`."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from misc.run.config import Config
+
+PACKAGES = ("torch", "numpy", "pillow", "opencv-python-headless")
+
+
+@dataclass(frozen=True)
+class Files:
+    """Files whose content counts, in this order."""
+
+    paths: Sequence[str | Path]
+
+
+Inputs = Mapping[str, Files | Any]
+"""{flag: what it gives}: files, or the names, labels or numbers that were read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,6 +32,9 @@ class Step:
         writes: flags that name what it writes.
         flags: settings that determine the result, given what is read.
         shared: whether the processes that torchrun starts share its work; else the first process alone does it.
+        packages: those whose versions can change the result.
+        bytes_per_pixel: what it writes for each pixel of its images, roughly, to tell beforehand whether that fits.
+        version: raised when the step's own code gives another result than before, so that it is made again.
     """
 
     name: str
@@ -22,3 +43,24 @@ class Step:
     writes: tuple[str, ...]
     flags: tuple[str, ...] = ()
     shared: bool = False
+    packages: tuple[str, ...] = PACKAGES
+    bytes_per_pixel: float = 0
+    version: int = 1
+
+
+class StepModule(Protocol):
+    """A module in `step/`."""
+
+    STEP: Step
+
+    def check(self, args: Config, planned: Mapping[str, frozenset[str]]) -> Mapping[str, frozenset[str]]:
+        """Raise `InputError` for bad input; return what the step will make."""
+
+    def inputs(self, args: Config) -> Inputs:
+        """What the result is made from, by the flags of `STEP.reads`; callable once `check` has passed."""
+
+    def outputs(self, args: Config) -> list[str | Path]:
+        """The files that the step writes."""
+
+    def run(self, args: Config) -> None:
+        """Do it."""

@@ -1,8 +1,9 @@
 """What all trainings share: length, batches and state, and the loop."""
 
+import itertools
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -11,15 +12,17 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from misc.errors import InputError
+from misc.errors import InputError, ProcessLost
 from misc.files.jsonfile import jsonable
 from misc.run.config import Config
-from misc.run.device import resolve_device, resolve_precision
-from misc.run.distributed import sum_gradients
+from misc.run.device import resolve_device
+from misc.run.distributed import max_over_processes, n_processes, sum_gradients
+from misc.run.done import made_with
 from misc.run.loaders import training_loader
 from misc.run.progress import progress
 from misc.run.record import metrics_log
-from misc.run.step import Step
+from misc.run.step import Inputs, Step
+from misc.run.stopping import GRACE_SECONDS, is_told, stop_deferred, told
 from misc.run.training_state import Part, TrainingState
 
 
@@ -31,6 +34,25 @@ class TrainingSet(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, epoch_and_index: tuple[int, int]) -> dict[str, Any]: ...
+
+
+class KeptTensor:
+    """A tensor that a training computes once, from its starting weights, and then keeps in its state."""
+
+    def __init__(self) -> None:
+        self.value: Tensor | None = None
+
+    def to(self, device: torch.device) -> None:
+        """Move it to where the training runs."""
+        self.value = None if self.value is None else self.value.to(device)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the state holds of it."""
+        return {"value": self.value}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up what an interrupted run has computed."""
+        self.value = state["value"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,22 +90,18 @@ class Training:
             device=self.device,
         )
 
-    def state(self, parts: Mapping[str, Part], *, start: str, data: str) -> TrainingState:
-        """Its state on disk, which is taken up by a training of equal settings, precision, `start` and `data` alone.
+    def state(self, parts: Mapping[str, Part], inputs: Inputs) -> TrainingState:
+        """Its state on disk, which is taken up by a training of equal settings and `inputs` alone.
 
-        `parts`: all that changes from step to step. `start`, `data`: digests of the starting weights and of the data.
+        `parts`: all that changes from step to step.
         """
         return TrainingState(
             self.args.result_dir,
             self.step.name,
             parts=parts,
-            made_with={
-                "start": start,
-                "data": data,
-                "precision": resolve_precision(self.args.precision, self.device),
-                **self.args.only(self.step.flags),
-            },
+            made_with=made_with(self.step, self.args, inputs),
             minutes=self.args.state_minutes,
+            n_steps=self.n_steps,
             resume=self.args.resume,
         )
 
@@ -132,16 +150,30 @@ def fit(
         batches_per_step: batches whose losses and gradients are averaged for a step, one after the other.
     """
     done = state.restore()
-    if done == n_steps:
+    if done == n_steps and state.unfinished_line is None:
         return
     batches = iter(batches_from(done * batches_per_step))
     state.restore_generators()
     with (
-        metrics_log(result_dir, name, n_kept=done) as write_line,
+        metrics_log(result_dir, name, n_kept=done - (state.unfinished_line is not None)) as write_line,
         progress(total=n_steps, initial=done, desc=name, unit="step") as bar,
+        stop_deferred(),
     ):
+
+        def complete(step: int, line: dict[str, Any]) -> None:
+            """What follows a step, which may take long and need not be finished when the run is told to end."""
+            try:
+                with stop_deferred(False):
+                    line.update(after_step(step) if after_step else {})
+            except (KeyboardInterrupt, ProcessLost):
+                state.save(step, unfinished_line=line)
+                raise
+            write_line(jsonable(line))
+
+        if state.unfinished_line is not None:
+            complete(done, state.unfinished_line)
         started = time.perf_counter()
-        for step, group in enumerate(zip(*[batches] * batches_per_step, strict=False), start=done + 1):
+        for step, group in enumerate(_groups(batches, batches_per_step, state=state, done=done), start=done + 1):
             optimizer.zero_grad(set_to_none=True)
             of_batches = [_backward(loss_of(batch), share=1 / batches_per_step) for batch in group]
             sum_gradients(optimizer)
@@ -154,13 +186,40 @@ def fit(
             line = {"step": step, "epoch": step / steps_per_epoch, "lr": rate, **values}
             now = time.perf_counter()
             line["images_per_second"], started = batches_per_step * batch_size / (now - started), now
-            line.update(after_step(step) if after_step else {})
-            write_line(jsonable(line))
+            complete(step, line)
             shown = {key: f"{value:.4f}" for key, value in values.items()}
             bar.set_postfix(**shown, lr=f"{rate:.2e}", img_s=f"{line['images_per_second']:.1f}")
             bar.update()
+            if _any_is_told():
+                state.save(step)
+                raise told()
             state.save_if_due(step)
     state.save(n_steps)
+
+
+def _groups(
+    batches: Iterator[Any], batches_per_step: int, *, state: TrainingState, done: int
+) -> Iterator[tuple[Any, ...]]:
+    """The batches of each step. If their workers are gone since the run was told to end, the state is saved."""
+    groups = zip(*[batches] * batches_per_step, strict=False)
+    for step in itertools.count(done):
+        try:
+            group = next(groups, None)
+        except RuntimeError:
+            if not is_told(grace=GRACE_SECONDS):
+                raise
+            state.save(step)
+            raise told() from None
+        if group is None:
+            return
+        yield group
+
+
+def _any_is_told() -> bool:
+    """Whether any of the processes was told to end, so that all end after the same step."""
+    if n_processes() == 1:
+        return is_told()
+    return bool(max_over_processes(torch.tensor(int(is_told()))))
 
 
 def _backward(losses: dict[str, Tensor], *, share: float) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ A resumed training computes what an uninterrupted one does: batches depend on se
 
 import json
 import logging
+import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,8 +14,10 @@ from typing import Any, Protocol
 
 import torch
 
+from misc.errors import InputError
 from misc.files.atomic import atomic_path
 from misc.run.distributed import is_first_process, require_equal
+from misc.run.record import GROWING, METRICS_FOLDER
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +43,7 @@ class TrainingState:
         parts: Mapping[str, Part],
         made_with: Mapping[str, Any],
         minutes: float,
+        n_steps: int = 0,
         resume: bool = True,
     ) -> None:
         """Nothing is read or written yet.
@@ -49,19 +53,30 @@ class TrainingState:
             made_with: whatever determines the training (starting weights, data, settings), as JSON can hold it. A
                 state that was made with something else is not taken up.
             minutes: between two saves; 0: after every step.
+            n_steps: of the whole training, for `saved_step`.
             resume: whether to take up a state of an earlier run.
         """
-        self.path = Path(result_dir) / FOLDER / f"{name}{SUFFIX}"
+        self.path = state_path(result_dir, name)
         self._name, self._parts, self._seconds, self._resume = name, parts, 60 * minutes, resume
+        self._n_steps = n_steps
         self._made_with = json.dumps(made_with, sort_keys=True)
         self._generators: dict[str, Any] | None = None
+        self._done: int | None = None
+        self.unfinished_line: dict[str, Any] | None = None
+        """What was said of the last step done, if the run was told to end before all of it was known."""
         self._saved_at = time.monotonic()
 
     def restore(self) -> int:
         """Fill the parts from the file, if it is of this very training; returns the steps done so far, 0 if none.
 
-        Raises `InputError` if several processes do not agree on the training and its state.
+        The file is read at the first call. Raises `InputError` if it can't be read now, or if several processes do not
+        agree on the training and its state.
         """
+        if self._done is None:
+            self._done = self._restore()
+        return self._done
+
+    def _restore(self) -> int:
         content = self._read() if self._resume else None
         done = 0 if content is None else content["step"]
         require_equal(f"{self._made_with} after {done} steps", name=self._name)
@@ -69,7 +84,7 @@ class TrainingState:
             return 0
         for name, part in self._parts.items():
             part.load_state_dict(content["parts"][name])
-        self._generators = content["generators"]
+        self._generators, self.unfinished_line = content["generators"], content.get("unfinished_line")
         log.info("%s goes on after step %d of an interrupted run (%s)", self._name, done, self.path)
         return done
 
@@ -87,8 +102,13 @@ class TrainingState:
         try:
             content = torch.load(self.path, map_location="cpu", weights_only=True)
             made_with = content["made_with"]
+        except (OSError, MemoryError) as error:  # the file may be whole
+            raise InputError(
+                f"the state of {self._name}, {self.path}, can't be read now ({error}); make it readable, or pass "
+                "--resume False to start anew."
+            ) from error
         except Exception as error:  # foreign bytes make the parser fail in any way
-            log.info("notice: %s can't be read (%s): %s starts anew", self.path, error, self._name)
+            self._set_aside(error)
             return None
         if made_with != self._made_with:
             log.info(
@@ -99,21 +119,35 @@ class TrainingState:
             return None
         return content
 
+    def _set_aside(self, error: Exception) -> None:
+        """Give a damaged state another name, under which nothing replaces it."""
+        if is_first_process():
+            number = 1
+            while (aside := self.path.with_name(f"{self.path.name}.damaged{number}")).exists():
+                number += 1
+            os.replace(self.path, aside)
+            log.info("notice: %s is damaged (%s), and is now %s: %s starts anew", self.path, error, aside, self._name)
+
     def save_if_due(self, step: int) -> None:
         """Save the state after `step` steps if the last save was long enough ago."""
         if time.monotonic() - self._saved_at >= self._seconds:
             self.save(step)
 
-    def save(self, step: int) -> None:
-        """Write the state after `step` steps; of several processes, whose parts are equal, the first one does it."""
+    def save(self, step: int, *, unfinished_line: dict[str, Any] | None = None) -> None:
+        """Write the state after `step` steps; of several processes, whose parts are equal, the first one does it.
+
+        `unfinished_line`: what is known of that step, if what follows a step is still to be done.
+        """
         if not is_first_process():
             return
         cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
         content = {
             "step": step,
+            "n_steps": self._n_steps,
             "made_with": self._made_with,
             "parts": {name: part.state_dict() for name, part in self._parts.items()},
             "generators": {"cpu": torch.get_rng_state(), "cuda": cuda},
+            "unfinished_line": unfinished_line,
         }
         with atomic_path(self.path) as temporary:
             torch.save(content, temporary)
@@ -125,3 +159,28 @@ class TrainingState:
             write()
             self.path.unlink(missing_ok=True)
             log.info("wrote %s", " and ".join(map(str, paths)))
+
+
+def state_path(result_dir: str | Path, name: str) -> Path:
+    """Where the state of a training lies."""
+    return Path(result_dir) / FOLDER / f"{name}{SUFFIX}"
+
+
+def saved_step(result_dir: str | Path, name: str) -> tuple[int, int] | None:
+    """(steps done, steps in all) of an interrupted training, read without its weights; None if no state tells it."""
+    path = state_path(result_dir, name)
+    if not path.is_file():
+        return None
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        done, n_steps = content["step"], content["n_steps"]
+    except Exception:  # a damaged state is dealt with when its training begins
+        return None
+    return (done, n_steps) if 0 < done <= n_steps else None
+
+
+def remove_unfinished_metrics(result_dir: str | Path) -> None:
+    """Remove the growing losses of trainings that have left no state: nobody goes on with them."""
+    for path in (Path(result_dir) / METRICS_FOLDER).glob(f"*{GROWING}"):
+        if not state_path(result_dir, path.name.removesuffix(GROWING)).is_file():
+            path.unlink()

@@ -1,0 +1,112 @@
+"""What a step's result depends on: its settings, the content of what it reads, and the versions of what computes it.
+
+Content decides, not time: a file that was copied or touched is still the same. Times and sizes only save the reading:
+where those of a list of files are as they were when its content was looked at, it is not read again.
+"""
+
+import json
+import zlib
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import blake2b
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from misc.errors import InputError
+from misc.files import look
+from misc.files.jsonfile import jsonable
+from misc.run.config import Config
+from misc.run.device import resolve_device, resolve_precision
+from misc.run.progress import progress
+from misc.run.provenance import recorded_checksums
+from misc.run.step import Files, Step
+
+READERS = 4
+"""Threads that read files whose content is not known yet."""
+READING_SHOWN = 200
+"""From so many files on a bar shows it."""
+
+Fingerprint = dict[str, Any]
+"""Of files: {"files": how many, "look": of names, sizes and times, "content"}; of anything else: {"content"}."""
+
+
+def checksum(path: str | Path) -> str:
+    """crc32 of a file, as eight hex digits. Raises `InputError` if it can't be read."""
+    try:
+        return f"{zlib.crc32(Path(path).read_bytes()):08x}"
+    except OSError as error:
+        raise InputError(f"{path} can't be read ({error.strerror}); put it back, or allow it.") from error
+
+
+def checksums(paths: Sequence[str | Path]) -> list[str]:
+    """`checksum` of each file; of one that a step wrote, and nobody has changed, as that step recorded it."""
+    known: list[str | None] = []
+    records: dict[Path, Mapping[str, tuple[int, int, str]]] = {}
+    for path, (size, time, _) in zip(map(Path, paths), look.states(paths).tolist(), strict=True):
+        if path.parent not in records:
+            records[path.parent] = recorded_checksums(path.parent)
+        *state, of_file = records[path.parent].get(path.name, (None, None, None))
+        known.append(of_file if state == [size, time] else None)
+    unread = [path for path, of_file in zip(paths, known, strict=True) if of_file is None]
+    with ThreadPoolExecutor(READERS) as pool:
+        bar = progress(pool.map(checksum, unread), total=len(unread), desc="reading what has changed", unit="file")
+        bar.disable |= len(unread) < READING_SHOWN
+        read = iter([*bar])
+    return [next(read) if of_file is None else of_file for of_file in known]
+
+
+def fingerprint(given: Any, known: Mapping[str, str]) -> Fingerprint:
+    """What tells whether an input is as it was.
+
+    Args:
+        given: as in `Inputs`.
+        known: {"look": "content"} of earlier fingerprints.
+
+    Raises `InputError` for files that are gone or can't be read.
+    """
+    if not isinstance(given, Files):
+        raw = given.tobytes() if isinstance(given, np.ndarray) else json.dumps(jsonable(given)).encode()
+        return {"content": _digest(raw)}
+    seen = _seen(given.paths)
+    content = known.get(seen)
+    if content is None:
+        pairs = zip(given.paths, checksums(given.paths), strict=True)
+        content = _digest(
+            "".join(f"{Path(path).name} {of_file}\n" for path, of_file in pairs).encode("utf-8", "surrogateescape")
+        )
+    return {"files": len(given.paths), "look": seen, "content": content}
+
+
+def _seen(paths: Sequence[str | Path]) -> str:
+    """A digest of the names, sizes, times and inodes of files."""
+    states = look.states(paths)
+    for path in (path for path, size in zip(paths, states[:, 0], strict=True) if size == look.MISSING):
+        raise InputError(f"{path} was there and is gone; put it back, or take it out of its list.")
+    names = "\n".join(Path(path).name for path in paths)
+    return _digest(names.encode("utf-8", "surrogateescape") + states.tobytes())
+
+
+def _digest(raw: bytes) -> str:
+    return blake2b(raw, digest_size=8).hexdigest()
+
+
+def settings_of(step: Step, args: Config) -> dict[str, Any]:
+    """The values of the step's flags, as JSON holds them; of the precision the one that `auto` stands for."""
+    values = args.only(step.flags)
+    if "precision" in values:
+        values["precision"] = resolve_precision(args.precision, resolve_device(args.device))
+    return json.loads(json.dumps(values))
+
+
+def versions_of(step: Step) -> dict[str, str]:
+    """The versions of the step's code and of its packages."""
+    versions = {step.name: str(step.version)}
+    for package in step.packages:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = "missing"
+    return versions

@@ -1,0 +1,154 @@
+"""What is done, as `make` knows it: which steps a run need not do again, and why it does the others."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from misc.files import look
+from misc.files.atomic import write_json
+from misc.files.jsonfile import read_dict
+from misc.run.config import ALL_STEPS, Config
+from misc.run.depends import Fingerprint, fingerprint, settings_of, versions_of
+from misc.run.step import Files, Inputs, Step, StepModule
+
+log = logging.getLogger(__name__)
+
+FOLDER = "steps"
+PARTS = ("settings", "places", "versions", "inputs")
+
+
+class DoneSteps:
+    """`<result_dir>/steps/NAME.json`: what each step's result was made from when it was made last."""
+
+    def __init__(self, result_dir: str | Path) -> None:
+        self._folder = Path(result_dir) / FOLDER
+
+    def read(self, name: str) -> dict[str, Any]:
+        """The record of a step; empty if there is none, or a damaged one."""
+        record = read_dict(self._folder / f"{name}.json")
+        sound = all(isinstance(record.get(part), dict) for part in PARTS) and isinstance(record.get("started"), str)
+        return record if sound else {}
+
+    def known_contents(self) -> dict[str, str]:
+        """{"look": "content"} of every list of files that a step has read or written."""
+        known = {}
+        for path in sorted(self._folder.glob("*.json")):
+            record = self.read(path.stem)
+            for seen in (*record.get("inputs", {}).values(), record.get("outputs")):
+                if (
+                    isinstance(seen, dict)
+                    and isinstance(seen.get("look"), str)
+                    and isinstance(seen.get("content"), str)
+                ):
+                    known[seen["look"]] = seen["content"]
+        return known
+
+    def must_run(self, step: StepModule, args: Config) -> bool:
+        """Whether a step must be done; the log tells why, or that it is done."""
+        reason = self.reason_to_run(step, args)
+        name = step.STEP.name
+        if reason is None:
+            log.info("%s is done, since %s: skipped", name, self.read(name)["finished"].replace("T", " ")[:19])
+        else:
+            log.info("%s runs: %s", name, reason)
+        return reason is not None
+
+    def reason_to_run(self, step: StepModule, args: Config) -> str | None:
+        """Why a step must be done, as the end of a sentence; None if its result is there and is what it would make.
+
+        Raises `InputError` if what it reads is gone.
+        """
+        name = step.STEP.name
+        record = self.read(name)
+        if {ALL_STEPS, name} & {*args.redo}:
+            return "--redo asks for it"
+        if not record:
+            return "it has not been done here yet"
+        if not record.get("finished"):
+            return "it was interrupted"
+        return (
+            _first_difference(record["settings"], settings_of(step.STEP, args), "--{} differs: {} -> {}")
+            or _first_difference(record["places"], _places(step, args), "--{} differs: {} -> {}")
+            or _first_difference(record["versions"], versions_of(step.STEP), "the version of {} differs: {} -> {}")
+            or self._changed_input(record["inputs"], step.inputs(args))
+            or self._changed_output(record.get("outputs"), step.outputs(args))
+        )
+
+    def _changed_input(self, before: Mapping[str, Any], inputs: Inputs) -> str | None:
+        if gone := sorted(before.keys() - inputs.keys()):
+            return f"--{gone[0]} no longer counts"
+        known = self.known_contents()
+        for flag, given in inputs.items():
+            now, then = fingerprint(given, known), before.get(flag)
+            if not isinstance(then, dict) or then.get("content") != now["content"]:
+                return f"{_what(flag, given)} changed" if flag in before else f"--{flag} counts now"
+        return None
+
+    def _changed_output(self, before: Fingerprint | None, outputs: Sequence[str | Path]) -> str | None:
+        missing = [path for path, (size, *_) in zip(outputs, look.states(outputs), strict=True) if size == look.MISSING]
+        if missing:
+            more = f" and {len(missing) - 1} more are" if len(missing) > 1 else " is"
+            return f"{missing[0]}{more} missing"
+        now = fingerprint(Files(outputs), self.known_contents())
+        if not isinstance(before, dict) or before.get("content") != now["content"]:
+            return "what it wrote was changed since"
+        return None
+
+    def start(self, step: StepModule, args: Config) -> None:
+        """Note that a step begins, and from what; an interrupted one that goes on keeps the time of its start."""
+        name, known = step.STEP.name, self.known_contents()
+        record = {
+            "step": name,
+            "started": datetime.now().isoformat(),
+            "finished": None,
+            "settings": settings_of(step.STEP, args),
+            "places": _places(step, args),
+            "versions": versions_of(step.STEP),
+            "inputs": {flag: fingerprint(given, known) for flag, given in step.inputs(args).items()},
+        }
+        before = self.read(name)
+        if before and not before["finished"] and all(before[part] == record[part] for part in PARTS):
+            record["started"] = before["started"]
+        write_json(self._folder / f"{name}.json", record)
+
+    def finish(self, step: StepModule, args: Config) -> None:
+        """Note that a step has ended, and what it wrote."""
+        name = step.STEP.name
+        outputs = fingerprint(Files(step.outputs(args)), self.known_contents())
+        record = {**self.read(name), "outputs": outputs, "finished": datetime.now().isoformat()}
+        write_json(self._folder / f"{name}.json", record)
+
+
+def made_with(step: Step, args: Config, inputs: Inputs) -> dict[str, Any]:
+    """Whatever determines what a step makes of `inputs`, as JSON holds it."""
+    known = DoneSteps(args.result_dir).known_contents()
+    return {
+        "settings": settings_of(step, args),
+        "versions": versions_of(step),
+        "inputs": {flag: fingerprint(given, known)["content"] for flag, given in inputs.items()},
+    }
+
+
+def _places(step: StepModule, args: Config) -> dict[str, Any]:
+    return args.only(step.STEP.writes)
+
+
+def _first_difference(before: Mapping[str, Any], now: Mapping[str, Any], sentence: str) -> str | None:
+    for name in [*now, *before.keys() - now.keys()]:
+        values = [_shown(values[name]) if name in values else "nothing" for values in (before, now)]
+        if values[0] != values[1]:
+            return sentence.format(name, *values)
+    return None
+
+
+def _shown(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _what(flag: str, given: Files | Any) -> str:
+    """An input in a sentence, up to its verb."""
+    if isinstance(given, Files):
+        return f"{given.paths[0]} has" if len(given.paths) == 1 else f"the files of --{flag} have"
+    return f"what --{flag} says has"

@@ -1,0 +1,123 @@
+"""What a run will do, shown before its first step: what is done, what will run and why, and the disk it takes."""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from statistics import fmean
+
+from misc.errors import InputError
+from misc.files import look
+from misc.files.images import image_size
+from misc.run.config import Config
+from misc.run.done import DoneSteps
+from misc.run.step import Files, Inputs, StepModule
+from misc.run.training_state import saved_step
+
+SAMPLED = 50
+"""Images whose sizes stand for all."""
+MB, GB = 10**6, 10**9
+DONE = "done"
+IMAGE_FLAGS = ("train_list", "infer_list", "deeplab_eval_set", "predict_input")
+"""Inputs that are the images of which a step makes maps or masks."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A step of the plan.
+
+    Attributes:
+        step: its name.
+        action: `DONE`, or what it will do, for people.
+        files: the longest of the lists of files that it reads.
+        disk: bytes that it will take, roughly; None where that is not known.
+    """
+
+    step: str
+    action: str
+    files: int
+    disk: int | None
+
+
+def forecast(config: Config, steps: Sequence[StepModule], maker_of: dict[str, str]) -> list[Row]:
+    """What each step will do. Their input was checked.
+
+    `maker_of`: {place: the step that will write there}, of earlier chains of the run; these steps' places are added.
+    """
+    done, rows = DoneSteps(config.result_dir), []
+    for step in steps:
+        name, inputs, outputs = step.STEP.name, step.inputs(config), step.outputs(config)
+        places = [getattr(config, flag) for flag in inputs]
+        waits_for = list(dict.fromkeys(maker_of[place] for place in places if place in maker_of))
+        record = done.read(name)
+        if waits_for and record.get("finished"):
+            action = f"depends on what {', '.join(waits_for)} will make"
+        elif waits_for:
+            action = f"runs, with what {', '.join(waits_for)} will make"
+        elif (reason := done.reason_to_run(step, config)) is None:
+            action = DONE
+        else:
+            action = f"runs: {reason}"
+        if action != DONE:
+            maker_of |= dict.fromkeys((getattr(config, flag) for flag in step.STEP.writes), name)
+            if record and not record["finished"]:
+                action = _where_it_goes_on(config, name, record["started"], outputs) or action
+        n_files = max((len(given.paths) for given in inputs.values() if isinstance(given, Files)), default=0)
+        rows.append(Row(name, action, n_files, 0 if action == DONE else _disk(config, step, inputs, outputs)))
+    return rows
+
+
+def _where_it_goes_on(config: Config, name: str, started: str, outputs: Sequence[str | Path]) -> str | None:
+    """Where an interrupted step goes on: after the step of its saved state, or by the files that it has written."""
+    if (state := saved_step(config.result_dir, name)) is not None:
+        return "goes on at {:.0%} (step {} of {})".format(state[0] / state[1], *state)
+    since = datetime.fromisoformat(started).timestamp() * 1e9
+    n_written = int((look.states(outputs)[:, 1] >= since).sum())
+    return f"goes on at {n_written / len(outputs):.0%}" if n_written else None
+
+
+def _disk(config: Config, step: StepModule, inputs: Inputs, outputs: Sequence[str | Path]) -> int | None:
+    """Bytes that a step will take beyond what it replaces, roughly; None where that is not known."""
+    if not step.STEP.bytes_per_pixel:
+        return None
+    sizes = look.states(outputs)[:, 0]
+    n_missing = int((sizes == look.MISSING).sum())
+    images = next((given.paths for flag, given in inputs.items() if flag in IMAGE_FLAGS), ())
+    sample = images[:: max(1, len(images) // SAMPLED)]
+    if not (n_missing and sample):
+        return 0
+    pixels = fmean(height * width for height, width in map(image_size, sample))
+    return int(step.STEP.bytes_per_pixel * pixels * len(images) * n_missing / len(outputs))
+
+
+def table_of(rows: Sequence[Row], config: Config) -> str:
+    """The plan as lines of text, with the disk that it takes and that there is."""
+    lines = [("step", "what it will do", "files", "disk")]
+    for row in rows:
+        lines.append((row.step, row.action, f"{row.files:,}" if row.files else "", _amount(row.disk)))
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    needed, free = sum(row.disk or 0 for row in rows), _free(config)
+    return "\n".join([*lines, f"disk: {_amount(needed) or 'little'} needed for maps and masks, {_amount(free)} free"])
+
+
+def require_room(rows: Sequence[Row], config: Config) -> None:
+    """Raise `InputError` if what the steps will write can't fit on the disk."""
+    needed, free = sum(row.disk or 0 for row in rows), _free(config)
+    if needed > free:
+        raise InputError(
+            f"--result_dir {config.result_dir}: the run needs about {_amount(needed)} for maps and masks, and the disk "
+            f"has {_amount(free)} free; make room, or name another --work_dir."
+        )
+
+
+def _free(config: Config) -> int:
+    return shutil.disk_usage(config.result_dir).free
+
+
+def _amount(n_bytes: int | None) -> str:
+    """Bytes for people; empty where there are none worth telling."""
+    if not n_bytes:
+        return ""
+    return f"{n_bytes / GB:.1f} GB" if n_bytes >= GB / 10 else f"{max(1, round(n_bytes / MB))} MB"

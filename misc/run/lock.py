@@ -1,0 +1,113 @@
+"""One run a folder: who writes into a folder or a checkpoint holds its lock, and clears away what killed runs left.
+
+The locks are those of the kernel (POSIX record locks): they end with their process, however that ends, and hold
+between the machines that share a network file system.
+"""
+
+import errno
+import fcntl
+import json
+import logging
+import os
+import platform
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import datetime
+from pathlib import Path
+
+from misc.errors import InputError
+from misc.files.atomic import leftovers
+from misc.files.jsonfile import read_dict
+
+log = logging.getLogger(__name__)
+
+HELD, NO_LOCKS = (errno.EACCES, errno.EAGAIN), (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
+
+
+def lock_path(place: Path) -> Path:
+    """The lock of a folder, in it, or of a file, beside it."""
+    return place / ".lock" if place.is_dir() else place.with_name(f".{place.name}.lock")
+
+
+@contextmanager
+def locked(*, folders: Iterable[str | Path], files: Iterable[str | Path]) -> Iterator[None]:
+    """Hold the locks of folders (made where they are missing) and files that a run writes.
+
+    What killed runs have left there is removed. Raises `InputError` if another run holds one of them, and says which,
+    or if files can't be written there.
+    """
+    places = {Path(os.path.realpath(folder)): True for folder in folders}
+    places |= {Path(os.path.realpath(file)): False for file in files}
+    with ExitStack() as stack:
+        for place, is_folder in sorted(places.items()):
+            try:
+                (place if is_folder else place.parent).mkdir(parents=True, exist_ok=True)
+                stack.enter_context(_locked(place))
+                _clear(place)
+            except OSError as error:
+                raise InputError(f"{place} can't be written ({error.strerror}); name another place.") from error
+        yield
+
+
+@contextmanager
+def _locked(place: Path) -> Iterator[None]:
+    path = lock_path(place)
+    descriptor = _take(path, place)
+    try:
+        holder = {
+            "host": platform.node(),
+            "process": os.getpid(),
+            "user": os.environ.get("USER") or os.getuid(),
+            "since": datetime.now().isoformat(sep=" ", timespec="seconds"),
+            "command": " ".join(sys.argv),
+        }
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, json.dumps(holder).encode(), 0)
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _take(path: Path, place: Path) -> int:
+    """An open file that holds the lock; it is still the one at `path`, which an ending run may have removed."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in NO_LOCKS:
+                log.info("notice: the file system of %s has no locks: let no second run write there", place)
+                return descriptor
+            os.close(descriptor)
+            if error.errno in HELD:
+                raise InputError(_in_use(path, place)) from error
+            raise
+        try:
+            if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+                return descriptor
+        except FileNotFoundError:
+            pass
+        os.close(descriptor)
+
+
+def _in_use(path: Path, place: Path) -> str:
+    holder = read_dict(path)
+    who = "another run"
+    if holder.keys() >= {"host", "process", "user", "since", "command"}:
+        who = "the run of {user} on {host} (process {process}, since {since}: {command})".format(**holder)
+    return f"{place} is in use by {who}; wait until it has ended, or name another --work_dir (or the flag's own place)."
+
+
+def _clear(place: Path) -> None:
+    """Remove temporary files that are nobody's, since this run holds the lock; folders with their own are left out."""
+    if place.is_dir():
+        folders = [place, *(path for path in place.iterdir() if path.is_dir() and not lock_path(path).exists())]
+        found = [path for folder in folders for path in leftovers(folder)]
+    else:
+        found = leftovers(place.parent, place.stem)
+    for path in found:
+        path.unlink(missing_ok=True)
+    if found:
+        log.info("removed %d temporary files that a killed run has left in %s", len(found), place)
