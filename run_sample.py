@@ -45,6 +45,7 @@ def check_chain(config: Config, planned: Plan) -> list[tuple[str, ModuleType]]:
 def run_chain(config: Config, steps: Sequence[tuple[str, ModuleType]]) -> None:
     """Run steps whose input was checked, and keep a record of them."""
     # Imported here, so that --help and wrong flags answer without loading torch
+    from misc.files.look import forget
     from misc.run.device import resolve_device, set_precision, set_seed
     from misc.run.distributed import is_first_process, on_first_process, wait_for_all
     from misc.run.memory import keep_freed_memory
@@ -66,6 +67,7 @@ def run_chain(config: Config, steps: Sequence[tuple[str, ModuleType]]) -> None:
                 wait_for_all()
             else:
                 on_first_process(step.run, config)
+        forget(path for flag in step.STEP.writes if (path := getattr(config, flag)))
 
 
 def run_built_in_sample(config: Config, arguments: Sequence[str]) -> None:
@@ -100,6 +102,7 @@ def run(arguments: Sequence[str]) -> None:
     """What the command line asks for. Raises `InputError` for bad input."""
     sentences: list[str] = []
     config = parse_config(arguments, explain=sentences.append)
+    from misc.files.look import one_look
     from misc.run.device import resolve_device
     from misc.run.distributed import process_group
     from misc.run.record import start_log
@@ -113,10 +116,11 @@ def run(arguments: Sequence[str]) -> None:
         start_log(config.log_name)
         for sentence in sentences:
             logging.getLogger(__name__).info("%s", sentence)
-        if config.sample:
-            run_built_in_sample(config, arguments)
-        else:
-            run_chain(config, check_chain(config, Plan()))
+        with one_look():
+            if config.sample:
+                run_built_in_sample(config, arguments)
+            else:
+                run_chain(config, check_chain(config, Plan()))
 
 
 def main() -> int:
