@@ -414,7 +414,9 @@ def train_cam(args: Config) -> None:
     load_state(model, args.cam_init_weights_name)
     model.to(device)
     _, centres = kmeans(_features(model, ood_paths, args, long_side=args.ood_long_side), args.cluster_K)
-    of_classes = class_prototypes(_features(model, train.paths, args), torch.from_numpy(train.labels).to(device))
+    of_classes = class_prototypes(
+        _features(model, train.paths, args), torch.from_numpy(np.asarray(train.labels)).to(device)
+    )
     prototypes = torch.cat([of_classes, centres])
 
     n_steps = len(train) // args.cam_batch_size * args.cam_num_epoches

@@ -46,12 +46,12 @@ def check(args: Config, planned: Planned) -> Planned:
         planned=planned,
     )
     require_writable(args.ir_label_out_dir, flag="ir_label_out_dir")
-    require_readable([devkit.image_path(image_id) for image_id in ids], num_workers=args.num_workers)
+    require_readable(devkit.image_paths(ids), num_workers=args.num_workers)
     return {args.ir_label_out_dir: frozenset(ids)}
 
 
 def _confident_label(
-    paths: tuple[Path, Path], *, n_classes: int, foreground_score: float, background_score: float
+    paths: tuple[str, str], *, n_classes: int, foreground_score: float, background_score: float
 ) -> np.ndarray:
     """The label map of an image file and its CAM file."""
     image_path, cam_path = paths
@@ -72,7 +72,7 @@ def run(args: Config) -> None:
         foreground_score=args.conf_fg_thres,
         background_score=args.conf_bg_thres,
     )
-    paths = [(devkit.image_path(image_id), camfile.cam_path(args.mask_cams.folder, image_id)) for image_id in ids]
+    paths = zip(devkit.image_paths(ids), camfile.cam_paths(args.mask_cams.folder, ids), strict=True)
     labels = ordered_map(label_of, paths, workers=args.crf_workers, flag="crf_workers")
     bar = progress(labels, desc="cam_to_ir_label", unit="image", total=len(ids))
     for image_id, label in zip(ids, bar, strict=True):

@@ -62,7 +62,7 @@ def check(args: Config, planned: Planned) -> Planned:
     }
     for flag in (flag for flag, used in written.items() if used):
         require_writable(getattr(args, flag), flag=flag)
-    require_readable([devkit.image_path(image_id) for image_id in ids], num_workers=args.num_workers)
+    require_readable(devkit.image_paths(ids), num_workers=args.num_workers)
     return {}
 
 
@@ -83,7 +83,7 @@ def _make_masks(args: Config, devkit: Devkit, ids: list[str], folders: list[Path
     n_classes = len(names_with_background(devkit.classes))
     model = load_segmenter(args.deeplab_network, args.deeplab_weights_name, device, n_classes=n_classes)
 
-    images = WholeImages([devkit.image_path(image_id) for image_id in ids])
+    images = WholeImages(devkit.image_paths(ids))
     loader = sequential_loader(images, num_workers=args.num_workers, device=device)
     if args.deeplab_crf:
         masks = plain_and_refined_masks(model, loader, device=device, workers=args.crf_workers)

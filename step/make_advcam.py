@@ -64,7 +64,7 @@ def _pairs(images: list[Tensor], device: torch.device) -> dict[float, Tensor]:
 
 
 def _advcams(
-    model: nn.Module, batch: list[dict[str, Any]], args: Config, *, max_pairs: int, example: Path
+    model: nn.Module, batch: list[dict[str, Any]], args: Config, *, max_pairs: int, example: str
 ) -> tuple[list[tuple[Tensor, Tensor]], int]:
     """cam and high_res of images of equal size, and `max_pairs` for the next ones: fewer if memory ran out.
 

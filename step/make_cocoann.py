@@ -1,6 +1,7 @@
 """Step 7, instances: the instance masks as COCO annotations, for the tools that train on those."""
 
 import logging
+import os
 
 from misc.errors import InputError
 from misc.files import instancefile
@@ -40,7 +41,7 @@ def check(args: Config, planned: Planned) -> Planned:
         planned=planned,
     )
     require_writable_file(args.cocoann_path, flag="cocoann_path", kind="JSON file")
-    require_readable([devkit.image_path(image_id) for image_id in ids], num_workers=args.num_workers)
+    require_readable(devkit.image_paths(ids), num_workers=args.num_workers)
     return {}
 
 
@@ -49,14 +50,14 @@ def run(args: Config) -> None:
     devkit = open_devkit(args.voc12_root, args.class_list)
     ids = read_list(devkit, args.infer_list, flag="infer_list")
     polygons = args.cocoann_format == "polygon"
-    image_paths = [devkit.image_path(image_id) for image_id in ids]
+    image_paths = devkit.image_paths(ids)
     sizes = [image_size(path) for path in image_paths]
     content = {
         "info": {"description": f"W-OoD instance masks from image labels, {devkit.root}"},
         "licenses": [],
         "categories": [{"id": k, "name": name} for k, name in enumerate(devkit.classes, start=1)],
         "images": [
-            {"id": number, "file_name": path.name, "height": height, "width": width}
+            {"id": number, "file_name": os.path.basename(path), "height": height, "width": width}
             for number, (path, (height, width)) in enumerate(zip(image_paths, sizes, strict=True), start=FIRST_ID)
         ],
     }

@@ -40,7 +40,7 @@ def check(args: Config, planned: Planned) -> Planned:
     ids = require_cams(devkit, args.infer_list, args.mask_cams, planned=planned)
     require_network(args.irn_network, "EdgeDisplacement", args.irn_weights_name, planned=planned)
     require_writable(args.sem_seg_out_dir, flag="sem_seg_out_dir")
-    require_readable([devkit.image_path(image_id) for image_id in ids], num_workers=args.num_workers)
+    require_readable(devkit.image_paths(ids), num_workers=args.num_workers)
     return {args.sem_seg_out_dir: frozenset(ids)}
 
 

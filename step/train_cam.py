@@ -29,7 +29,7 @@ from voc12.classes import save_named
 from voc12.dataloader import ClassificationCrops, ScaledImages, WholeImages, images_of
 from voc12.devkit import Devkit, open_devkit, require_classes_of_network
 from voc12.images import LabelledImages, read_labelled_images, require_batch
-from voc12.labels import require_labelled
+from voc12.labels import Labels, require_labelled
 from voc12.lists import read_ood_paths
 from voc12.verify import missing_masks, require_masks, require_readable
 
@@ -154,7 +154,7 @@ def _batches_from(
     """Batches of training images, each with one of OoD images, or None where the loss has no term for these."""
 
     def batches_of(
-        paths: Sequence[Path], labels: np.ndarray, batch_size: int, stream: Stream
+        paths: Sequence[str], labels: Labels, batch_size: int, stream: Stream
     ) -> Callable[[int], Iterable[dict]]:
         crops = ClassificationCrops(
             paths,
@@ -168,7 +168,7 @@ def _batches_from(
     train_from = batches_of(train.paths, train.labels, args.cam_batch_size, Stream.CAM)
     if args.ood_coeff == 0:
         return lambda first: zip(train_from(first), itertools.repeat(None), strict=False)
-    no_labels = np.zeros((len(ood_paths), train.labels.shape[1]), dtype=np.float32)
+    no_labels = Labels.none(len(ood_paths), train.labels.shape[1])
     ood_from = batches_of(ood_paths, no_labels, args.ood_batch_size, Stream.CAM_OOD)
     return lambda first: zip(train_from(first), ood_from(first), strict=True)
 
@@ -219,7 +219,7 @@ def _selection(args: Config, devkit: Devkit, model: nn.Module, training: Trainin
         images.paths,
         images.labels,
         args.cam_scales,
-        mask_paths=[devkit.mask_path(image_id) for image_id in images.ids],
+        mask_paths=devkit.mask_paths(images.ids),
         keep=True,
     )
     device, n_classes = training.device, len(devkit.classes)
@@ -248,4 +248,5 @@ def _prototypes(args: Config, model: nn.Module, train: LabelledImages, ood_paths
     features = gather_shares(features_of(images, name="training images"))
     ood_features = gather_shares(features_of(ood_images, name="OoD images"))
     _, clusters = kmeans(ood_features, args.cluster_K)
-    return torch.cat([class_prototypes(features, torch.from_numpy(train.labels).to(features.device)), clusters])
+    labels = torch.from_numpy(np.asarray(train.labels)).to(features.device)
+    return torch.cat([class_prototypes(features, labels), clusters])

@@ -1,11 +1,11 @@
 """Step 8: train DeepLab-v2 on the masks that the chain made (Chen et al., TPAMI 2017, section 4.1)."""
 
 from functools import partial
-from pathlib import Path
 
 from torch import Tensor
 
 from misc.deeplab import deeplab_optimizer, multiscale_losses
+from misc.files.look import paths_in
 from misc.run.config import Config, deeplab_list_flag
 from misc.run.loaders import Stream
 from misc.run.plan import Planned, require_outputs, require_writable_file
@@ -65,14 +65,15 @@ def check(args: Config, planned: Planned) -> Planned:
     require_outputs(folder, ids, ".png", flag=flag, list_flag=list_flag, made_by="make_sem_seg", planned=planned)
     if folder not in planned:
         require_fitting_masks(
-            {Path(folder) / f"{image_id}.png": devkit.image_path(image_id) for image_id in ids},
+            paths_in(folder, (f"{image_id}.png" for image_id in ids)),
+            devkit.image_paths(ids),
             n_classes=len(devkit.classes),
             num_workers=args.num_workers,
         )
     n_classes = len(names_with_background(devkit.classes))
     build_network(args.deeplab_network, "DeepLab", n_classes=n_classes).load_start(args.deeplab_init_weights)
     require_writable_file(args.deeplab_weights_name, flag="deeplab_weights_name")
-    require_readable([devkit.image_path(image_id) for image_id in ids], num_workers=args.num_workers)
+    require_readable(devkit.image_paths(ids), num_workers=args.num_workers)
     return {args.deeplab_weights_name: frozenset()}
 
 
@@ -94,8 +95,8 @@ def run(args: Config) -> None:
     base.load_start(args.deeplab_init_weights)
     model = MultiScale(base).to(device).train()
 
-    image_paths = [devkit.image_path(image_id) for image_id in ids]
-    mask_paths = [Path(folder) / f"{image_id}.png" for image_id in ids]
+    image_paths = devkit.image_paths(ids)
+    mask_paths = paths_in(folder, (f"{image_id}.png" for image_id in ids))
     seed, scales = (args.seed, Stream.DEEPLAB), args.deeplab_scales
     crops = SegmentationCrops(image_paths, mask_paths, scales=scales, crop_size=args.deeplab_crop_size, seed=seed)
 

@@ -161,7 +161,7 @@ def watch(monkeypatch):
     def noting(get_item, watched):
         def note_and_get(self, epoch_and_index):
             epoch, index = epoch_and_index
-            watched.images[-1].append((epoch, self.paths[index].stem))
+            watched.images[-1].append((epoch, Path(self.paths[index]).stem))
             return get_item(self, epoch_and_index)
 
         return note_and_get

@@ -6,7 +6,6 @@ DeepLab's training crops are float32 of the same range, as OpenCV resizes them. 
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,6 +30,7 @@ from misc.imutils import (
     top_left_crop_boxes,
 )
 from misc.run.loaders import generator
+from voc12.labels import Labels
 
 IRN_SCALES = (0.5, 1.5)
 LABEL_STRIDE = 4
@@ -58,14 +58,14 @@ class ClassificationCrops(Dataset):
 
     def __init__(
         self,
-        paths: Sequence[Path],
-        labels: np.ndarray,
+        paths: Sequence[str],
+        labels: Labels,
         *,
         resize_long: Sequence[int],
         crop_size: int,
         seed: tuple[int, ...],
     ) -> None:
-        self.paths, self.labels = list(paths), torch.from_numpy(labels)
+        self.paths, self.labels = paths, labels
         self.resize_long, self.crop_size, self.seed = resize_long, crop_size, seed
 
     def __len__(self) -> int:
@@ -80,7 +80,7 @@ class ClassificationCrops(Dataset):
         if rng.random() < 0.5:
             image = image[:, ::-1]
         boxes = random_crop_boxes(image.shape[:2], self.crop_size, rng)
-        return {**_crop_item(image, boxes, self.crop_size), "label": self.labels[index]}
+        return {**_crop_item(image, boxes, self.crop_size), "label": torch.from_numpy(self.labels[index])}
 
 
 class TopLeftCrops(Dataset):
@@ -89,9 +89,8 @@ class TopLeftCrops(Dataset):
     An item: `image` (3, S, S) uint8, `box` (4,), and, where labels are given, `label` (C,) float32.
     """
 
-    def __init__(self, paths: Sequence[Path], labels: np.ndarray | None = None, *, crop_size: int) -> None:
-        self.paths, self.crop_size = list(paths), crop_size
-        self.labels = None if labels is None else torch.from_numpy(labels)
+    def __init__(self, paths: Sequence[str], labels: Labels | None = None, *, crop_size: int) -> None:
+        self.paths, self.labels, self.crop_size = paths, labels, crop_size
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -99,14 +98,14 @@ class TopLeftCrops(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         image = read_image(self.paths[index])
         item = _crop_item(image, top_left_crop_boxes(image.shape[:2], self.crop_size), self.crop_size)
-        return item if self.labels is None else {**item, "label": self.labels[index]}
+        return item if self.labels is None else {**item, "label": torch.from_numpy(self.labels[index])}
 
 
 class WholeImages(Dataset):
     """Whole images, each on its own: (3, H, W) uint8, at their own size or with a given long side."""
 
-    def __init__(self, paths: Sequence[Path], *, long_side: int | None = None) -> None:
-        self.paths, self.long_side = list(paths), long_side
+    def __init__(self, paths: Sequence[str], *, long_side: int | None = None) -> None:
+        self.paths, self.long_side = paths, long_side
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -124,8 +123,8 @@ class ImagesWithCams(Dataset):
     An item: `image` (3, H, W) uint8, `keys` (the K classes of the file), `cam` (K, h, w) float32.
     """
 
-    def __init__(self, paths: Sequence[Path], cam_paths: Sequence[Path], n_classes: int) -> None:
-        self.paths, self.cam_paths, self.n_classes = list(paths), list(cam_paths), n_classes
+    def __init__(self, paths: Sequence[str], cam_paths: Sequence[str], n_classes: int) -> None:
+        self.paths, self.cam_paths, self.n_classes = paths, cam_paths, n_classes
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -138,8 +137,8 @@ class ImagesWithCams(Dataset):
 class Photographs(Dataset):
     """Photographs of any kind, upright: (3, H, W) uint8, the longer side at most `long_side` (0: any)."""
 
-    def __init__(self, paths: Sequence[Path], *, long_side: int) -> None:
-        self.paths, self.long_side = list(paths), long_side
+    def __init__(self, paths: Sequence[str], *, long_side: int) -> None:
+        self.paths, self.long_side = paths, long_side
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -162,15 +161,15 @@ class ScaledImages(Dataset):
 
     def __init__(
         self,
-        paths: Sequence[Path],
-        labels: np.ndarray,
+        paths: Sequence[str],
+        labels: Labels,
         scales: Sequence[float],
         *,
-        mask_paths: Sequence[Path] | None = None,
+        mask_paths: Sequence[str] | None = None,
         keep: bool = False,
     ) -> None:
-        self.paths, self.labels, self.scales = list(paths), labels, tuple(scales)
-        self.mask_paths = None if mask_paths is None else list(mask_paths)
+        self.paths, self.labels, self.scales = paths, labels, tuple(scales)
+        self.mask_paths = mask_paths
         self._decoded: dict[int, tuple[np.ndarray, np.ndarray | None]] | None = {} if keep else None
 
     def __len__(self) -> int:
@@ -193,7 +192,7 @@ class ScaledImages(Dataset):
         return image, mask
 
 
-def _same_size_label(path: Path, size: tuple[int, int]) -> np.ndarray:
+def _same_size_label(path: str, size: tuple[int, int]) -> np.ndarray:
     label = read_label(path)
     if label.shape != size:
         raise InputError(f"label {path} has size {label.shape}, its image {size} (rows, columns); replace it.")
@@ -207,9 +206,9 @@ class LabelledCrops(Dataset):
     """
 
     def __init__(
-        self, paths: Sequence[Path], label_paths: Sequence[Path], *, crop_size: int, seed: tuple[int, ...]
+        self, paths: Sequence[str], label_paths: Sequence[str], *, crop_size: int, seed: tuple[int, ...]
     ) -> None:
-        self.paths, self.label_paths = list(paths), list(label_paths)
+        self.paths, self.label_paths = paths, label_paths
         self.crop_size, self.seed = crop_size, seed
 
     def crop(self, image: np.ndarray, label: np.ndarray, rng: np.random.Generator) -> dict[str, Any]:
@@ -251,8 +250,8 @@ class SegmentationCrops(LabelledCrops):
 
     def __init__(
         self,
-        paths: Sequence[Path],
-        label_paths: Sequence[Path],
+        paths: Sequence[str],
+        label_paths: Sequence[str],
         *,
         scales: Sequence[float],
         crop_size: int,

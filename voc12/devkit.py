@@ -1,7 +1,6 @@
 """The data set on disk: a folder in VOC devkit layout, and its classes."""
 
-import os
-from collections.abc import Container
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import zip_longest
@@ -9,6 +8,7 @@ from pathlib import Path
 
 from misc.errors import InputError
 from misc.files.images import IMAGE_SUFFIXES
+from misc.files.look import folder_at, paths_in
 from voc12.classes import VOC_CLASSES, classes_beside, names_with_background, read_classes
 
 
@@ -27,25 +27,42 @@ class Devkit:
     @cached_property
     def image_names(self) -> dict[str, str]:
         """{id: file name} of the images in `JPEGImages/`, which is listed once."""
-        ranks, names = {}, {}
-        for name in sorted(os.listdir(self.image_folder)):
-            image_id, suffix = os.path.splitext(name)
-            rank = IMAGE_SUFFIXES.index(suffix.lower()) if suffix.lower() in IMAGE_SUFFIXES else None
-            if rank is not None and rank <= ranks.get(image_id, rank):
-                ranks[image_id], names[image_id] = rank, name
-        return names
+        return folder_at(self.image_folder).by_stem(IMAGE_SUFFIXES)
 
     def image_path(self, image_id: str) -> Path:
         """`JPEGImages/ID.jpg`, or whatever kind of image there is under this id."""
         return self.image_folder / self.image_names.get(image_id, f"{image_id}.jpg")
 
+    def image_paths(self, ids: Iterable[str]) -> list[str]:
+        """The paths of many images."""
+        names = self.image_names
+        return paths_in(self.image_folder, (names.get(image_id) or f"{image_id}.jpg" for image_id in ids))
+
+    @property
+    def mask_folder(self) -> Path:
+        """`SegmentationClass`, the ground truth."""
+        return self.root / "SegmentationClass"
+
     def mask_path(self, image_id: str) -> Path:
-        """`SegmentationClass/ID.png`, the ground truth."""
-        return self.root / "SegmentationClass" / f"{image_id}.png"
+        """`SegmentationClass/ID.png`."""
+        return self.mask_folder / f"{image_id}.png"
+
+    def mask_paths(self, ids: Iterable[str]) -> list[str]:
+        """The paths of many masks."""
+        return paths_in(self.mask_folder, (f"{image_id}.png" for image_id in ids))
+
+    @property
+    def object_folder(self) -> Path:
+        """`SegmentationObject`, the ground truth of instances."""
+        return self.root / "SegmentationObject"
 
     def object_path(self, image_id: str) -> Path:
-        """`SegmentationObject/ID.png`, the ground truth of instances."""
-        return self.root / "SegmentationObject" / f"{image_id}.png"
+        """`SegmentationObject/ID.png`."""
+        return self.object_folder / f"{image_id}.png"
+
+    def object_paths(self, ids: Iterable[str]) -> list[str]:
+        """The paths of many instance masks."""
+        return paths_in(self.object_folder, (f"{image_id}.png" for image_id in ids))
 
     def split_path(self, split: str) -> Path:
         """`ImageSets/Segmentation/<split>.txt`."""

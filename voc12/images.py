@@ -4,22 +4,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from misc.errors import InputError
 from misc.run.distributed import n_processes, share
 from voc12.devkit import Devkit
-from voc12.labels import read_labels
+from voc12.labels import Labels, read_labels
 from voc12.lists import read_list
 
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """Images of a list: `ids`, `paths`, and `labels` (N, C) float32 0/1."""
+    """Images of a list: `ids`, `paths`, and `labels` (N, C) 0/1."""
 
     ids: list[str]
-    paths: list[Path]
-    labels: np.ndarray
+    paths: list[str]
+    labels: Labels
 
     def shared(self) -> "LabelledImages":
         """This process's share of the images."""
@@ -32,7 +30,7 @@ class LabelledImages:
 def read_labelled_images(devkit: Devkit, list_path: str | Path, *, flag: str, label_file: str) -> LabelledImages:
     """The images of a list file. Raises `InputError` for what is wrong with the list, its images or their labels."""
     ids = read_list(devkit, list_path, flag=flag)
-    return LabelledImages(ids, [devkit.image_path(image_id) for image_id in ids], read_labels(devkit, label_file, ids))
+    return LabelledImages(ids, devkit.image_paths(ids), read_labels(devkit, label_file, ids))
 
 
 def require_batch(items: Sequence, batch_size: int, *, list_flag: str, batch_flag: str) -> None:

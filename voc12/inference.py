@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -63,8 +62,8 @@ def walk_inputs(
     Raises `InputError` for a CAM that is unreadable or not of its image's size, and for a network whose output is of
     another size or not finite.
     """
-    paths = [devkit.image_path(image_id) for image_id in ids]
-    cam_paths = [camfile.cam_path(cam_folder, image_id) for image_id in ids]
+    paths = devkit.image_paths(ids)
+    cam_paths = camfile.cam_paths(cam_folder, ids)
     items = ImagesWithCams(paths, cam_paths, len(devkit.classes))
     loader = sequential_loader(items, num_workers=num_workers, device=device)
     bar = progress(loader, desc=title, unit="image")
@@ -80,7 +79,7 @@ def walk_inputs(
         yield WalkInput(image_id, size, keys, cam.to(device), edge, displacement)
 
 
-def _require_output(edge: Tensor, displacement: Tensor, path: Path, cells: tuple[int, int]) -> None:
+def _require_output(edge: Tensor, displacement: Tensor, path: str, cells: tuple[int, int]) -> None:
     """Raise `InputError` unless a network's output for the image at `path` is finite and has the (h, w) `cells`."""
     given, expected = (tuple(edge.shape), tuple(displacement.shape)), ((1, *cells), (2, *cells))
     if given != expected:

@@ -5,14 +5,17 @@ import logging
 import re
 import xml.etree.ElementTree as ElementTree
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, NoReturn
 
 import numpy as np
 from torch import Tensor
 
 from misc.errors import InputError, first_three
+from misc.files import look
 from misc.files.images import without_image_suffix
+from misc.files.look import paths_in
 from misc.files.objectfile import load_object, save_object
 from misc.run.progress import progress
 from voc12.derived import DERIVED_FOLDER, is_derived, record_derived
@@ -20,16 +23,65 @@ from voc12.devkit import Devkit
 
 log = logging.getLogger(__name__)
 
+ROWS_AT_ONCE = 4096
+"""Of labels, while they are unpacked."""
+_ONES_IN = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(axis=1, dtype=np.int64)
+"""How many bits of a byte are set."""
+
 
 def _label_key(image_id: str) -> int | str:
     """The key of an image in the label file: for VOC's ids the number without underscore, as in the original."""
     return int(image_id.replace("_", "")) if re.fullmatch(r"\d{4}_?\d{6}", image_id) else image_id
 
 
-def _annotations_state(devkit: Devkit, annotations: Sequence[Path]) -> str:
+class Labels:
+    """Labels of N images, (N, C) 0/1, in a bit each, so that a million images of a thousand classes stay in memory.
+
+    An index gives the (C,) float32 label of an image; a slice or an array of indices, the `Labels` of several.
+    """
+
+    dtype = np.dtype(np.float32)
+    """Of the arrays that it gives."""
+
+    def __init__(self, bits: np.ndarray, n_classes: int) -> None:
+        """`bits`: (N, C / 8) uint8, rounded up, as `np.packbits` makes them of rows."""
+        self._bits, self.shape = bits, (len(bits), n_classes)
+
+    @classmethod
+    def of(cls, rows: np.ndarray) -> "Labels":
+        """Those of (N, C) rows, of which every number but 0 counts as 1."""
+        return cls(np.packbits(rows != 0, axis=1), rows.shape[1])
+
+    @classmethod
+    def none(cls, n_images: int, n_classes: int) -> "Labels":
+        """Those of images that carry no class."""
+        return cls(np.zeros((n_images, -(-n_classes // 8)), dtype=np.uint8), n_classes)
+
+    def __len__(self) -> int:
+        return len(self._bits)
+
+    def __getitem__(self, index: Any) -> Any:
+        bits = self._bits[index]
+        if bits.ndim == 1:
+            return np.unpackbits(bits, count=self.shape[1]).astype(self.dtype)
+        return Labels(bits, self.shape[1])
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.unpackbits(self._bits, axis=1, count=self.shape[1]).astype(dtype or self.dtype)
+
+    def tolist(self) -> list[list[float]]:
+        """The rows as lists."""
+        return np.asarray(self).tolist()
+
+    def counts(self) -> np.ndarray:
+        """(N,) int64: the number of classes of each image."""
+        return _ONES_IN[self._bits].sum(axis=1)
+
+
+def _annotations_state(devkit: Devkit, names: Sequence[str]) -> str:
     """A short text that changes when the annotations or the class list do."""
-    stats = [file.stat() for file in annotations]
-    states = [f"{file.name} {stat.st_size} {stat.st_mtime_ns}" for file, stat in zip(annotations, stats, strict=True)]
+    sizes_and_times = look.states(paths_in(devkit.root / "Annotations", names))[:, :2].tolist()
+    states = [f"{name} {size} {time}" for name, (size, time) in zip(names, sizes_and_times, strict=True)]
     text = "\n".join([str(devkit.root.resolve()), *devkit.classes, *states])
     return f"{zlib.crc32(text.encode()):08x}"
 
@@ -47,18 +99,21 @@ def labels_of_annotation(path: Path, classes: Sequence[str]) -> np.ndarray:
 
 
 def _derive_labels(devkit: Devkit, label_file: Path) -> None:
+    """Make the label file from the annotations, unless it is of these already, or is the user's own."""
+    if label_file.is_file() and not is_derived(label_file):
+        return
     folder = devkit.root / "Annotations"
-    annotations = sorted(folder.glob("[!.]*.xml"))
-    if not annotations:
+    names = [name for name in look.folder_at(folder) if name.endswith(".xml") and not name.startswith(".")]
+    if not names:
         raise InputError(
             f"label file {label_file} is missing and {folder} has no XML files to make it from; give either of them."
         )
-    source = _annotations_state(devkit, annotations)
+    source = _annotations_state(devkit, names)
     if label_file.is_file() and is_derived(label_file, source=source):
         return
     labels = {
-        _label_key(file.stem): labels_of_annotation(file, devkit.classes)
-        for file in progress(annotations, desc="reading annotations", unit="file")
+        _label_key(name.removesuffix(".xml")): labels_of_annotation(folder / name, devkit.classes)
+        for name in progress(names, desc="reading annotations", unit="file")
     }
     save_object(label_file, labels)
     record_derived(label_file, source=source)
@@ -85,11 +140,15 @@ def _number_of_id(image_id: str) -> int | None:
     return int(digits) if digits.isascii() and digits.isdigit() else _number_of(image_id)
 
 
-class _Keys:
-    """The keys of a label file, found by an image's id: the id itself, its name in a key, or its number."""
+class _LabelFile:
+    """A label file: each key's label, found by an image's id: the id itself, its name in a key, or its number."""
 
-    def __init__(self, known: dict, label_file: Path) -> None:
-        self._known, self._file = known, label_file
+    def __init__(self, path: Path, n_classes: int) -> None:
+        self._file, self._n_classes = path, n_classes
+        known = load_object(path, kind="label file")
+        self._row_of, self._bits = _rows_of_bits(known, n_classes)
+        self._others = {key: label for key, label in known.items() if key not in self._row_of}
+        self.keys = list(known)
         self._by_name: dict[str, list] = {}
         self._by_number: dict[int, list] = {}
         for key in known:
@@ -98,47 +157,75 @@ class _Keys:
             if (number := _number_of(key)) is not None:
                 self._by_number.setdefault(number, []).append(key)
 
-    def of(self, image_id: str) -> object | None:
+    def key_of(self, image_id: str) -> object | None:
         """The image's key, None if it has none. Raises `InputError` if keys with different labels stand for it."""
-        if image_id in self._known:
+        if image_id in self._row_of or image_id in self._others:
             return image_id
         keys = self._by_name.get(image_id) or self._by_number.get(_number_of_id(image_id)) or [None]
         for key in keys[1:]:
-            if not np.array_equal(self._known[key], self._known[keys[0]]):
+            if not np.array_equal(self._label(key), self._label(keys[0])):
                 raise InputError(
                     f"label file {self._file}: {keys[0]!r} and {key!r} are both {image_id}, with different labels; "
                     "remove one."
                 )
         return keys[0]
 
+    def _label(self, key: object) -> object:
+        return self._bits[self._row_of[key]] if key in self._row_of else self._others[key]
 
-def _find_labels(known: dict, ids: Sequence[str], label_file: Path) -> list[object | None]:
-    """The label of each image, in whatever form of its id the file has it."""
-    keys, found, image_of = _Keys(known, label_file), [], {}
+    def labels_of(self, keys: Sequence[object], ids: Sequence[str]) -> Labels:
+        """The labels of images whose keys are given. Raises `InputError` for one that is not 0 or 1 for each class."""
+        for key, image_id in zip(keys, ids, strict=True):
+            if key not in self._row_of:
+                _refuse(self._others[key], image_id, self._file, self._n_classes)
+        return Labels(self._bits[[self._row_of[key] for key in keys]], self._n_classes)
+
+
+def _rows_of_bits(known: Mapping[Any, object], n_classes: int) -> tuple[dict[Any, int], np.ndarray]:
+    """{key: row} of the labels that are 0 or 1 for each class, and their rows of bits."""
+    row_of: dict[Any, int] = {}
+    parts = [np.zeros((0, -(-n_classes // 8)), dtype=np.uint8)]
+    arrays = ((key, _values_of(label)) for key, label in known.items())
+    fitting = ((key, values) for key, values in arrays if values is not None and values.shape == (n_classes,))
+    while chunk := [*itertools.islice(fitting, ROWS_AT_ONCE)]:
+        rows = np.stack([values for _, values in chunk])
+        fine = ((rows == 0) | (rows == 1)).all(axis=1)
+        good = [key for (key, _), is_fine in zip(chunk, fine, strict=True) if is_fine]
+        row_of.update(zip(good, itertools.count(len(row_of))))
+        parts.append(np.packbits(rows[fine] != 0, axis=1))
+    return row_of, np.concatenate(parts)
+
+
+def _values_of(label: object) -> np.ndarray | None:
+    """A label as an array of numbers or truth values; None if it is none."""
+    try:
+        values = np.asarray(label)
+    except (TypeError, ValueError):  # lists of several lengths
+        return None
+    return values if values.dtype.kind in "biuf" else None
+
+
+def _find_keys(known: _LabelFile, ids: Sequence[str], label_file: Path) -> list[object | None]:
+    """The key of each image, in whatever form of its id the file has it."""
+    found, image_of = [], {}
     for image_id in ids:
-        key = keys.of(image_id)
+        key = known.key_of(image_id)
         other = image_of.setdefault(key, image_id)
         if key is not None and other != image_id:
             raise InputError(
                 f"label file {label_file}: {other} and {image_id} are one number, and both have the labels of {key!r}; "
                 "use the ids themselves as keys."
             )
-        found.append(None if key is None else known[key])
+        found.append(key)
     return found
 
 
-def _require_truth_values(label: object, image_id: str, label_file: Path, n_classes: int) -> np.ndarray:
-    """An image's label as (C,). Raises `InputError`, with what was found, if it is not `n_classes` times 0 or 1."""
-    try:
-        values = np.asarray(label)
-    except (TypeError, ValueError):  # lists of several lengths
-        values = np.array(None)
-    is_numeric = values.dtype.kind in "biuf"
-    if is_numeric and values.shape == (n_classes,) and ((values == 0) | (values == 1)).all():
-        return values
+def _refuse(label: object, image_id: str, label_file: Path, n_classes: int) -> NoReturn:
+    """Raise `InputError`, with what was found, for a label that is not `n_classes` times 0 or 1."""
+    values = _values_of(label)
     expected = f"expected {n_classes} classes, each 0 or 1"
     advice = "correct it or --class_list."
-    if not is_numeric:
+    if values is None:
         raise InputError(f"label file {label_file}: {image_id} has {_shown(label)}, {expected}; {advice}")
     if values.shape != (n_classes,):
         raise InputError(
@@ -155,8 +242,8 @@ def _shown(label: object) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def read_labels(devkit: Devkit, label_file: str | Path, ids: Sequence[str]) -> np.ndarray:
-    """(N, C) float32 0/1 image labels of `ids`.
+def read_labels(devkit: Devkit, label_file: str | Path, ids: Sequence[str]) -> Labels:
+    """(N, C) 0/1 image labels of `ids`.
 
     From a label file of the IRN family: a pickled dict {id: (C,) 0/1}. Its keys are ids, names of files, or numbers
     (VOC's ids without underscore, COCO's without zeros), as numbers or text. One in `voc12/` is made from the devkit's
@@ -166,25 +253,30 @@ def read_labels(devkit: Devkit, label_file: str | Path, ids: Sequence[str]) -> n
     images that it lacks.
     """
     label_file, n_classes = Path(label_file), len(devkit.classes)
-    if label_file.parent == DERIVED_FOLDER and (not label_file.is_file() or is_derived(label_file)):
-        _derive_labels(devkit, label_file)
-    known = load_object(label_file, kind="label file")
-    found = _find_labels(known, ids, label_file)
-    missing = [image_id for image_id, label in zip(ids, found, strict=True) if label is None]
+    if label_file.parent == DERIVED_FOLDER:
+        key = ("derived labels", devkit.root, devkit.classes, label_file)
+        look.remembered(key, lambda: _derive_labels(devkit, label_file))
+    known = look.read_once(label_file, lambda: _LabelFile(label_file, n_classes), "label file", n_classes)
+    return look.read_once(
+        label_file, lambda: _labels_from(known, label_file, ids), "labels of a list", n_classes, tuple(ids)
+    )
+
+
+def _labels_from(known: _LabelFile, label_file: Path, ids: Sequence[str]) -> Labels:
+    keys = _find_keys(known, ids, label_file)
+    missing = [image_id for image_id, key in zip(ids, keys, strict=True) if key is None]
     if missing:
-        keys = first_three([repr(key) for key in itertools.islice(known, 4)]) or "none at all"
+        shown = first_three([repr(key) for key in known.keys[:4]]) or "none at all"
         raise InputError(
             f"{len(missing)} of {len(ids)} images have no labels in {label_file} ({first_three(missing)}), whose keys "
-            f"look like {keys}; add their annotations, or take them out of the list."
+            f"look like {shown}; add their annotations, or take them out of the list."
         )
-    pairs = zip(ids, found, strict=True)
-    labels = [_require_truth_values(label, image_id, label_file, n_classes) for image_id, label in pairs]
-    return np.stack(labels).astype(np.float32)
+    return known.labels_of(keys, ids)
 
 
-def require_labelled(ids: Sequence[str], labels: np.ndarray, *, flag: str) -> None:
+def require_labelled(ids: Sequence[str], labels: Labels, *, flag: str) -> None:
     """Raise `InputError` if images of a training list carry none of the classes."""
-    empty = [image_id for image_id, label in zip(ids, labels, strict=True) if not label.any()]
+    empty = [ids[index] for index in np.flatnonzero(labels.counts() == 0)]
     if empty:
         raise InputError(
             f"--{flag}: {len(empty)} images carry none of the classes ({first_three(empty)}); take them out of the "

@@ -10,6 +10,7 @@ from pathlib import Path
 from misc.errors import InputError, first_three
 from misc.files.atomic import atomic_path
 from misc.files.images import without_image_suffix
+from misc.files.look import Folder, folder_at, read_once, remembered
 from voc12.derived import DERIVED_FOLDER, is_derived, record_derived
 from voc12.devkit import Devkit
 
@@ -85,7 +86,11 @@ def read_list(devkit: Devkit, path: str | Path, *, flag: str) -> list[str]:
     """
     path = Path(path)
     if path.parent == DERIVED_FOLDER and path.stem in _DERIVED_LISTS and path.suffix == ".txt":
-        _refresh_list(devkit, path)
+        remembered(("refreshed", devkit.root, path), lambda: _refresh_list(devkit, path))
+    return read_once(path, lambda: _ids_of(devkit, path, flag=flag), "ids", devkit.root)
+
+
+def _ids_of(devkit: Devkit, path: Path, *, flag: str) -> list[str]:
     entries = [_image_entry(line, devkit, path=path) for line in _read_lines(path, flag=flag)]
     if not entries:
         raise InputError(f"--{flag}: list {path} is empty; expected one image id a line.")
@@ -119,14 +124,16 @@ def _split_ids(devkit: Devkit, split: str) -> list[str]:
 def _train_aug_ids(devkit: Devkit) -> list[str]:
     """Every id with a mask in `SegmentationClassAug` (VOC and SBD), minus `val`."""
     folder = devkit.root / "SegmentationClassAug"
-    if not folder.is_dir():
+    names = folder_at(folder)
+    if not len(names) and not folder.is_dir():
         raise InputError(
             f"{folder} is missing, so voc12/train_aug.txt can't be made; put VOC's augmented masks there "
             "(Data/README.md), or name other lists, such as --train_list voc12/train.txt --infer_list voc12/train.txt."
         )
     val_ids = _split_ids(devkit, "val")
     held_out = {*val_ids, *map(_with_underscore, val_ids)}
-    return sorted(mask.stem for mask in folder.glob("[!.]*.png") if mask.stem not in held_out)
+    stems = [name.removesuffix(".png") for name in names if name.endswith(".png") and not name.startswith(".")]
+    return sorted(stem for stem in stems if stem not in held_out)
 
 
 _DERIVED_LISTS = {
@@ -154,7 +161,7 @@ class _Files:
 
     def __init__(self, root: Path) -> None:
         self._root, self._own_names = str(root), {root.name, root.resolve().name}
-        self._listed: dict[str, set[str]] = {}
+        self._listed: dict[str, Folder] = {}
 
     def find(self, line: str) -> str | None:
         """The path of a line: a file's from the folder on, an absolute one, or one that repeats the folder's name."""
@@ -168,7 +175,7 @@ class _Files:
     def _has(self, path: str) -> bool:
         folder, name = os.path.split(path)
         if folder not in self._listed:
-            self._listed[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()
+            self._listed[folder] = folder_at(folder)
         return name in self._listed[folder]
 
 
@@ -180,6 +187,10 @@ def read_ood_paths(ood_root: str, ood_list: str) -> list[Path]:
     root = Path(ood_root)
     if not root.is_dir():
         raise InputError(f"--ood_root {root} is missing; WOoD_dataset/openimages/README.md says what to put there.")
+    return read_once(ood_list, lambda: _ood_paths_of(root, ood_list), "OoD paths", root)
+
+
+def _ood_paths_of(root: Path, ood_list: str) -> list[Path]:
     lines = list(dict.fromkeys(_read_lines(Path(ood_list), flag="ood_list")))
     if not lines:
         raise InputError(f"--ood_list: list {ood_list} is empty; expected one file name a line.")

@@ -1,5 +1,6 @@
 """CAM files, `ID.npy`: the one reader and writer of the format that the IRN family exchanges."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -7,12 +8,18 @@ import torch
 from torch import Tensor
 
 from misc.errors import InputError
+from misc.files.look import paths_in
 from misc.files.objectfile import load_object, save_object
 
 
 def cam_path(folder: str | Path, image_id: str) -> Path:
     """Where the CAM of an image lies."""
     return Path(folder) / f"{image_id}.npy"
+
+
+def cam_paths(folder: str | Path, ids: Iterable[str]) -> list[str]:
+    """Where the CAMs of many images lie."""
+    return paths_in(folder, (f"{image_id}.npy" for image_id in ids))
 
 
 def save(path: str | Path, keys: np.ndarray | Tensor, cam: Tensor, high_res: np.ndarray | Tensor) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from misc.errors import InputError, first_three
+from misc.files.look import folder_at
 
 Planned = Mapping[str, frozenset[str]]
 """What earlier steps of the same run will make: checkpoints, and folders with the ids of their files."""
@@ -29,8 +30,8 @@ def require_outputs(
 ) -> None:
     """Raise `InputError` if files `<folder>/<id><suffix>` are missing that no earlier step of the run makes."""
     ids = list(ids)
-    present = {path.name for path in Path(folder).iterdir()} if Path(folder).is_dir() else set()
-    missing = [i for i in ids if i not in planned.get(folder, ()) and i + suffix not in present]
+    made, present = planned.get(folder, frozenset()), folder_at(folder)
+    missing = [i for i in ids if i not in made and i + suffix not in present]
     if not missing:
         return
     if folder in planned:
