@@ -13,6 +13,8 @@ import torch
 from torch import nn
 
 from misc.errors import InputError, first_three
+from misc.run.config import Config
+from misc.run.step import Files, Inputs
 from net.weights import load_weights
 
 FLAGS = {
@@ -73,6 +75,17 @@ def _has(network: nn.Module, dotted_name: str) -> bool:
     except AttributeError:
         return False
     return True
+
+
+def source_file(module_name: str) -> Files:
+    """The file of a network's module, on which its results depend. `build_network` has found it."""
+    path = getattr(importlib.import_module(module_name), "__file__", None)
+    return Files([path] if path else [])
+
+
+def inputs_of_network(args: Config, network: str, weights: str) -> Inputs:
+    """What a trained network's results depend on, by the flags that name its module and its weights."""
+    return {network: source_file(getattr(args, network)), weights: Files([getattr(args, weights)])}
 
 
 def load_network(module_name: str, class_name: str, weights: str, device: torch.device, **arguments: Any) -> nn.Module:

@@ -5,7 +5,6 @@ backbone, `classifier.weight`, and the heads of IRN by their attribute (`fc_edge
 every known layout to canonical names and then checks name by name.
 """
 
-import hashlib
 import logging
 import re
 from collections.abc import Iterable, Mapping
@@ -19,6 +18,7 @@ from misc.errors import InputError, first_three
 from misc.files.atomic import atomic_path
 from misc.files.checkpointfile import checkpoint_names
 from misc.files.objectfile import NUMPY_STAND_INS
+from misc.run.step import Files
 from net.backbone import Backbone
 
 log = logging.getLogger(__name__)
@@ -279,13 +279,9 @@ def save_weights(module: nn.Module, path: str | Path) -> None:
         torch.save({name: tensor.cpu().contiguous() for name, tensor in module.state_dict().items()}, temporary)
 
 
-def weights_digest(module: nn.Module) -> str:
-    """SHA-256, in hex, over the module's tensors with their names, types and shapes: equal for equal weights."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+def start_input(source: str) -> Files | str:
+    """What a flag for starting weights gives: a file, or the word that stands for others."""
+    return source if source in ("auto", "none") else Files([source])
 
 
 def load_imagenet(

@@ -10,12 +10,15 @@ from misc.crf import require_densecrf
 from misc.errors import InputError
 from misc.files import camfile
 from misc.files.images import read_image, write_label
+from misc.files.look import paths_in
 from misc.run.config import Config
+from misc.run.depends import source_of_files
 from misc.run.distributed import share
+from misc.run.done import finished_files
 from misc.run.parallel import ordered_map
 from misc.run.plan import Planned, require_outputs, require_writable
 from misc.run.progress import progress
-from misc.run.step import Step
+from misc.run.step import PACKAGES, Files, Inputs, Step
 from voc12.devkit import open_devkit
 from voc12.lists import read_list
 from voc12.verify import require_readable
@@ -26,6 +29,7 @@ STEP = Step(
     reads=("voc12_root", "class_list", "train_list", "masks_from", "cam_out_dir", "advcam_out_dir"),
     writes=("ir_label_out_dir",),
     flags=("conf_fg_thres", "conf_bg_thres"),
+    packages=(*PACKAGES, "pydensecrf2"),
     shared=True,
 )
 
@@ -50,6 +54,23 @@ def check(args: Config, planned: Planned) -> Planned:
     return {args.ir_label_out_dir: frozenset(ids)}
 
 
+def inputs(args: Config) -> Inputs:
+    """What the result is made from, by the flag that names it."""
+    devkit = open_devkit(args.voc12_root, args.class_list)
+    ids = read_list(devkit, args.train_list, flag="train_list")
+    return {
+        "class_list": devkit.classes,
+        "train_list": Files(devkit.image_paths(ids)),
+        args.mask_cams.flag: Files(camfile.cam_paths(args.mask_cams.folder, ids)),
+    }
+
+
+def outputs(args: Config) -> list[str | Path]:
+    """The files that this step writes."""
+    ids = read_list(open_devkit(args.voc12_root, args.class_list), args.train_list, flag="train_list")
+    return paths_in(args.ir_label_out_dir, (f"{image_id}.png" for image_id in ids))
+
+
 def _confident_label(
     paths: tuple[str, str], *, n_classes: int, foreground_score: float, background_score: float
 ) -> np.ndarray:
@@ -63,17 +84,25 @@ def _confident_label(
 
 
 def run(args: Config) -> None:
-    """Write `ir_label_out_dir`/ID.png for each image of `train_list`: class ids, 0 background, 255 unsure."""
+    """Write `ir_label_out_dir`/ID.png for each image of `train_list`: class ids, 0 background, 255 unsure.
+
+    Finished files are kept.
+    """
     devkit = open_devkit(args.voc12_root, args.class_list)
     ids = share(read_list(devkit, args.train_list, flag="train_list"))
+    images, cams = devkit.image_paths(ids), camfile.cam_paths(args.mask_cams.folder, ids)
+    finished = finished_files(STEP, args, {"class_list": devkit.classes})
+    items = [[Path(args.ir_label_out_dir) / f"{image_id}.png"] for image_id in ids]
+    pending = finished.pending(items, lambda number: source_of_files(images[number], cams[number]))
     label_of = partial(
         _confident_label,
         n_classes=len(devkit.classes),
         foreground_score=args.conf_fg_thres,
         background_score=args.conf_bg_thres,
     )
-    paths = zip(devkit.image_paths(ids), camfile.cam_paths(args.mask_cams.folder, ids), strict=True)
+    paths = [(images[number], cams[number]) for number in pending]
     labels = ordered_map(label_of, paths, workers=args.crf_workers, flag="crf_workers")
-    bar = progress(labels, desc="cam_to_ir_label", unit="image", total=len(ids))
-    for image_id, label in zip(ids, bar, strict=True):
-        write_label(Path(args.ir_label_out_dir) / f"{image_id}.png", label)
+    bar = progress(labels, desc="cam_to_ir_label", unit="image", total=len(paths))
+    for number, of_image, label in zip(pending, paths, bar, strict=True):
+        (path,) = items[number]
+        finished.write([path], partial(source_of_files, *of_image), write_label, path, label)

@@ -1,20 +1,27 @@
 """Step 8b: DeepLab's masks of whole images, without and with dense CRF, and their mIoU."""
 
 import logging
+from collections.abc import Sequence
+from functools import partial
+from itertools import zip_longest
 from pathlib import Path
+
+import numpy as np
 
 from misc.crf import require_densecrf
 from misc.files.images import write_palette
 from misc.run.config import Config
+from misc.run.depends import source_of_files
 from misc.run.device import resolve_device
 from misc.run.distributed import on_first_process, share
+from misc.run.done import finished_files
 from misc.run.loaders import sequential_loader
 from misc.run.plan import Planned, require_writable
 from misc.run.progress import progress
-from misc.run.record import discard_scores
-from misc.run.step import Step
+from misc.run.record import discard_scores, scores_path
+from misc.run.step import PACKAGES, Files, Inputs, Step
 from misc.segmentation import plain_and_refined_masks, plain_masks
-from net.build import require_network
+from net.build import inputs_of_network, require_network
 from net.deeplab import load_segmenter
 from voc12.classes import names_with_background, voc_palette
 from voc12.dataloader import WholeImages
@@ -23,13 +30,16 @@ from voc12.evaluation import evaluate_masks
 from voc12.lists import read_split
 from voc12.verify import missing_masks, require_masks, require_readable
 
+BYTES_PER_PIXEL = 0.05
 STEP = Step(
     name="eval_deeplab",
     description="evaluate DeepLab-v2, without and with dense CRF",
     reads=("voc12_root", "class_list", "deeplab_eval_set", "deeplab_network", "deeplab_weights_name"),
     writes=("deeplab_out_dir", "deeplab_crf_out_dir", "deeplab_server_dir", "result_dir"),
-    flags=("deeplab_crf",),
+    flags=("deeplab_crf", "precision"),
     shared=True,
+    packages=(*PACKAGES, "pydensecrf2"),
+    bytes_per_pixel=BYTES_PER_PIXEL,
 )
 
 log = logging.getLogger(__name__)
@@ -66,36 +76,82 @@ def check(args: Config, planned: Planned) -> Planned:
     return {}
 
 
+def _of_all_files(args: Config, devkit: Devkit) -> Inputs:
+    """What every mask depends on."""
+    return {**inputs_of_network(args, "deeplab_network", "deeplab_weights_name"), "class_list": devkit.classes}
+
+
+def inputs(args: Config) -> Inputs:
+    """What the result is made from, by the flag that names it."""
+    devkit = open_devkit(args.voc12_root, args.class_list)
+    ids = read_split(devkit, args.deeplab_eval_set, flag="deeplab_eval_set")
+    scored = _is_scored(devkit, args.deeplab_eval_set, ids)
+    return {
+        **_of_all_files(args, devkit),
+        "deeplab_eval_set": Files(devkit.image_paths(ids)),
+        "voc12_root": Files(devkit.mask_paths(ids) if scored else []),
+    }
+
+
+def outputs(args: Config) -> list[str | Path]:
+    """The files that this step writes."""
+    devkit = open_devkit(args.voc12_root, args.class_list)
+    ids = read_split(devkit, args.deeplab_eval_set, flag="deeplab_eval_set")
+    masks = [path for image_id in ids for path in _mask_paths(args, image_id)]
+    if not _is_scored(devkit, args.deeplab_eval_set, ids):
+        return masks
+    return [*masks, *(scores_path(args.result_dir, name) for name in _folders(args))]
+
+
+def _folders(args: Config) -> dict[str, Path]:
+    """{name of the score: folder of its masks}."""
+    folders = {"eval_deeplab": Path(args.deeplab_out_dir)}
+    if args.deeplab_crf:
+        folders["eval_deeplab_crf"] = Path(args.deeplab_crf_out_dir)
+    return folders
+
+
+def _mask_paths(args: Config, image_id: str) -> list[Path]:
+    """Where the masks of an image are written: without dense CRF, with it, and for VOC's evaluation server."""
+    folders = [*_folders(args).values()]
+    if args.deeplab_eval_set == TEST_SET:
+        folders.append(Path(args.deeplab_server_dir) / SERVER_LAYOUT)
+    return [folder / f"{image_id}.png" for folder in folders]
+
+
 def run(args: Config) -> None:
     """Write `deeplab_out_dir`/ID.png and `deeplab_crf_out_dir`/ID.png of `deeplab_eval_set`, and score them."""
     devkit = open_devkit(args.voc12_root, args.class_list)
     ids = read_split(devkit, args.deeplab_eval_set, flag="deeplab_eval_set")
-    folders = {"eval_deeplab": Path(args.deeplab_out_dir)}
-    if args.deeplab_crf:
-        folders["eval_deeplab_crf"] = Path(args.deeplab_crf_out_dir)
-    _make_masks(args, devkit, share(ids), list(folders.values()))
-    on_first_process(_score, args, devkit, ids, folders)
+    _make_masks(args, devkit, share(ids))
+    on_first_process(_score, args, devkit, ids, _folders(args))
 
 
-def _make_masks(args: Config, devkit: Devkit, ids: list[str], folders: list[Path]) -> None:
-    """Write ID.png without dense CRF and, if there is a second folder, with it."""
+def _make_masks(args: Config, devkit: Devkit, ids: list[str]) -> None:
+    """Write the masks of each image that are not there yet."""
     device = resolve_device(args.device)
     n_classes = len(names_with_background(devkit.classes))
+    paths = devkit.image_paths(ids)
+    finished = finished_files(STEP, args, _of_all_files(args, devkit))
+    items = [_mask_paths(args, image_id) for image_id in ids]
+    pending = finished.pending(items, lambda number: source_of_files(paths[number]))
     model = load_segmenter(args.deeplab_network, args.deeplab_weights_name, device, n_classes=n_classes)
 
-    images = WholeImages(devkit.image_paths(ids))
+    images = WholeImages([paths[number] for number in pending])
     loader = sequential_loader(images, num_workers=args.num_workers, device=device)
     if args.deeplab_crf:
         masks = plain_and_refined_masks(model, loader, device=device, workers=args.crf_workers)
     else:
         masks = ((mask,) for mask in plain_masks(model, loader, device=device))
-    server = Path(args.deeplab_server_dir) / SERVER_LAYOUT
-    bar = progress(masks, total=len(ids), desc="DeepLab masks", unit="image")
-    for image_id, of_image in zip(ids, bar, strict=True):
-        for folder, mask in zip(folders, of_image, strict=True):
-            write_palette(folder / f"{image_id}.png", mask, voc_palette())
-        if args.deeplab_eval_set == TEST_SET:
-            write_palette(server / f"{image_id}.png", of_image[-1], voc_palette())
+    bar = progress(masks, total=len(pending), desc="DeepLab masks", unit="image")
+    for number, of_image in zip(pending, bar, strict=True):
+        finished.write(items[number], partial(source_of_files, paths[number]), _write, items[number], of_image)
+
+
+def _write(paths: list[Path], masks: Sequence[np.ndarray]) -> None:
+    """Write an image's masks; the last one, refined where that is asked for, is also the evaluation server's."""
+    for path, mask in zip_longest(paths, masks, fillvalue=masks[-1]):
+        write_palette(path, mask, voc_palette())
 
 
 def _score(args: Config, devkit: Devkit, ids: list[str], folders: dict[str, Path]) -> None:

@@ -1,6 +1,7 @@
 """Step 7, instances: VOC's average precision of the instance masks at IoU 0.5."""
 
 import logging
+from pathlib import Path
 
 from misc.errors import InputError
 from misc.files import instancefile
@@ -9,10 +10,10 @@ from misc.metrics import InstanceScorer, ap_table
 from misc.run.config import Config
 from misc.run.plan import Planned
 from misc.run.progress import progress
-from misc.run.record import save_scores
-from misc.run.step import Step
+from misc.run.record import save_scores, scores_path
+from misc.run.step import Files, Inputs, Step
 from voc12.devkit import open_devkit
-from voc12.evaluation import require_evaluable
+from voc12.evaluation import inputs_of_evaluation, require_evaluable
 from voc12.instances import read_instances
 from voc12.lists import read_split
 from voc12.verify import require_instances
@@ -44,6 +45,26 @@ def check(args: Config, planned: Planned) -> Planned:
     devkit = open_devkit(args.voc12_root, args.class_list)
     require_instances(devkit, read_split(devkit, args.chainer_eval_set), num_workers=args.num_workers)
     return {}
+
+
+def inputs(args: Config) -> Inputs:
+    """What the result is made from, by the flag that names it."""
+    of_classes = inputs_of_evaluation(
+        args.voc12_root,
+        args.class_list,
+        args.chainer_eval_set,
+        args.ins_seg_out_dir,
+        ".npy",
+        flag="ins_seg_out_dir",
+    )
+    devkit = open_devkit(args.voc12_root, args.class_list)
+    ids = read_split(devkit, args.chainer_eval_set)
+    return {**of_classes, "voc12_root": Files([*devkit.mask_paths(ids), *devkit.object_paths(ids)])}
+
+
+def outputs(args: Config) -> list[str | Path]:
+    """The files that this step writes."""
+    return [scores_path(args.result_dir, "eval_ins_seg")]
 
 
 def run(args: Config) -> None:

@@ -4,11 +4,14 @@ A confident label has a class exactly where the CRF of the foreground-confident 
 says so. With its unsure pixels as background it is that CRF's result.
 """
 
+from pathlib import Path
+
 from misc.run.config import Config
 from misc.run.plan import Planned
-from misc.run.step import Step
+from misc.run.record import scores_path
+from misc.run.step import Inputs, Step
 from voc12.devkit import open_devkit
-from voc12.evaluation import evaluate_masks, require_evaluable
+from voc12.evaluation import evaluate_masks, inputs_of_evaluation, require_evaluable
 
 STEP = Step(
     name="eval_ir_label",
@@ -32,6 +35,23 @@ def check(args: Config, planned: Planned) -> Planned:
         num_workers=args.num_workers,
     )
     return {}
+
+
+def inputs(args: Config) -> Inputs:
+    """What the result is made from, by the flag that names it."""
+    return inputs_of_evaluation(
+        args.voc12_root,
+        args.class_list,
+        args.chainer_eval_set,
+        args.ir_label_out_dir,
+        ".png",
+        flag="ir_label_out_dir",
+    )
+
+
+def outputs(args: Config) -> list[str | Path]:
+    """The files that this step writes."""
+    return [scores_path(args.result_dir, "eval_ir_label")]
 
 
 def run(args: Config) -> None:

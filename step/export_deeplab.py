@@ -11,8 +11,8 @@ from misc.files.atomic import atomic_path
 from misc.run.config import Config
 from misc.run.device import backbones_in_float32
 from misc.run.plan import Planned, require_writable_file
-from misc.run.step import Step
-from net.build import require_network
+from misc.run.step import Inputs, Step
+from net.build import inputs_of_network, require_network
 from net.deeplab import load_segmenter
 from voc12.devkit import names_of_network
 
@@ -43,6 +43,17 @@ def check(args: Config, planned: Planned) -> Planned:
         raise InputError(f"--deeplab_export_name {args.deeplab_export_name} must end in {SUFFIX}.")
     require_writable_file(args.deeplab_export_name, flag="deeplab_export_name", kind="program")
     return {}
+
+
+def inputs(args: Config) -> Inputs:
+    """What the result is made from, by the flag that names it."""
+    names = names_of_network(args.deeplab_weights_name, voc12_root=args.voc12_root, class_list=args.class_list)
+    return {**inputs_of_network(args, "deeplab_network", "deeplab_weights_name"), "class_list": names}
+
+
+def outputs(args: Config) -> list[str | Path]:
+    """The files that this step writes."""
+    return [args.deeplab_export_name]
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """Step 2': multi-scale CAMs of the images of `train_list` by anti-adversarial climbing (AdvCAM)."""
 
 import logging
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +12,21 @@ from misc.advcam import SCALES, advcam_batch, default_batch_size
 from misc.errors import InputError
 from misc.files import camfile
 from misc.files.atomic import background_writer
+from misc.files.camfile import BYTES_PER_PIXEL
 from misc.files.images import image_size
 from misc.imutils import mirror_pair, normalize
 from misc.run.config import Config
-from misc.run.device import resolve_device, resolve_precision
+from misc.run.device import resolve_device
+from misc.run.done import finished_files
 from misc.run.loaders import GroupedLoader, places, size_groups
 from misc.run.plan import Planned, require_writable
 from misc.run.progress import progress
-from misc.run.provenance import Provenance, data_digest
-from misc.run.step import Step
-from net.build import ADVCAM_ATTRIBUTES, load_network, require_cell_classifier, require_network
-from net.weights import weights_digest
+from misc.run.step import Files, Inputs, Step
+from net.build import ADVCAM_ATTRIBUTES, inputs_of_network, load_network, require_cell_classifier, require_network
 from voc12.dataloader import ScaledImages
-from voc12.devkit import open_devkit, require_classes_of_network
+from voc12.devkit import Devkit, open_devkit, require_classes_of_network
 from voc12.images import read_labelled_images
+from voc12.lists import read_list
 from voc12.verify import require_readable
 
 STEP = Step(
@@ -32,8 +34,9 @@ STEP = Step(
     description="make multi-scale CAMs by anti-adversarial climbing (AdvCAM)",
     reads=("voc12_root", "class_list", "label_file", "train_list", "cam_network", "cam_weights_name"),
     writes=("advcam_out_dir",),
-    flags=("adv_iter", "AD_coeff", "AD_stepsize", "score_th"),
+    flags=("adv_iter", "AD_coeff", "AD_stepsize", "score_th", "precision"),
     shared=True,
+    bytes_per_pixel=BYTES_PER_PIXEL,
 )
 
 log = logging.getLogger(__name__)
@@ -56,6 +59,25 @@ def check(args: Config, planned: Planned) -> Planned:
     require_writable(args.advcam_out_dir, flag="advcam_out_dir")
     require_readable(images.paths, num_workers=args.num_workers)
     return {args.advcam_out_dir: frozenset(images.ids)}
+
+
+def _of_all_files(args: Config, devkit: Devkit) -> Inputs:
+    """What every AdvCAM depends on."""
+    return {**inputs_of_network(args, "cam_network", "cam_weights_name"), "class_list": devkit.classes}
+
+
+def inputs(args: Config) -> Inputs:
+    """What the result is made from, by the flag that names it."""
+    devkit = open_devkit(args.voc12_root, args.class_list)
+    images = read_labelled_images(devkit, args.train_list, flag="train_list", label_file=args.label_file)
+    of_images = {"train_list": Files(images.paths), "label_file": images.labels.tobytes()}
+    return {**_of_all_files(args, devkit), **of_images}
+
+
+def outputs(args: Config) -> list[str | Path]:
+    """The files that this step writes."""
+    ids = read_list(open_devkit(args.voc12_root, args.class_list), args.train_list, flag="train_list")
+    return camfile.cam_paths(args.advcam_out_dir, ids)
 
 
 def _pairs(images: list[Tensor], device: torch.device) -> dict[float, Tensor]:
@@ -104,11 +126,6 @@ def _advcams(
         log.info("notice: no GPU memory for %d (image, class) pairs at once; going on with %d", together, together // 2)
 
 
-def _save(provenance: Provenance, path: Path, source: str, *content: Any) -> None:
-    camfile.save(path, *content)
-    provenance.record(path, source)
-
-
 def run(args: Config) -> None:
     """Write `advcam_out_dir`/ID.npy for each image, from `cam_weights_name`.
 
@@ -118,42 +135,25 @@ def run(args: Config) -> None:
     device = resolve_device(args.device)
     devkit = open_devkit(args.voc12_root, args.class_list)
     images = read_labelled_images(devkit, args.train_list, flag="train_list", label_file=args.label_file).shared()
-    paths = [camfile.cam_path(args.advcam_out_dir, image_id) for image_id in images.ids]
+    finished = finished_files(STEP, args, _of_all_files(args, devkit))
+    items = [[camfile.cam_path(args.advcam_out_dir, image_id)] for image_id in images.ids]
+    images = images.select(finished.pending(items, images.source_of))
     model = load_network(args.cam_network, "CAM", args.cam_weights_name, device, n_classes=len(devkit.classes))
     model.requires_grad_(False)
-    provenance = Provenance(
-        args.advcam_out_dir,
-        {
-            "network": args.cam_network,
-            "weights": weights_digest(model),
-            "classes": devkit.classes,
-            "precision": resolve_precision(args.precision, device),
-            **args.only(STEP.flags),
-        },
-    )
-    sources = [data_digest([path], label) for path, label in zip(images.paths, images.labels, strict=True)]
-    bar = progress(paths, desc="looking for finished files", unit="file")
-    pending = [i for i, path in enumerate(bar) if not provenance.covers(path, sources[i])]
-    if replaced := sum(paths[i].is_file() for i in pending):
-        log.info(
-            "made again: %d files in %s that are not known to be of these weights, settings and images",
-            replaced,
-            args.advcam_out_dir,
-        )
-    if len(pending) < len(images):
-        log.info("%d of %d images are finished: skipped", len(images) - len(pending), len(images))
 
     max_pairs = args.advcam_batch_size or default_batch_size(device)
-    sizes = [image_size(images.paths[i]) for i in pending]
-    n_places = [int(images.labels[i].sum()) * places(size) for i, size in zip(pending, sizes, strict=True)]
+    sizes = [image_size(path) for path in images.paths]
+    n_places = [int(n) * places(size) for n, size in zip(images.labels.counts(), sizes, strict=True)]
     groups = size_groups(sizes, max_pairs, n_parts=n_places)
-    scaled = ScaledImages([images.paths[i] for i in pending], images.labels[pending], SCALES)
+    scaled = ScaledImages(images.paths, images.labels, SCALES)
     loader = GroupedLoader(scaled, groups, num_workers=args.num_workers, device=device)
-    with progress(total=len(pending), desc="make_advcam", unit="image") as bar, background_writer() as submit:
+    with progress(total=len(images), desc="make_advcam", unit="image") as bar, background_writer() as submit:
         for batch in loader:
-            indices = [pending[item["index"]] for item in batch]
-            example = images.paths[indices[0]]
+            example = Path(images.paths[batch[0]["index"]])
             advcams, max_pairs = _advcams(model, batch, args, max_pairs=max_pairs, example=example)
-            for i, item, (cam, high_res) in zip(indices, batch, advcams, strict=True):
-                submit(_save, provenance, paths[i], sources[i], item["keys"], cam.cpu(), high_res.cpu())
+            for item, (cam, high_res) in zip(batch, advcams, strict=True):
+                path = camfile.cam_path(args.advcam_out_dir, images.ids[item["index"]])
+                source_of = partial(images.source_of, item["index"])
+                content = (path, item["keys"], cam.cpu(), high_res.cpu())
+                submit(finished.write, [path], source_of, camfile.save, *content)
             bar.update(len(batch))

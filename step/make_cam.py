@@ -1,21 +1,27 @@
 """Step 2: multi-scale class activation maps of the images of `train_list`."""
 
+from functools import partial
+from pathlib import Path
+
 import torch
 
 from misc.cam import batch_scale_maps, merge_scales
 from misc.files import camfile
 from misc.files.atomic import background_writer
+from misc.files.camfile import BYTES_PER_PIXEL
 from misc.files.images import image_size
 from misc.run.config import Config
 from misc.run.device import resolve_device
+from misc.run.done import finished_files
 from misc.run.loaders import GroupedLoader, places, size_groups
 from misc.run.plan import Planned, require_writable
 from misc.run.progress import progress
-from misc.run.step import Step
-from net.build import load_network, require_network
+from misc.run.step import Files, Inputs, Step
+from net.build import inputs_of_network, load_network, require_network
 from voc12.dataloader import ScaledImages
-from voc12.devkit import open_devkit, require_classes_of_network
+from voc12.devkit import Devkit, open_devkit, require_classes_of_network
 from voc12.images import read_labelled_images
+from voc12.lists import read_list
 from voc12.verify import require_readable
 
 STEP = Step(
@@ -23,8 +29,9 @@ STEP = Step(
     description="make multi-scale CAMs",
     reads=("voc12_root", "class_list", "label_file", "train_list", "cam_network", "cam_weights_name"),
     writes=("cam_out_dir",),
-    flags=("cam_scales",),
+    flags=("cam_scales", "precision"),
     shared=True,
+    bytes_per_pixel=BYTES_PER_PIXEL,
 )
 
 
@@ -39,11 +46,33 @@ def check(args: Config, planned: Planned) -> Planned:
     return {args.cam_out_dir: frozenset(images.ids)}
 
 
+def _of_all_files(args: Config, devkit: Devkit) -> Inputs:
+    """What every CAM depends on."""
+    return {**inputs_of_network(args, "cam_network", "cam_weights_name"), "class_list": devkit.classes}
+
+
+def inputs(args: Config) -> Inputs:
+    """What the result is made from, by the flag that names it."""
+    devkit = open_devkit(args.voc12_root, args.class_list)
+    images = read_labelled_images(devkit, args.train_list, flag="train_list", label_file=args.label_file)
+    of_images = {"train_list": Files(images.paths), "label_file": images.labels.tobytes()}
+    return {**_of_all_files(args, devkit), **of_images}
+
+
+def outputs(args: Config) -> list[str | Path]:
+    """The files that this step writes."""
+    ids = read_list(open_devkit(args.voc12_root, args.class_list), args.train_list, flag="train_list")
+    return camfile.cam_paths(args.cam_out_dir, ids)
+
+
 def run(args: Config) -> None:
-    """Write `cam_out_dir`/ID.npy for each image, from `cam_weights_name`."""
+    """Write `cam_out_dir`/ID.npy for each image, from `cam_weights_name`; finished files are kept."""
     device = resolve_device(args.device)
     devkit = open_devkit(args.voc12_root, args.class_list)
     images = read_labelled_images(devkit, args.train_list, flag="train_list", label_file=args.label_file).shared()
+    finished = finished_files(STEP, args, _of_all_files(args, devkit))
+    items = [[camfile.cam_path(args.cam_out_dir, image_id)] for image_id in images.ids]
+    images = images.select(finished.pending(items, images.source_of))
     model = load_network(args.cam_network, "CAM", args.cam_weights_name, device, n_classes=len(devkit.classes))
 
     scaled = ScaledImages(images.paths, images.labels, args.cam_scales)
@@ -58,5 +87,7 @@ def run(args: Config) -> None:
                 of_image = [at_scale[position] for at_scale in maps]
                 cam, high_res = merge_scales(of_image, item["size"], item["keys"])
                 path = camfile.cam_path(args.cam_out_dir, images.ids[item["index"]])
-                submit(camfile.save, path, item["keys"], cam.cpu(), high_res.cpu())
+                source_of = partial(images.source_of, item["index"])
+                content = (path, item["keys"], cam.cpu(), high_res.cpu())
+                submit(finished.write, [path], source_of, camfile.save, *content)
             bar.update(len(group))

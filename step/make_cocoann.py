@@ -2,6 +2,7 @@
 
 import logging
 import os
+from pathlib import Path
 
 from misc.errors import InputError
 from misc.files import instancefile
@@ -11,7 +12,7 @@ from misc.files.images import image_size
 from misc.run.config import Config
 from misc.run.plan import Planned, require_outputs, require_writable_file
 from misc.run.progress import progress
-from misc.run.step import Step
+from misc.run.step import PACKAGES, Files, Inputs, Step
 from voc12.devkit import open_devkit
 from voc12.lists import read_list
 from voc12.verify import require_readable
@@ -22,6 +23,7 @@ STEP = Step(
     reads=("voc12_root", "class_list", "infer_list", "ins_seg_out_dir"),
     writes=("cocoann_path",),
     flags=("cocoann_format", "cocoann_min_score"),
+    packages=(*PACKAGES, "pycocotools"),
 )
 
 log = logging.getLogger(__name__)
@@ -43,6 +45,22 @@ def check(args: Config, planned: Planned) -> Planned:
     require_writable_file(args.cocoann_path, flag="cocoann_path", kind="JSON file")
     require_readable(devkit.image_paths(ids), num_workers=args.num_workers)
     return {}
+
+
+def inputs(args: Config) -> Inputs:
+    """What the result is made from, by the flag that names it."""
+    devkit = open_devkit(args.voc12_root, args.class_list)
+    ids = read_list(devkit, args.infer_list, flag="infer_list")
+    return {
+        "class_list": devkit.classes,
+        "infer_list": Files(devkit.image_paths(ids)),
+        "ins_seg_out_dir": Files([instancefile.instance_path(args.ins_seg_out_dir, image_id) for image_id in ids]),
+    }
+
+
+def outputs(args: Config) -> list[str | Path]:
+    """The files that this step writes."""
+    return [args.cocoann_path]
 
 
 def run(args: Config) -> None:

@@ -1,19 +1,26 @@
 """Step 6, instances: random walk of each class's CAM within each instance that IRN's displacements tell apart."""
 
+from functools import partial
+from pathlib import Path
+
 from misc.files import instancefile
 from misc.files.atomic import background_writer
 from misc.instances import detect_instances
 from misc.run.config import Config
+from misc.run.depends import source_of_item
 from misc.run.device import resolve_device
 from misc.run.distributed import share
+from misc.run.done import finished_files
 from misc.run.plan import Planned, require_writable
-from misc.run.step import Step
-from net.build import load_network, require_network
-from voc12.devkit import open_devkit
-from voc12.inference import require_cams, walk_inputs
+from misc.run.step import Inputs, Step
+from net.build import inputs_of_network, load_network, require_network
+from voc12.devkit import Devkit, open_devkit
+from voc12.inference import inputs_of_walk, require_cams, walk_inputs
 from voc12.lists import read_list
 from voc12.verify import require_readable
 
+BYTES_PER_PIXEL = 3
+"""A byte a pixel and instance."""
 STEP = Step(
     name="make_ins_seg",
     description="make instance masks: displacements and random walk of the CAMs",
@@ -22,8 +29,9 @@ STEP = Step(
         *("irn_network", "irn_weights_name"),
     ),
     writes=("ins_seg_out_dir",),
-    flags=("ins_seg_bg_thres", "beta", "exp_times"),
+    flags=("ins_seg_bg_thres", "beta", "exp_times", "precision"),
     shared=True,
+    bytes_per_pixel=BYTES_PER_PIXEL,
 )
 
 
@@ -37,20 +45,48 @@ def check(args: Config, planned: Planned) -> Planned:
     return {args.ins_seg_out_dir: frozenset(ids)}
 
 
+def _of_all_files(args: Config, devkit: Devkit) -> Inputs:
+    """What every mask depends on."""
+    return {**inputs_of_network(args, "irn_network", "irn_weights_name"), "class_list": devkit.classes}
+
+
+def inputs(args: Config) -> Inputs:
+    """What the result is made from, by the flag that names it."""
+    devkit = open_devkit(args.voc12_root, args.class_list)
+    ids = read_list(devkit, args.infer_list, flag="infer_list")
+    return {**_of_all_files(args, devkit), **inputs_of_walk(devkit, ids, args.mask_cams)}
+
+
+def outputs(args: Config) -> list[str | Path]:
+    """The files that this step writes."""
+    ids = read_list(open_devkit(args.voc12_root, args.class_list), args.infer_list, flag="infer_list")
+    return [instancefile.instance_path(args.ins_seg_out_dir, image_id) for image_id in ids]
+
+
 def run(args: Config) -> None:
-    """Write `ins_seg_out_dir`/ID.npy for each image of `infer_list`."""
+    """Write `ins_seg_out_dir`/ID.npy for each image of `infer_list`; finished files are kept."""
     device = resolve_device(args.device)
     devkit = open_devkit(args.voc12_root, args.class_list)
     ids = share(read_list(devkit, args.infer_list, flag="infer_list"))
+    finished = finished_files(STEP, args, _of_all_files(args, devkit))
+    items = [[instancefile.instance_path(args.ins_seg_out_dir, image_id)] for image_id in ids]
+    sources = inputs_of_walk(devkit, ids, args.mask_cams)
+    pending = finished.pending(items, lambda number: source_of_item(sources, number))
     model = load_network(args.irn_network, "EdgeDisplacement", args.irn_weights_name, device)
 
     title = "make_ins_seg_labels"
-    inputs = walk_inputs(
-        model, devkit, ids, args.mask_cams.folder, device=device, num_workers=args.num_workers, title=title
+    walked = walk_inputs(
+        model,
+        devkit,
+        [ids[number] for number in pending],
+        args.mask_cams.folder,
+        device=device,
+        num_workers=args.num_workers,
+        title=title,
     )
     # A fragmented image has hundreds of full-size masks: the next one is computed meanwhile, no more
     with background_writer(max_waiting=1) as submit:
-        for item in inputs:
+        for number, item in zip(pending, walked, strict=True):
             detections = detect_instances(
                 item.cam,
                 item.edge,
@@ -61,5 +97,5 @@ def run(args: Config) -> None:
                 beta=args.beta,
                 exp_times=args.exp_times,
             )
-            path = instancefile.instance_path(args.ins_seg_out_dir, item.image_id)
-            submit(instancefile.save, path, detections)
+            source_of, (path,) = partial(source_of_item, sources, number), items[number]
+            submit(finished.write, [path], source_of, instancefile.save, path, detections)

@@ -22,8 +22,10 @@ from misc.run.config import (
     to_arguments,
 )
 from misc.run.device import resolve_device
+from misc.run.done import FOLDER as STEPS_FOLDER
 from misc.run.plan import Planned, require_writable
-from misc.run.step import Step
+from misc.run.record import METRICS_FOLDER, SCORES_FOLDER
+from misc.run.step import Files, Inputs, Step
 from net.build import build_network
 from net.weights import load_weights
 from voc12.classes import names_with_background, voc_palette
@@ -52,6 +54,27 @@ def check(args: Config, planned: Planned) -> Planned:
     open_devkit(args.voc12_root, args.class_list)
     require_writable(args.result_dir, flag="result_dir")
     return {}
+
+
+def inputs(args: Config) -> Inputs:
+    """What the result is made from, by the flag that names it."""
+    return {
+        "class_list": open_devkit(args.voc12_root, args.class_list).classes,
+        "result_dir": Files(_traces(args.result_dir)),
+        "control_dir": Files(_traces(args.control_dir)),
+    }
+
+
+def _traces(result_dir: str) -> list[Path]:
+    """The files in a result folder that change whenever a step other than the report was done."""
+    folders = {METRICS_FOLDER: "*.jsonl", SCORES_FOLDER: "*.json", STEPS_FOLDER: "*.json"}
+    found = [path for name, pattern in folders.items() for path in sorted((Path(result_dir) / name).glob(pattern))]
+    return [path for path in found if path.stem != STEP.name]
+
+
+def outputs(args: Config) -> list[str | Path]:
+    """The files that this step writes."""
+    return [Path(args.result_dir) / PAGE]
 
 
 def run(args: Config) -> None:

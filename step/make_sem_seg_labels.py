@@ -1,5 +1,6 @@
 """Step 6: segmentation masks: random walk of the CAMs, stopped at the boundaries that IRN finds."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -8,19 +9,22 @@ from misc.files.atomic import background_writer
 from misc.files.images import write_label, write_palette
 from misc.masks import semantic_mask
 from misc.run.config import Config
+from misc.run.depends import source_of_item
 from misc.run.device import resolve_device
 from misc.run.distributed import share
+from misc.run.done import finished_files
 from misc.run.plan import Planned, require_writable
-from misc.run.step import Step
-from net.build import load_network, require_network
+from misc.run.step import Inputs, Step
+from net.build import inputs_of_network, load_network, require_network
 from voc12.classes import voc_palette
-from voc12.devkit import open_devkit
-from voc12.inference import require_cams, walk_inputs
+from voc12.devkit import Devkit, open_devkit
+from voc12.inference import inputs_of_walk, require_cams, walk_inputs
 from voc12.lists import read_list
 from voc12.verify import require_readable
 
 PALETTE_FOLDER = "palette"
 """Below the masks: as their neighbours, whatever their names, the coloured ones could be those of another image."""
+BYTES_PER_PIXEL = 0.05
 STEP = Step(
     name="make_sem_seg",
     description="make masks: random walk of the CAMs between boundaries",
@@ -29,8 +33,9 @@ STEP = Step(
         *("irn_network", "irn_weights_name"),
     ),
     writes=("sem_seg_out_dir",),
-    flags=("np_power", "sem_seg_bg_thres", "beta", "exp_times"),
+    flags=("np_power", "sem_seg_bg_thres", "beta", "exp_times", "precision"),
     shared=True,
+    bytes_per_pixel=BYTES_PER_PIXEL,
 )
 
 
@@ -44,19 +49,56 @@ def check(args: Config, planned: Planned) -> Planned:
     return {args.sem_seg_out_dir: frozenset(ids)}
 
 
+def _of_all_files(args: Config, devkit: Devkit) -> Inputs:
+    """What every mask depends on."""
+    return {**inputs_of_network(args, "irn_network", "irn_weights_name"), "class_list": devkit.classes}
+
+
+def inputs(args: Config) -> Inputs:
+    """What the result is made from, by the flag that names it."""
+    devkit = open_devkit(args.voc12_root, args.class_list)
+    ids = read_list(devkit, args.infer_list, flag="infer_list")
+    return {**_of_all_files(args, devkit), **inputs_of_walk(devkit, ids, args.mask_cams)}
+
+
+def outputs(args: Config) -> list[str | Path]:
+    """The files that this step writes."""
+    ids = read_list(open_devkit(args.voc12_root, args.class_list), args.infer_list, flag="infer_list")
+    return [path for image_id in ids for path in _paths(args, image_id)]
+
+
+def _paths(args: Config, image_id: str) -> list[Path]:
+    """The mask of an image, with ids and in colour."""
+    folder, name = Path(args.sem_seg_out_dir), f"{image_id}.png"
+    return [folder / name, folder / PALETTE_FOLDER / name]
+
+
 def run(args: Config) -> None:
-    """Write `sem_seg_out_dir`/ID.png (ids) and palette/ID.png (the same in colour) for each image of `infer_list`."""
+    """Write `sem_seg_out_dir`/ID.png (ids) and palette/ID.png (the same in colour) for each image of `infer_list`.
+
+    Finished files are kept.
+    """
     device = resolve_device(args.device)
     devkit = open_devkit(args.voc12_root, args.class_list)
     ids = share(read_list(devkit, args.infer_list, flag="infer_list"))
+    finished = finished_files(STEP, args, _of_all_files(args, devkit))
+    items = [_paths(args, image_id) for image_id in ids]
+    sources = inputs_of_walk(devkit, ids, args.mask_cams)
+    pending = finished.pending(items, lambda number: source_of_item(sources, number))
     model = load_network(args.irn_network, "EdgeDisplacement", args.irn_weights_name, device)
 
     title = "make_sem_seg_labels"
-    inputs = walk_inputs(
-        model, devkit, ids, args.mask_cams.folder, device=device, num_workers=args.num_workers, title=title
+    walked = walk_inputs(
+        model,
+        devkit,
+        [ids[number] for number in pending],
+        args.mask_cams.folder,
+        device=device,
+        num_workers=args.num_workers,
+        title=title,
     )
     with background_writer() as submit:
-        for item in inputs:
+        for number, item in zip(pending, walked, strict=True):
             mask = semantic_mask(
                 item.cam,
                 item.edge,
@@ -67,9 +109,10 @@ def run(args: Config) -> None:
                 beta=args.beta,
                 exp_times=args.exp_times,
             )
-            submit(_write, Path(args.sem_seg_out_dir), item.image_id, mask)
+            submit(finished.write, items[number], partial(source_of_item, sources, number), _write, items[number], mask)
 
 
-def _write(folder: Path, image_id: str, mask: np.ndarray) -> None:
-    write_label(folder / f"{image_id}.png", mask)
-    write_palette(folder / PALETTE_FOLDER / f"{image_id}.png", mask, voc_palette())
+def _write(paths: list[Path], mask: np.ndarray) -> None:
+    plain, coloured = paths
+    write_label(plain, mask)
+    write_palette(coloured, mask, voc_palette())

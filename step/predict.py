@@ -1,6 +1,7 @@
 """Step 8d: segment any photograph, or a folder of photographs, with the trained DeepLab."""
 
 import logging
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -8,17 +9,19 @@ import numpy as np
 from misc.crf import require_densecrf
 from misc.errors import InputError
 from misc.files.atomic import write_json
-from misc.files.images import IMAGE_SUFFIXES, read_image, write_jpeg, write_palette
+from misc.files.images import IMAGE_SUFFIXES, read_image, read_label, write_jpeg, write_palette
 from misc.imutils import resize_label
 from misc.report.pictures import mask_overlay
 from misc.run.config import Config
+from misc.run.depends import source_of_files
 from misc.run.device import resolve_device
+from misc.run.done import finished_files
 from misc.run.loaders import sequential_loader
 from misc.run.plan import Planned, require_writable
 from misc.run.progress import progress
-from misc.run.step import Step
+from misc.run.step import PACKAGES, Files, Inputs, Step
 from misc.segmentation import plain_and_refined_masks, plain_masks
-from net.build import require_network
+from net.build import inputs_of_network, require_network
 from net.deeplab import load_segmenter
 from voc12.classes import voc_palette
 from voc12.dataloader import Photographs
@@ -30,8 +33,12 @@ STEP = Step(
     description="segment photographs with DeepLab-v2",
     reads=("voc12_root", "class_list", "deeplab_network", "deeplab_weights_name", "predict_input"),
     writes=("predict_out_dir",),
-    flags=("predict_long_side", "predict_crf"),
+    flags=("predict_long_side", "predict_crf", "precision"),
+    packages=(*PACKAGES, "pydensecrf2"),
 )
+
+SHARES = "classes.json"
+"""The share of each class in each photograph."""
 
 log = logging.getLogger(__name__)
 
@@ -79,28 +86,65 @@ def check(args: Config, planned: Planned) -> Planned:
     return {}
 
 
+def _of_all_files(args: Config, names: list[str]) -> Inputs:
+    """What every mask depends on."""
+    return {**inputs_of_network(args, "deeplab_network", "deeplab_weights_name"), "class_list": names}
+
+
+def inputs(args: Config) -> Inputs:
+    """What the result is made from, by the flag that names it."""
+    names = names_of_network(args.deeplab_weights_name, voc12_root=args.voc12_root, class_list=args.class_list)
+    return {**_of_all_files(args, names), "predict_input": Files(_photographs(args.predict_input))}
+
+
+def outputs(args: Config) -> list[str | Path]:
+    """The files that this step writes."""
+    folder = Path(args.predict_out_dir)
+    of_photographs = [path for paths in _written(folder, _photographs(args.predict_input)) for path in paths]
+    return [*of_photographs, folder / SHARES]
+
+
+def _written(folder: Path, photographs: list[Path]) -> list[list[Path]]:
+    """The mask and the overlay of each photograph."""
+    return [[folder / f"{name}.png", folder / f"{name}_overlay.jpg"] for name in _output_names(photographs)]
+
+
 def run(args: Config) -> None:
-    """Write `predict_out_dir`/NAME.png (ids, palette), NAME_overlay.jpg, and classes.json (share of each class)."""
+    """Write `predict_out_dir`/NAME.png (ids, palette), NAME_overlay.jpg, and classes.json (share of each class).
+
+    Finished photographs are kept.
+    """
     device = resolve_device(args.device)
     paths, out = _photographs(args.predict_input), Path(args.predict_out_dir)
     names = names_of_network(args.deeplab_weights_name, voc12_root=args.voc12_root, class_list=args.class_list)
+    finished = finished_files(STEP, args, _of_all_files(args, names))
+    items = _written(out, paths)
+    pending = finished.pending(items, lambda number: source_of_files(paths[number]))
     model = load_segmenter(args.deeplab_network, args.deeplab_weights_name, device, n_classes=len(names))
 
-    reduced = Photographs(paths, long_side=args.predict_long_side)
+    reduced = Photographs([paths[number] for number in pending], long_side=args.predict_long_side)
     loader = sequential_loader(reduced, num_workers=args.num_workers, device=device)
     if args.predict_crf:
         pairs = plain_and_refined_masks(model, loader, device=device, workers=args.crf_workers)
         masks = (refined for _, refined in pairs)
     else:
         masks = plain_masks(model, loader, device=device)
-    shares = {}
-    bar = progress(masks, total=len(paths), desc="predict", unit="image")
-    for path, name, small in zip(paths, _output_names(paths), bar, strict=True):
-        photograph = read_image(path, upright=True)
+    bar = progress(masks, total=len(pending), desc="predict", unit="image")
+    for number, small in zip(pending, bar, strict=True):
+        photograph = read_image(paths[number], upright=True)
         mask = resize_label(small, photograph.shape[:2])
-        write_palette(out / f"{name}.png", mask, voc_palette())
-        write_jpeg(out / f"{name}_overlay.jpg", mask_overlay(photograph, mask, voc_palette()))
-        counts = np.bincount(mask.ravel(), minlength=len(names))
-        shares[path.name] = {names[k]: counts[k] / mask.size for k in np.argsort(-counts, kind="stable") if counts[k]}
-    write_json(out / "classes.json", shares)
+        source_of = partial(source_of_files, paths[number])
+        finished.write(items[number], source_of, _write, items[number], photograph, mask)
+    shares = {}
+    for path, (mask_path, _) in zip(paths, items, strict=True):
+        counts = np.bincount(read_label(mask_path).ravel(), minlength=len(names))
+        of_classes = (k for k in np.argsort(-counts, kind="stable") if counts[k])
+        shares[path.name] = {names[k]: counts[k] / counts.sum() for k in of_classes}
+    write_json(out / SHARES, shares)
     log.info("segmented %d photographs: masks, overlays and classes.json are in %s", len(paths), out)
+
+
+def _write(paths: list[Path], photograph: np.ndarray, mask: np.ndarray) -> None:
+    mask_path, overlay_path = paths
+    write_palette(mask_path, mask, voc_palette())
+    write_jpeg(overlay_path, mask_overlay(photograph, mask, voc_palette()))

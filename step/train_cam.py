@@ -18,14 +18,13 @@ from misc.run.distributed import gather_shares, n_processes, share
 from misc.run.loaders import Stream, sequential_loader
 from misc.run.plan import Planned, require_writable_file
 from misc.run.progress import progress
-from misc.run.provenance import data_digest
-from misc.run.step import Step
+from misc.run.step import Files, Inputs, Step
 from misc.run.training import KeptTensor, Training, fit
 from misc.selection import CheckpointSelection, selection_steps
 from misc.torchutils import two_rate_optimizer
-from net.build import build_network, require_same_weights
-from net.weights import load_weights, save_weights, weights_digest
-from voc12.classes import save_named
+from net.build import build_network, require_same_weights, source_file
+from net.weights import load_weights, save_weights
+from voc12.classes import files_of_network, save_named
 from voc12.dataloader import ClassificationCrops, ScaledImages, WholeImages, images_of
 from voc12.devkit import Devkit, open_devkit, require_classes_of_network
 from voc12.images import LabelledImages, read_labelled_images, require_batch
@@ -44,7 +43,7 @@ STEP = Step(
         *("seed", "cam_network", "cam_crop_size", "cam_resize_long", "cam_batch_size", "cam_num_epoches"),
         *("cam_learning_rate", "cam_weight_decay", "cam_select", "cam_select_interval", "cam_scales"),
         *("ood_coeff", "ood_batch_size", "cluster_K", "distance_lambda", "ood_dist_topk", "ood_adv_step"),
-        *("ood_long_side", "ood_ignore_class"),
+        *("ood_long_side", "ood_ignore_class", "precision"),
     ),
     shared=True,
 )
@@ -83,6 +82,28 @@ def check(args: Config, planned: Planned) -> Planned:
         require_readable(selection.paths, num_workers=args.num_workers)
         require_masks(devkit, selection.ids, num_workers=args.num_workers)
     return {args.cam_weights_name: frozenset()}
+
+
+def inputs(args: Config) -> Inputs:
+    """What the result is made from, by the flag that names it."""
+    devkit = open_devkit(args.voc12_root, args.class_list)
+    train = read_labelled_images(devkit, args.train_list, flag="train_list", label_file=args.label_file)
+    selection = _selection_images(args, devkit)
+    looked_at = [] if selection is None else [*selection.paths, *devkit.mask_paths(selection.ids)]
+    return {
+        "cam_network": source_file(args.cam_network),
+        "cam_init_weights_name": Files([args.cam_init_weights_name]),
+        "class_list": devkit.classes,
+        "train_list": Files(train.paths),
+        "label_file": train.labels.tobytes() + (b"" if selection is None else selection.labels.tobytes()),
+        "ood_list": Files(_ood_paths(args)),
+        "voc12_root": Files(looked_at),
+    }
+
+
+def outputs(args: Config) -> list[str | Path]:
+    """The files that this step writes."""
+    return files_of_network(args.cam_weights_name)
 
 
 def run(args: Config) -> None:
@@ -125,8 +146,7 @@ def run(args: Config) -> None:
     state = training.state(
         {"model": model, "optimizer": optimizer, "prototypes": prototypes}
         | ({} if selection is None else {"selection": selection}),
-        start=weights_digest(model),
-        data=data_digest([*train.paths, *ood_paths], train.labels),
+        inputs(args),
     )
     if state.restore() == 0 and args.distance_lambda > 0:
         prototypes.value = _prototypes(args, model.eval(), train, ood_paths)

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -12,13 +13,12 @@ from misc.run.config import Config
 from misc.run.distributed import mean_over_processes, sum_over_processes
 from misc.run.loaders import Stream, batch_loader
 from misc.run.plan import Planned, require_writable_file
-from misc.run.provenance import data_digest
-from misc.run.step import Step
+from misc.run.step import Files, Inputs, Step
 from misc.run.training import Training, fit
 from misc.torchutils import two_rate_optimizer
-from net.build import build_network
-from net.weights import load_imagenet, save_weights, weights_digest
-from voc12.classes import save_named
+from net.build import build_network, source_file
+from net.weights import load_imagenet, save_weights, start_input
+from voc12.classes import files_of_network, save_named
 from voc12.dataloader import ClassificationCrops, TopLeftCrops, images_of
 from voc12.devkit import open_devkit
 from voc12.images import LabelledImages, read_labelled_images, require_batch
@@ -32,7 +32,7 @@ STEP = Step(
     writes=("cam_init_weights_name",),
     flags=(
         *("seed", "cam_network", "cam_crop_size", "cam_resize_long", "cam_batch_size", "cam_num_epoches"),
-        *("cam_learning_rate", "cam_weight_decay"),
+        *("cam_learning_rate", "cam_weight_decay", "precision"),
     ),
     shared=True,
 )
@@ -52,6 +52,26 @@ def check(args: Config, planned: Planned) -> Planned:
     require_writable_file(args.cam_init_weights_name, flag="cam_init_weights_name")
     require_readable([*train.paths, *val.paths], num_workers=args.num_workers)
     return {args.cam_init_weights_name: frozenset()}
+
+
+def inputs(args: Config) -> Inputs:
+    """What the result is made from, by the flag that names it."""
+    devkit = open_devkit(args.voc12_root, args.class_list)
+    train = read_labelled_images(devkit, args.train_list, flag="train_list", label_file=args.label_file)
+    val = read_labelled_images(devkit, args.val_list, flag="val_list", label_file=args.label_file)
+    return {
+        "cam_network": source_file(args.cam_network),
+        "imagenet_weights": start_input(args.imagenet_weights),
+        "class_list": devkit.classes,
+        "train_list": Files(train.paths),
+        "val_list": Files(val.paths),
+        "label_file": train.labels.tobytes() + val.labels.tobytes(),
+    }
+
+
+def outputs(args: Config) -> list[str | Path]:
+    """The files that this step writes."""
+    return files_of_network(args.cam_init_weights_name)
 
 
 def classification_losses(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
@@ -92,11 +112,7 @@ def run(args: Config) -> None:
     optimizer = two_rate_optimizer(
         *model.trainable_parameters(), lr=args.cam_learning_rate, weight_decay=args.cam_weight_decay, max_step=n_steps
     )
-    state = training.state(
-        {"model": model, "optimizer": optimizer},
-        start=weights_digest(model),
-        data=data_digest(train.paths, train.labels),
-    )
+    state = training.state({"model": model, "optimizer": optimizer}, inputs(args))
     fit(
         training.batches_from(crops, args.cam_batch_size),
         lambda batch: {"total": mean_over_processes(losses_of_images(batch))},

@@ -1,6 +1,7 @@
 """Step 8: train DeepLab-v2 on the masks that the chain made (Chen et al., TPAMI 2017, section 4.1)."""
 
 from functools import partial
+from pathlib import Path
 
 from torch import Tensor
 
@@ -9,13 +10,12 @@ from misc.files.look import paths_in
 from misc.run.config import Config, deeplab_list_flag
 from misc.run.loaders import Stream
 from misc.run.plan import Planned, require_outputs, require_writable_file
-from misc.run.provenance import data_digest
-from misc.run.step import Step
+from misc.run.step import Files, Inputs, Step
 from misc.run.training import Training, fit
-from net.build import build_network
+from net.build import build_network, source_file
 from net.deeplab import MultiScale
-from net.weights import save_weights, weights_digest
-from voc12.classes import classes_beside, names_with_background, save_named
+from net.weights import save_weights, start_input
+from voc12.classes import files_of_network, names_with_background, save_named
 from voc12.dataloader import SegmentationCrops
 from voc12.devkit import Devkit, open_devkit
 from voc12.images import require_batch
@@ -32,7 +32,7 @@ STEP = Step(
     writes=("deeplab_weights_name",),
     flags=(
         *("seed", "deeplab_network", "deeplab_crop_size", "deeplab_scales", "deeplab_batch_size", "deeplab_iter_size"),
-        *("deeplab_loss", "deeplab_max_iter", "deeplab_learning_rate", "deeplab_weight_decay"),
+        *("deeplab_loss", "deeplab_max_iter", "deeplab_learning_rate", "deeplab_weight_decay", "precision"),
     ),
     shared=True,
 )
@@ -77,6 +77,25 @@ def check(args: Config, planned: Planned) -> Planned:
     return {args.deeplab_weights_name: frozenset()}
 
 
+def inputs(args: Config) -> Inputs:
+    """What the result is made from, by the flag that names it."""
+    devkit = open_devkit(args.voc12_root, args.class_list)
+    ids, list_flag = _training_ids(args, devkit)
+    folder, folder_flag = _mask_folder(args)
+    return {
+        "deeplab_network": source_file(args.deeplab_network),
+        "deeplab_init_weights": start_input(args.deeplab_init_weights),
+        "class_list": devkit.classes,
+        list_flag: Files(devkit.image_paths(ids)),
+        folder_flag: Files(paths_in(folder, (f"{image_id}.png" for image_id in ids))),
+    }
+
+
+def outputs(args: Config) -> list[str | Path]:
+    """The files that this step writes."""
+    return files_of_network(args.deeplab_weights_name)
+
+
 def run(args: Config) -> None:
     """Train on the masks, from `deeplab_init_weights`; write `deeplab_weights_name`, and its class names beside it."""
     devkit = open_devkit(args.voc12_root, args.class_list)
@@ -111,11 +130,7 @@ def run(args: Config) -> None:
         weight_decay=args.deeplab_weight_decay,
         max_step=args.deeplab_max_iter,
     )
-    state = training.state(
-        {"model": base, "optimizer": optimizer},
-        start=weights_digest(base),
-        data=data_digest([*image_paths, *mask_paths]),
-    )
+    state = training.state({"model": base, "optimizer": optimizer}, inputs(args))
     fit(
         training.batches_from(crops, args.deeplab_batch_size),
         loss_of,
@@ -128,4 +143,4 @@ def run(args: Config) -> None:
     )
     weights = args.deeplab_weights_name
     save = partial(save_named, weights, devkit.classes, save=partial(save_weights, base))
-    state.finish(save, weights, classes_beside(weights))
+    state.finish(save, *files_of_network(weights))

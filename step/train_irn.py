@@ -1,6 +1,7 @@
 """Step 5: train the boundary and displacement network on the confident labels (IRN section 4)."""
 
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -12,12 +13,11 @@ from misc.run.distributed import sum_over_processes
 from misc.run.loaders import Stream, batch_loader
 from misc.run.plan import Planned, require_outputs, require_writable_file
 from misc.run.progress import progress
-from misc.run.provenance import data_digest
-from misc.run.step import Step
+from misc.run.step import Files, Inputs, Step
 from misc.run.training import Training, fit
 from misc.torchutils import two_rate_optimizer
-from net.build import build_network, require_same_weights
-from net.weights import load_imagenet, save_weights, weights_digest
+from net.build import build_network, require_same_weights, source_file
+from net.weights import load_imagenet, save_weights, start_input
 from voc12.dataloader import AffinityCrops, TopLeftCrops, images_of
 from voc12.devkit import open_devkit
 from voc12.images import require_batch
@@ -31,7 +31,7 @@ STEP = Step(
     writes=("irn_weights_name",),
     flags=(
         *("seed", "irn_network", "irn_crop_size", "irn_batch_size", "irn_num_epoches", "irn_learning_rate"),
-        *("irn_weight_decay",),
+        *("irn_weight_decay", "precision"),
     ),
     shared=True,
 )
@@ -60,6 +60,24 @@ def check(args: Config, planned: Planned) -> Planned:
     return {args.irn_weights_name: frozenset()}
 
 
+def inputs(args: Config) -> Inputs:
+    """What the result is made from, by the flag that names it."""
+    devkit = open_devkit(args.voc12_root, args.class_list)
+    ids = read_list(devkit, args.train_list, flag="train_list")
+    return {
+        "irn_network": source_file(args.irn_network),
+        "imagenet_weights": start_input(args.imagenet_weights),
+        "train_list": Files(devkit.image_paths(ids)),
+        "ir_label_out_dir": Files(paths_in(args.ir_label_out_dir, (f"{image_id}.png" for image_id in ids))),
+        "infer_list": Files(devkit.image_paths(read_list(devkit, args.infer_list, flag="infer_list"))),
+    }
+
+
+def outputs(args: Config) -> list[str | Path]:
+    """The files that this step writes."""
+    return [args.irn_weights_name]
+
+
 def run(args: Config) -> None:
     """Train on `train_list` and `ir_label_out_dir`, from ImageNet weights; write `irn_weights_name`."""
     devkit = open_devkit(args.voc12_root, args.class_list)
@@ -84,11 +102,7 @@ def run(args: Config) -> None:
     optimizer = two_rate_optimizer(
         *model.trainable_parameters(), lr=args.irn_learning_rate, weight_decay=args.irn_weight_decay, max_step=n_steps
     )
-    state = training.state(
-        {"model": model, "optimizer": optimizer},
-        start=weights_digest(model),
-        data=data_digest([*image_paths, *label_paths]),
-    )
+    state = training.state({"model": model, "optimizer": optimizer}, inputs(args))
     fit(
         training.batches_from(crops, args.irn_batch_size),
         loss_of,

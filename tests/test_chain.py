@@ -59,10 +59,10 @@ def test_chain_makes_every_output_and_no_debris(chain):
         ("result/sem_seg_ood/palette", ".png", []),
         ("result/ins_seg_ood", ".npy", []),
     ):
-        expected = [*(f"{image_id}{suffix}" for image_id in train), *others]
+        expected = sorted([*(f"{image_id}{suffix}" for image_id in train), *others, "made_with.jsonl"])
         assert sorted(path.name for path in (chain.work / folder).iterdir()) == expected
     for folder in ("result/deeplab", "result/deeplab_crf"):
-        assert sorted(path.stem for path in (chain.work / folder).iterdir()) == chain.ids[6:]
+        assert sorted(path.stem for path in (chain.work / folder).glob("*.png")) == chain.ids[6:]
     names = {path.name for path in (chain.work / "sess").iterdir()}
     with_classes = ("res50_cam_orig", "res50_cam_ood", "deeplab_v2_ood")
     networks = {f"{name}.pth" for name in (*with_classes, "res50_irn_ood")}

@@ -210,17 +210,21 @@ def test_another_training_starts_anew_and_says_so(ready, monkeypatch, name):
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
 
 
-def test_masks_that_were_made_again_start_it_anew(ready, monkeypatch):
+@pytest.mark.parametrize("change", [0, 1])
+def test_other_masks_start_it_anew_and_the_same_ones_made_again_do_not(ready, monkeypatch, change):
     train_until(monkeypatch, 3, ready, "train_deeplab")
-    path = f"result/sem_seg_ood/{ready.ids[0]}.png"
-    write_label(path, read_label(path))
+    path = Path(f"result/sem_seg_ood/{ready.ids[0]}.png")
+    mask = read_label(path)
+    path.unlink()
+    write_label(path, mask + change * (mask == 0))
     train(ready, "train_deeplab")
-    assert "train_deeplab starts anew" in messages()
+    assert ("train_deeplab starts anew" in messages()) == bool(change)
+    assert ("train_deeplab goes on after step 2" in messages()) == (not change)
 
 
 def test_resuming_can_be_declined_and_a_damaged_state_does_no_harm(ready, monkeypatch):
     expected, _ = train(ready, "train_deeplab")
-    for flags, said in (({"resume": False}, None), ({}, "notice: result/state/train_deeplab.pth can't be read")):
+    for flags, said in (({"resume": False}, None), ({}, "notice: result/state/train_deeplab.pth is damaged")):
         train_until(monkeypatch, 3, ready, "train_deeplab", **flags)
         if said:
             Path("result/state/train_deeplab.pth").write_bytes(b"damaged")

@@ -57,6 +57,11 @@ def write_classes(path: str | Path, names: Sequence[str]) -> None:
         temporary.write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
 
 
+def files_of_network(weights: str) -> list[str | Path]:
+    """A checkpoint, and its class names beside it."""
+    return [weights, classes_beside(weights)]
+
+
 def classes_beside(weights: str | Path) -> Path:
     """The file with the class names of a checkpoint: `NAME.classes.txt` for `NAME.pth`."""
     return Path(f"{str(weights).removesuffix('.pth')}.classes.txt")

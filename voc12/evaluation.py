@@ -10,11 +10,13 @@ from misc.errors import InputError
 from misc.files import camfile
 from misc.files.images import read_label
 from misc.files.jsonfile import jsonable
+from misc.files.look import paths_in
 from misc.imutils import IGNORE_LABEL
 from misc.metrics import ThresholdSweep, class_table, confusion_matrix, nan_mean, scores
 from misc.run.plan import Planned, require_outputs
 from misc.run.progress import progress
 from misc.run.record import save_scores
+from misc.run.step import Files, Inputs
 from voc12.classes import names_with_background
 from voc12.devkit import Devkit, open_devkit
 from voc12.lists import read_split
@@ -40,6 +42,20 @@ def require_evaluable(
     ids = read_split(devkit, split)
     require_outputs(folder, ids, suffix, flag=flag, list_flag="chainer_eval_set", made_by=made_by, planned=planned)
     require_masks(devkit, ids, num_workers=num_workers)
+
+
+def inputs_of_evaluation(
+    voc12_root: str, class_list: str, split: str, folder: str, suffix: str, *, flag: str
+) -> Inputs:
+    """What is compared, by the flags that name it; `flag` is that of `folder`."""
+    devkit = open_devkit(voc12_root, class_list)
+    ids = read_split(devkit, split)
+    return {
+        "class_list": devkit.classes,
+        "chainer_eval_set": ids,
+        "voc12_root": Files(devkit.mask_paths(ids)),
+        flag: Files(paths_in(folder, (f"{image_id}{suffix}" for image_id in ids))),
+    }
 
 
 def evaluate_cams(

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from misc.errors import InputError
+from misc.run.depends import checksum
 from misc.run.distributed import n_processes, share
+from misc.run.provenance import source_digest
 from voc12.devkit import Devkit
 from voc12.labels import Labels, read_labels
 from voc12.lists import read_list
@@ -18,6 +20,14 @@ class LabelledImages:
     ids: list[str]
     paths: list[str]
     labels: Labels
+
+    def select(self, numbers: Sequence[int]) -> "LabelledImages":
+        """Some of the images."""
+        return LabelledImages([self.ids[i] for i in numbers], [self.paths[i] for i in numbers], self.labels[[*numbers]])
+
+    def source_of(self, number: int) -> str:
+        """What changes with the content of an image or with its label."""
+        return source_digest(checksum(self.paths[number]), self.labels[number].tobytes())
 
     def shared(self) -> "LabelledImages":
         """This process's share of the images."""

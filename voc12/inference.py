@@ -16,6 +16,7 @@ from misc.run.config import CamSource
 from misc.run.loaders import sequential_loader
 from misc.run.plan import Planned, require_outputs
 from misc.run.progress import progress
+from misc.run.step import Files, Inputs
 from voc12.dataloader import ImagesWithCams
 from voc12.devkit import Devkit
 from voc12.lists import read_list
@@ -44,6 +45,11 @@ def require_cams(devkit: Devkit, infer_list: str, cams: CamSource, *, planned: P
         cams.folder, ids, ".npy", flag=cams.flag, list_flag="infer_list", made_by=cams.made_by, planned=planned
     )
     return ids
+
+
+def inputs_of_walk(devkit: Devkit, ids: Sequence[str], cams: CamSource) -> Inputs:
+    """The images and the CAMs that masks are made from."""
+    return {"infer_list": Files(devkit.image_paths(ids)), cams.flag: Files(camfile.cam_paths(cams.folder, ids))}
 
 
 def walk_inputs(

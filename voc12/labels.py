@@ -69,6 +69,10 @@ class Labels:
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.unpackbits(self._bits, axis=1, count=self.shape[1]).astype(dtype or self.dtype)
 
+    def tobytes(self) -> bytes:
+        """What differs between other labels."""
+        return self._bits.tobytes()
+
     def tolist(self) -> list[list[float]]:
         """The rows as lists."""
         return np.asarray(self).tolist()

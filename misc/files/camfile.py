@@ -11,6 +11,9 @@ from misc.errors import InputError
 from misc.files.look import paths_in
 from misc.files.objectfile import load_object, save_object
 
+BYTES_PER_PIXEL = 6
+"""Of the files of VOC's images, which carry 1.5 classes: a float32 a pixel and class, and a sixteenth for stride 4."""
+
 
 def cam_path(folder: str | Path, image_id: str) -> Path:
     """Where the CAM of an image lies."""

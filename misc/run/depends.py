@@ -13,16 +13,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from misc.errors import InputError
 from misc.files import look
-from misc.files.jsonfile import jsonable
 from misc.run.config import Config
 from misc.run.device import resolve_device, resolve_precision
 from misc.run.progress import progress
-from misc.run.provenance import recorded_checksums
-from misc.run.step import Files, Step
+from misc.run.provenance import recorded_checksums, source_digest
+from misc.run.step import Files, Inputs, Step
 
 READERS = 4
 """Threads that read files whose content is not known yet."""
@@ -39,6 +36,16 @@ def checksum(path: str | Path) -> str:
         return f"{zlib.crc32(Path(path).read_bytes()):08x}"
     except OSError as error:
         raise InputError(f"{path} can't be read ({error.strerror}); put it back, or allow it.") from error
+
+
+def source_of_files(*paths: str | Path) -> str:
+    """What changes with the content of the files that one output is made from."""
+    return source_digest(*map(checksum, paths))
+
+
+def source_of_item(inputs: Inputs, number: int) -> str:
+    """The same of the files of one item, of inputs that are lists of files in the items' order."""
+    return source_of_files(*(files.paths[number] for files in inputs.values()))
 
 
 def checksums(paths: Sequence[str | Path]) -> list[str]:
@@ -68,8 +75,7 @@ def fingerprint(given: Any, known: Mapping[str, str]) -> Fingerprint:
     Raises `InputError` for files that are gone or can't be read.
     """
     if not isinstance(given, Files):
-        raw = given.tobytes() if isinstance(given, np.ndarray) else json.dumps(jsonable(given)).encode()
-        return {"content": _digest(raw)}
+        return {"content": _digest(given if isinstance(given, bytes) else json.dumps(given).encode())}
     seen = _seen(given.paths)
     content = known.get(seen)
     if content is None:

@@ -11,6 +11,7 @@ from misc.files.atomic import write_json
 from misc.files.jsonfile import read_dict
 from misc.run.config import ALL_STEPS, Config
 from misc.run.depends import Fingerprint, fingerprint, settings_of, versions_of
+from misc.run.provenance import FinishedFiles
 from misc.run.step import Files, Inputs, Step, StepModule
 
 log = logging.getLogger(__name__)
@@ -62,7 +63,7 @@ class DoneSteps:
         """
         name = step.STEP.name
         record = self.read(name)
-        if {ALL_STEPS, name} & {*args.redo}:
+        if is_redone(step.STEP, args):
             return "--redo asks for it"
         if not record:
             return "it has not been done here yet"
@@ -129,6 +130,16 @@ def made_with(step: Step, args: Config, inputs: Inputs) -> dict[str, Any]:
         "versions": versions_of(step),
         "inputs": {flag: fingerprint(given, known)["content"] for flag, given in inputs.items()},
     }
+
+
+def finished_files(step: Step, args: Config, inputs: Inputs) -> FinishedFiles:
+    """The files that a step has made from `inputs`, what all of them depend on; none that `--redo` asks for again."""
+    return FinishedFiles(made_with(step, args, inputs), keep=not is_redone(step, args))
+
+
+def is_redone(step: Step, args: Config) -> bool:
+    """Whether `--redo` names the step."""
+    return bool({ALL_STEPS, step.name} & {*args.redo})
 
 
 def _places(step: StepModule, args: Config) -> dict[str, Any]:

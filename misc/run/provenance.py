@@ -30,9 +30,10 @@ class Provenance:
         self._path = Path(folder) / RECORD
         raw = json.dumps(json.loads(json.dumps(made_with)), sort_keys=True).encode()
         self._made_with = blake2b(raw, digest_size=8).hexdigest()
+        last = {entry["file"]: entry for entry in _entries(self._path)}
         self._known = {
-            entry["file"]: (entry["checksum"], entry["source"])
-            for entry in _entries(self._path)
+            name: (entry["checksum"], entry["source"])
+            for name, entry in last.items()
             if entry["made_with"] == self._made_with
         }
 
@@ -41,28 +42,9 @@ class Provenance:
         checksum, known_source = self._known.get(path.name, (None, None))
         return known_source == source and path.is_file() and checksum == _checksum(path)
 
-    def pending(
-        self, paths: Sequence[Path], source_of: Callable[[int], str], *, also: Callable[[int], bool] | None = None
-    ) -> list[int]:
-        """The numbers of the files that are still to be made; the log tells how many are kept, and how many replaced.
-
-        Args:
-            source_of: the source of a file, by its number; asked for where a file may be kept.
-            also: whether what belongs to a file is there as well.
-        """
-        candidates = [i for i, path in enumerate(paths) if path.name in self._known]
-        bar = progress(candidates, desc="looking for finished files", unit="file", leave=False)
-        kept = {i for i in bar if self.covers(paths[i], source_of(i)) and (also is None or also(i))}
-        pending = [i for i in range(len(paths)) if i not in kept]
-        if replaced := sum(paths[i].is_file() for i in pending):
-            log.info(
-                "made again: %d files in %s that are not known to be of these weights, settings and images",
-                replaced,
-                self._path.parent,
-            )
-        if kept:
-            log.info("%d of %d images are finished: skipped", len(kept), len(paths))
-        return pending
+    def mentions(self, path: Path) -> bool:
+        """Whether a file of this name was made with the same."""
+        return path.name in self._known
 
     def record(self, path: Path, source: str) -> None:
         """Note that the complete file at `path` was made with this, from `source`."""
@@ -79,6 +61,55 @@ class Provenance:
             # Half a line that a killed run has left must not spoil this one
             start = b"" if _ends_with_newline(file) else b"\n"
             file.write(start + json.dumps(entry).encode() + b"\n")
+
+
+class FinishedFiles:
+    """The files that a step makes one item after the other, in one folder or in several: which are done already."""
+
+    def __init__(self, made_with: Mapping[str, Any], *, keep: bool = True) -> None:
+        """`made_with`: as in `Provenance`; `keep`: whether finished files stay as they are."""
+        self._made_with, self._keep = made_with, keep
+        self._records: dict[Path, Provenance] = {}
+
+    def _record_of(self, path: Path) -> Provenance:
+        if path.parent not in self._records:
+            self._records[path.parent] = Provenance(path.parent, self._made_with)
+        return self._records[path.parent]
+
+    def pending(self, items: Sequence[Sequence[Path]], source_of: Callable[[int], str]) -> list[int]:
+        """The numbers of the items that are still to be made; the log tells how many are kept, how many made again.
+
+        Args:
+            items: each one's files.
+            source_of: the source of an item, by its number; asked for where its files may be kept.
+        """
+        candidates = [
+            number
+            for number, paths in enumerate(items)
+            if self._keep and all(self._record_of(path).mentions(path) for path in paths)
+        ]
+        kept = set()
+        for number in progress(candidates, desc="looking for finished files", unit="item", leave=False):
+            source = source_of(number)
+            if all(self._record_of(path).covers(path, source) for path in items[number]):
+                kept.add(number)
+        pending = [number for number in range(len(items)) if number not in kept]
+        if replaced := sum(items[number][0].is_file() for number in pending) if self._keep else 0:
+            log.info(
+                "made again: %d files in %s that are not known to be of these weights, settings and images",
+                replaced,
+                items[0][0].parent,
+            )
+        if kept:
+            log.info("%d of %d images are finished: skipped", len(kept), len(items))
+        return pending
+
+    def write(self, paths: Sequence[Path], source_of: Callable[[], str], write: Callable[..., Any], *args: Any) -> None:
+        """Write the files of an item, `write(*args)`, and note what they were made with."""
+        write(*args)
+        source = source_of()
+        for path in paths:
+            self._record_of(path).record(path, source)
 
 
 def recorded_checksums(folder: Path) -> dict[str, tuple[int, int, str]]:

@@ -125,20 +125,21 @@ class RunRecord:
 
 def save_scores(result_dir: str, name: str, content: dict[str, Any]) -> Path:
     """Write an evaluation to `<result_dir>/scores/<name>.json`; returns the path."""
-    path = _scores_path(result_dir, name)
+    path = scores_path(result_dir, name)
     write_json(path, content)
     return path
 
 
 def discard_scores(result_dir: str, name: str) -> None:
     """Remove an evaluation of an earlier run, where there is one, and say so in the log."""
-    path = _scores_path(result_dir, name)
+    path = scores_path(result_dir, name)
     if path.is_file():
         path.unlink()
         logging.getLogger(__name__).info("removed %s: it is of an earlier run, perhaps of other weights", path)
 
 
-def _scores_path(result_dir: str, name: str) -> Path:
+def scores_path(result_dir: str, name: str) -> Path:
+    """Where an evaluation is saved."""
     return Path(result_dir) / SCORES_FOLDER / f"{name}.json"
 
 

@@ -18,7 +18,7 @@ class Files:
 
 
 Inputs = Mapping[str, Files | Any]
-"""{flag: what it gives}: files, or the names, labels or numbers that were read."""
+"""{flag: what it gives}: files, or what was read, as bytes or as JSON can hold it."""
 
 
 @dataclass(frozen=True, kw_only=True)

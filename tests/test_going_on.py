@@ -1,0 +1,252 @@
+"""The same command goes on where it stopped: nothing that is done is done again, nothing of before is mixed in."""
+
+import contextlib
+import json
+import os
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from PIL import Image, ImageOps
+from support import ALL_STEPS, NO_STEPS, make_toy_data
+
+import run_sample
+from misc.files.images import read_label, write_label
+from misc.run.provenance import RECORD, FinishedFiles
+from misc.run.record import RunRecord
+from misc.run.training_state import TrainingState
+from net.weights import read_checkpoint
+
+CHAIN = {**ALL_STEPS, "make_advcam_pass": True, "eval_advcam_pass": True, "make_report_pass": True, "adv_iter": 2}
+STEPS = [name.removesuffix("_pass") for name, value in CHAIN.items() if value is True]
+TRAININGS = ("train_classifier", "train_cam", "train_irn", "train_deeplab")
+FLAGS = {"redo": (), "state_minutes": 0, "deeplab_max_iter": 3}
+
+
+class Killed(BaseException):
+    """As if the process ended here."""
+
+
+class Chain:
+    """The whole chain on toy data; what is done is counted, and the process ends at the piece of work `kill_at`."""
+
+    def __init__(self, toy):
+        self.toy, self.work, self.kill_at = toy, Counter(), None
+
+    def count(self, piece):
+        self.work[piece] += 1
+        if piece == self.kill_at:
+            raise Killed
+
+    def run(self, **flags):
+        """Run it; returns the messages."""
+        log = Path("sample_train_eval.log")
+        start = len(log.read_text()) if log.is_file() else 0
+        with contextlib.suppress(Killed):
+            run_sample.run(self.toy.flags(**{**NO_STEPS, **CHAIN, **FLAGS, **flags}))
+        return log.read_text()[start:]
+
+    @property
+    def steps_done(self):
+        """The steps that ran, but for the report, which shows what was done."""
+        return [piece for kind, piece, *_ in self.work if kind == "step" and piece != "make_report"]
+
+
+@contextlib.contextmanager
+def counting(toy, patch):
+    chain = Chain(toy)
+    write, save, step = FinishedFiles.write, TrainingState.save_if_due, RunRecord.step
+
+    def counted_write(files, paths, *args):
+        write(files, paths, *args)
+        chain.count(("file", str(paths[0])))
+
+    def counted_save(state, done):
+        save(state, done)
+        chain.count(("training", state.path.stem, done))
+
+    def counted_step(record, name, description):
+        chain.count(("step", name))
+        return step(record, name, description)
+
+    patch.setattr(FinishedFiles, "write", counted_write)
+    patch.setattr(TrainingState, "save_if_due", counted_save)
+    patch.setattr(RunRecord, "step", counted_step)
+    yield chain
+
+
+@pytest.fixture
+def chain(toy, monkeypatch):
+    pytest.importorskip("pydensecrf")
+    with counting(toy, monkeypatch) as counted:
+        yield counted
+
+
+def outputs():
+    """{path: content} of all that the chain makes, weights by name."""
+    found = {}
+    for path in sorted(Path("result").rglob("*.*")):
+        if path.suffix in (".npy", ".png") or path.parent.name == "scores" or path.name == "cocoann.json":
+            found[str(path)] = path.read_bytes()
+    for path in sorted(Path("sess").glob("*.pth")):
+        found |= {f"{path}: {name}": tensor.numpy().tobytes() for name, tensor in read_checkpoint(path).items()}
+    return {name: content for name, content in found.items() if "report" not in name}
+
+
+def test_killed_in_each_step_it_ends_as_undisturbed_and_does_nothing_twice(chain, tmp_path_factory, monkeypatch):
+    undisturbed = make_toy_data(tmp_path_factory.mktemp("undisturbed"))
+    with monkeypatch.context() as patch:
+        patch.chdir(undisturbed.work)
+        run_sample.run(undisturbed.flags(**{**NO_STEPS, **CHAIN, **FLAGS, "voc12_root": chain.toy.root}))
+        expected = outputs()
+    chain.work.clear()
+    places = [
+        *(("training", name, 2) for name in TRAININGS),
+        *(
+            ("file", f"result/{folder}/{chain.toy.ids[2]}.npy")
+            for folder in ("cam_ood", "cam_ood_advcam", "ins_seg_ood")
+        ),
+        *(("file", f"result/{folder}/{chain.toy.ids[2]}.png") for folder in ("ir_label", "sem_seg_ood")),
+        ("file", f"result/deeplab/{chain.toy.ids[6]}.png"),
+        *(("step", name) for name in ("eval_cam", "eval_ins_seg", "make_cocoann", "make_report")),
+    ]
+    said = []
+    for place in places:
+        chain.kill_at = place
+        said.append(chain.run())
+        assert chain.work[place] == 1, place
+    chain.kill_at = None
+    said.append(chain.run())
+    assert outputs().keys() == expected.keys()
+    assert [name for name, content in outputs().items() if content != expected[name]] == []
+    twice = {piece: n for piece, n in chain.work.items() if n > 1 and piece[0] != "step"}
+    assert twice == {}
+    text = "".join(said)
+    for name in TRAININGS:
+        assert f"{name} goes on after step 2 of an interrupted run" in text
+        assert "starts anew" not in text
+    assert "train_cam runs: it was interrupted" in text
+    assert not list(Path().rglob("*.part*"))
+    assert not list(Path().rglob("*.lock"))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The toy data after the whole chain, with its counts."""
+    pytest.importorskip("pydensecrf")
+    toy = make_toy_data(tmp_path_factory.mktemp("going_on"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(toy.work)
+        with counting(toy, patch) as chain:
+            chain.run()
+            yield chain
+
+
+@pytest.fixture
+def done(finished, monkeypatch):
+    """`finished`, in whose working directory the test runs; after each test all is done again."""
+    monkeypatch.chdir(finished.toy.work)
+    finished.run()
+    finished.work.clear()
+    return finished
+
+
+def test_what_is_done_is_not_done_again(done):
+    before = {path: path.stat().st_mtime_ns for path in Path().rglob("*.*") if path.suffix != ".log"}
+    said = done.run()
+    assert done.work == {}
+    for name in STEPS:
+        assert f"{name} is done, since 20" in said
+    assert {path: path.stat().st_mtime_ns for path in Path().rglob("*.*") if path.suffix != ".log"} == before
+
+
+def test_touched_and_copied_files_are_the_same(done):
+    for path in [*done.toy.root.rglob("*.*"), *Path("result").rglob("*.png"), *Path("sess").glob("*")]:
+        os.utime(path)
+    image = next((done.toy.root / "JPEGImages").iterdir())
+    content = image.read_bytes()
+    image.unlink()
+    image.write_bytes(content)
+    done.run()
+    assert done.work == {}
+
+
+CHANGES = {
+    "cam_eval_sweep": ((0.1, 0.2), ["eval_cam", "eval_advcam"], "--cam_eval_sweep differs: 0.08 0.09 0.1 "),
+    "sem_seg_bg_thres": (
+        0.3,
+        ["make_sem_seg", "eval_sem_seg", "train_deeplab", "eval_deeplab"],
+        "differs: 0.25 -> 0.3",
+    ),
+    "deeplab_learning_rate": (1e-3, ["train_deeplab", "eval_deeplab"], "differs: 0.00025 -> 0.001"),
+    "chainer_eval_set": ("val", [], ""),
+}
+
+
+@pytest.mark.parametrize("flag", ["cam_eval_sweep", "sem_seg_bg_thres", "deeplab_learning_rate"])
+def test_another_setting_runs_its_steps_and_those_that_depend_on_them(done, flag):
+    value, expected, reason = CHANGES[flag]
+    said = done.run(**{flag: value})
+    assert done.steps_done == expected
+    assert f"{expected[0]} runs: --{flag} " in said
+    assert reason in said
+
+
+def test_one_image_more_is_the_only_one_that_is_made(done):
+    path = done.toy.root / "JPEGImages" / f"{done.toy.ids[3]}.jpg"
+    before = path.read_bytes()
+    ImageOps.invert(Image.open(path)).save(path)
+    try:
+        said = done.run(train_classifier_pass=False, train_cam_pass=False, train_irn_pass=False)
+    finally:
+        path.write_bytes(before)
+    made = [piece for kind, piece, *_ in done.work if kind == "file"]
+    assert f"result/cam_ood/{done.toy.ids[3]}.npy" in made
+    assert all(Path(name).stem == done.toy.ids[3] for name in made if "deeplab" not in name)
+    assert "make_cam runs: the files of --train_list have changed" in said
+    assert "5 of 6 images are finished: skipped" in said
+
+
+def test_what_was_changed_or_removed_is_made_again(done):
+    mask = Path(f"result/sem_seg_ood/{done.toy.ids[0]}.png")
+    content = mask.read_bytes()
+    label = read_label(mask)
+    write_label(mask, 1 - label)
+    said = done.run()
+    assert "make_sem_seg runs: what it wrote was changed since" in said
+    assert mask.read_bytes() == content
+    assert done.steps_done == ["make_sem_seg"]  # with the old content there is nothing to do for those that read it
+    done.work.clear()
+    Path("result/scores/eval_cam.json").unlink()
+    said = done.run()
+    assert "eval_cam runs: result/scores/eval_cam.json is missing" in said
+    assert done.steps_done[0] == "eval_cam"
+
+
+def test_redo_does_it_all_the_same(done):
+    said = done.run(redo=("make_cam", "train_irn"))
+    assert done.steps_done == ["make_cam", "train_irn"]  # whose bytes are those of before
+    assert "make_cam runs: --redo asks for it" in said
+    assert sum(kind == "file" for kind, *_ in done.work) == 6
+
+
+def test_records_that_are_damaged_do_no_harm(done):
+    Path("result/steps/eval_cam.json").write_text('{"started": 1, "settings": []}')
+    Path("result/steps/make_cam.json").write_bytes(b"\xff{")
+    (Path("result/cam_ood") / RECORD).write_text('{"file": 3}\nnonsense\n')
+    said = done.run()
+    assert "make_cam runs: it has not been done here yet" in said
+    assert "eval_cam runs: it has not been done here yet" in said
+    assert done.steps_done == ["make_cam", "eval_cam"]
+
+
+def test_the_plan_tells_what_will_be_done_and_does_nothing(done):
+    said = done.run(plan=True)
+    rows = {line.split("  ")[0]: line for line in said.splitlines()}
+    assert all(" done" in rows[name] for name in STEPS)
+    said = done.run(plan=True, cam_scales=(1.0,))
+    rows = {line.split()[2]: line for line in said.splitlines() if len(line.split()) > 2}
+    assert done.work == {}
+    assert json.loads(Path("result/steps/make_cam.json").read_text())["settings"]["cam_scales"] == [1.0, 0.5]
+    assert "runs: --cam_scales differs: 1.0 0.5 -> 1.0" in said
+    assert "depends on what make_cam will make" in said
