@@ -4,11 +4,13 @@ import importlib
 import itertools
 import logging
 import os
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 # Threads that spin while they wait slow each other down where cores are few; must be set before torch is loaded
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -21,7 +23,7 @@ from misc.run.config import STEP_MODULES, Config, enabled_steps, parse_config
 from misc.run.parallel import launched_rank
 from misc.run.plan import Plan, require_writable
 from misc.run.step import StepModule
-from misc.run.stopping import Told, ending_when_told
+from misc.run.stopping import Told, end_workers, ending_when_told
 
 log = logging.getLogger(__name__)
 
@@ -198,5 +200,15 @@ def main() -> int:
     return 0
 
 
+def leave(code: int) -> NoReturn:
+    """End this process, without waiting for threads and workers if it was told to."""
+    if code > EXIT_INTERRUPTED - signal.SIGINT:
+        end_workers()
+        logging.shutdown()
+        sys.stdout.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

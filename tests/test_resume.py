@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from support import NO_STEPS, TOY_CLASSES
@@ -216,7 +217,7 @@ def test_other_masks_start_it_anew_and_the_same_ones_made_again_do_not(ready, mo
     path = Path(f"result/sem_seg_ood/{ready.ids[0]}.png")
     mask = read_label(path)
     path.unlink()
-    write_label(path, mask + change * (mask == 0))
+    write_label(path, np.where(mask == 0, np.uint8(change), mask))
     train(ready, "train_deeplab")
     assert ("train_deeplab starts anew" in messages()) == bool(change)
     assert ("train_deeplab goes on after step 2" in messages()) == (not change)

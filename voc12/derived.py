@@ -5,9 +5,11 @@ file follows the devkit when that changes, a file of the user's is left alone.
 """
 
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from misc.files.atomic import write_json
+from misc.files.atomic import atomic_path, write_json
 from misc.files.jsonfile import read_dict
 
 DERIVED_FOLDER = Path("voc12")
@@ -23,13 +25,22 @@ def is_derived(path: Path, *, source: str | None = None) -> bool:
     entry = read_dict(path.parent / DERIVED_RECORD).get(path.name)
     if not isinstance(entry, dict):
         return False
-    if source is not None and entry.get("source") != source:
-        return False
-    return entry.get("checksum") == _checksum(path)
+    known = {entry.get("checksum")} if source is None or entry.get("source") == source else set()
+    if source is None:
+        known.add(entry.get("before"))
+    return _checksum(path) in known
 
 
-def record_derived(path: Path, *, source: str = "") -> None:
-    """Note that the project made the file at `path`, and from what."""
-    record = read_dict(path.parent / DERIVED_RECORD)
-    record[path.name] = {"checksum": _checksum(path), "source": source}
-    write_json(path.parent / DERIVED_RECORD, record)
+@contextmanager
+def derived_file(path: Path, *, source: str = "") -> Iterator[Path]:
+    """Yield a temporary name; what is written there becomes the file at `path`, of which the record says from what.
+
+    The record is written first, and knows the derived file that is replaced as well: a run that dies between the two
+    leaves neither of them to be taken for the user's own.
+    """
+    with atomic_path(path) as temporary:
+        yield temporary
+        before = _checksum(path) if path.is_file() and is_derived(path) else None
+        record = read_dict(path.parent / DERIVED_RECORD)
+        record[path.name] = {"checksum": _checksum(temporary), "source": source, "before": before}
+        write_json(path.parent / DERIVED_RECORD, record)

@@ -18,7 +18,7 @@ from misc.files.images import without_image_suffix
 from misc.files.look import paths_in
 from misc.files.objectfile import load_object, save_object
 from misc.run.progress import progress
-from voc12.derived import DERIVED_FOLDER, is_derived, record_derived
+from voc12.derived import DERIVED_FOLDER, derived_file, is_derived
 from voc12.devkit import Devkit
 
 log = logging.getLogger(__name__)
@@ -119,8 +119,8 @@ def _derive_labels(devkit: Devkit, label_file: Path) -> None:
         _label_key(name.removesuffix(".xml")): labels_of_annotation(folder / name, devkit.classes)
         for name in progress(names, desc="reading annotations", unit="file")
     }
-    save_object(label_file, labels)
-    record_derived(label_file, source=source)
+    with derived_file(label_file, source=source) as temporary:
+        save_object(temporary, labels)
     log.info("made %s from %s: labels of %d images", label_file, folder, len(labels))
 
 

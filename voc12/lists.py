@@ -8,10 +8,9 @@ from collections.abc import Container
 from pathlib import Path
 
 from misc.errors import InputError, first_three
-from misc.files.atomic import atomic_path
 from misc.files.images import without_image_suffix
 from misc.files.look import Folder, folder_at, read_once, remembered
-from voc12.derived import DERIVED_FOLDER, is_derived, record_derived
+from voc12.derived import DERIVED_FOLDER, derived_file, is_derived
 from voc12.devkit import Devkit
 
 log = logging.getLogger(__name__)
@@ -150,9 +149,8 @@ def _refresh_list(devkit: Devkit, path: Path) -> None:
     text = "".join(f"{image_id}\n" for image_id in _DERIVED_LISTS[path.stem](devkit))
     if path.is_file() and path.read_text(encoding="utf-8") == text:
         return
-    with atomic_path(path) as temporary:
+    with derived_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
-    record_derived(path)
     log.info("made %s from %s: %d images", path, devkit.root, text.count("\n"))
 
 

@@ -1,5 +1,6 @@
 """Writing files: a killed run leaves either a whole file or none, and computing need not wait for the disk."""
 
+import filecmp
 import json
 import os
 import re
@@ -34,6 +35,8 @@ def leftovers(folder: Path, stem: str | None = None) -> list[Path]:
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary name beside `path`; on success it is renamed to `path`, on failure it is removed.
 
+    A file that has these very bytes already is not touched.
+
     The folder is made where it is missing. A rename within one folder is atomic, so that whatever lies at `path` is
     complete. The temporary name keeps the suffix, from which image writers choose the format.
     """
@@ -42,7 +45,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     temporary = path.with_name(_temporary_name(path))
     try:
         yield temporary
-        os.replace(temporary, path)
+        if not (path.is_file() and filecmp.cmp(temporary, path, shallow=False)):
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 

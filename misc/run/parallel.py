@@ -13,7 +13,7 @@ from multiprocessing import get_context
 from typing import TypeVar
 
 from misc.errors import InputError
-from misc.run.stopping import end_workers
+from misc.run.stopping import end_workers, is_told, raise_if_told, stop_deferred
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
 
@@ -83,15 +83,19 @@ def ordered_map(
     under_way: deque[Future[Result]] = deque()
     try:
         for item in items:
-            under_way.append(pool.submit(function, item))
+            with stop_deferred():  # an exception while it starts its processes would leave the pool in pieces
+                under_way.append(pool.submit(function, item))
+            raise_if_told()
             if len(under_way) == ITEMS_PER_WORKER * workers:
                 yield under_way.popleft().result()
         while under_way:
             yield under_way.popleft().result()
     except BrokenProcessPool as error:
         raise InputError(f"a worker process was killed, perhaps for lack of memory; lower --{flag}.") from error
-    except KeyboardInterrupt:
-        end_workers()  # an item under way may take long, and nobody waits for it
+    except (KeyboardInterrupt, GeneratorExit) as ended:
+        if isinstance(ended, KeyboardInterrupt) or is_told():
+            end_workers()  # an item under way may take long, and nobody waits for it
+            pool.shutdown(wait=False, cancel_futures=True)
         raise
     finally:
         pool.shutdown(cancel_futures=True)

@@ -1,0 +1,296 @@
+"""Runs that are told to end, or killed: what is done is saved, workers end, and no two runs write to one place."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from support import NO_STEPS
+
+import run_sample
+from misc.errors import InputError
+from misc.files.atomic import atomic_path, leftovers
+from misc.run import stopping
+from misc.run.lock import lock_path, locked
+from misc.run.progress import progress
+from misc.run.training_state import saved_step
+from net.weights import read_checkpoint, save_weights
+from tests.own_network import Net
+from voc12.derived import derived_file, is_derived
+
+ROOT = Path(run_sample.__file__).parent
+STATE, LOSSES = Path("result/state/train_classifier.pth"), Path("result/metrics/train_classifier.jsonl.part")
+TRAINING = {"train_classifier_pass": True, "cam_num_epoches": 40, "redo": ()}  # 120 steps
+
+
+def wait_until(condition, process, *, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.stderr and process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def children_of(process):
+    """The processes that a process has started, and theirs."""
+    found, todo = [], [process]
+    while todo:
+        number = todo.pop()
+        for task in Path(f"/proc/{number}/task").glob("*/children"):
+            below = [int(child) for child in task.read_text().split()]
+            found += below
+            todo += below
+    return found
+
+
+def is_alive(number):
+    try:
+        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def start(toy, *launcher, **flags):
+    line = [sys.executable, *launcher, str(ROOT / "run_sample.py"), *toy.flags(**NO_STEPS | flags)]
+    return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def n_lines(path):
+    return path.read_text().count("\n") if path.is_file() else 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_training_that_is_told_to_end_saves_its_state_and_ends_its_workers(toy, number):
+    run_sample.run(toy.flags(**NO_STEPS | TRAINING, cam_init_weights_name="sess/expected.pth"))
+    process = start(toy, **TRAINING, num_workers=2, state_minutes=60)
+    wait_until(lambda: n_lines(LOSSES) >= 2, process)
+    workers = children_of(process.pid)
+    assert len(workers) == 2
+    told_at = time.monotonic()
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert time.monotonic() - told_at < 20  # mostly within one second; other work may run beside this test
+    assert not any(map(is_alive, workers))
+    assert f"{number.name}: the run ends after the step under way" in said
+    assert "the same command goes on from there" in said
+    assert "Traceback" not in said
+    done, n_steps = saved_step("result", "train_classifier")
+    assert n_steps == 120
+    assert done - n_lines(LOSSES) in (0, 1)  # told between a step and what is said of it, it says that when it goes on
+    run_sample.run(toy.flags(**NO_STEPS | TRAINING))
+    log = Path("sample_train_eval.log").read_text()
+    assert f"goes on at {done / 120:.0%} (step {done} of 120)" in log
+    assert f"train_classifier goes on after step {done} " in log
+    lines = [json.loads(line)["step"] for line in LOSSES.with_suffix("").read_text().splitlines()]
+    assert lines == [*range(1, 121)]
+    given, expected = (read_checkpoint(f"sess/{name}.pth") for name in ("res50_cam_orig", "expected"))
+    assert all(torch.equal(given[name], tensor) for name, tensor in expected.items())
+
+
+def run_script(text, *arguments):
+    script = "import sys\nsys.path.insert(0, sys.argv[1])\n" + textwrap.dedent(text)
+    line = [sys.executable, "-c", script, str(ROOT), *map(str, arguments)]
+    return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+SLEEPING_WORKERS = """
+import time
+from misc.run.parallel import ordered_map
+from misc.run.stopping import Told, ending_when_told
+
+try:
+    with ending_when_told():
+        print("started", flush=True)
+        list(ordered_map(time.sleep, [100] * 4, workers=2, flag="crf_workers"))
+except Told as told:
+    sys.exit(told.exit_code)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_work_under_way_in_other_processes_is_not_waited_for(number):
+    process = run_script(SLEEPING_WORKERS)
+    assert process.stdout.readline() == "started\n"
+    wait_until(lambda: len(children_of(process.pid)) == 2, process)
+    workers = children_of(process.pid)
+    process.send_signal(number)
+    process.communicate(timeout=20)
+    assert process.returncode == 128 + number
+    assert not any(map(is_alive, workers))
+
+
+def test_a_second_signal_ends_a_run_on_the_spot():
+    process = run_script(
+        """
+        import time
+        from misc.run.stopping import ending_when_told, stop_deferred
+
+        with ending_when_told(), stop_deferred():
+            print("started", flush=True)
+            while True:
+                time.sleep(0.01)
+        """
+    )
+    assert process.stdout.readline() == "started\n"
+    process.send_signal(signal.SIGTERM)
+    assert "after the step under way" in process.stderr.readline() + process.stderr.readline()
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=20)
+    assert process.returncode == 128 + signal.SIGTERM
+
+
+def tell(number):
+    """Send a signal to this process, and be there when it comes."""
+    os.kill(os.getpid(), number)
+    time.sleep(1)
+
+
+def test_a_signal_that_was_swallowed_is_not_forgotten():
+    with stopping.ending_when_told():
+        with pytest.raises(stopping.Told):
+            tell(signal.SIGTERM)
+        assert stopping.is_told()
+        with pytest.raises(stopping.Told):
+            next(iter(progress([1])))
+    assert not stopping.is_told()
+
+
+def test_a_signal_waits_for_the_safe_place():
+    with stopping.ending_when_told():
+        with stopping.stop_deferred():
+            tell(signal.SIGINT)
+            assert stopping.is_told()
+            stopping.raise_if_told()
+            with pytest.raises(stopping.Told), stopping.stop_deferred(False):
+                pytest.fail("a place where the run may end did not end it")
+        with pytest.raises(stopping.Told):
+            stopping.raise_if_told()
+
+
+HOLDER = """
+import time
+from misc.run.lock import locked
+
+with locked(folders=["result"], files=["sess/x.pth"]):
+    print("held", flush=True)
+    time.sleep(100)
+"""
+
+
+@pytest.fixture
+def holder(toy):
+    process = run_script(HOLDER)
+    assert process.stdout.readline() == "held\n"
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def test_a_second_run_on_a_folder_says_who_is_there_and_refuses(toy, holder):
+    with pytest.raises(InputError, match=rf"result is in use by the run of .+ on .+ \(process {holder.pid}, since 20"):
+        run_sample.run(toy.flags(**NO_STEPS | {"train_classifier_pass": True}))
+    with pytest.raises(InputError, match=r"sess/x\.pth is in use"):
+        run_sample.run(
+            toy.flags(
+                **NO_STEPS | {"train_classifier_pass": True}, result_dir="other", cam_init_weights_name="sess/x.pth"
+            )
+        )
+    run_sample.run(toy.flags(**NO_STEPS | {"train_classifier_pass": True}, result_dir="other"))
+    holder.kill()
+    holder.wait()
+    assert lock_path(Path("result")).is_file()  # of a dead holder, who keeps nothing
+    run_sample.run(toy.flags(**NO_STEPS | {"train_classifier_pass": True}))
+    assert not lock_path(Path("result")).exists()
+
+
+def test_planning_beside_a_run_is_allowed(toy, holder):
+    run_sample.run(toy.flags(**NO_STEPS | {"train_classifier_pass": True}, plan=True))
+
+
+def test_files_of_killed_runs_are_removed_by_the_next_one_there_and_by_no_other(toy):
+    save_weights(Net(n_classes=3), "sess/res50_cam_orig.pth")
+    made = []
+    for path in ("result/cam_ood/a.npy", "result/scores/a.json", "sess/res50_cam_orig.pth", "sess/other.pth"):
+        with atomic_path(path) as temporary:
+            temporary.write_text("whole")
+            made.append(temporary)
+    for path in made:
+        path.write_text("half")
+    Path("result/metrics").mkdir()
+    LOSSES.write_text("{}\n")
+    mine = Path("result/cam_ood/.mine.part.npy")
+    mine.write_text("of nobody's making")
+    with locked(folders=["elsewhere"], files=["sess/x.pth"]):
+        assert all(path.is_file() for path in made)
+    run_sample.run(toy.flags(**NO_STEPS | {"train_classifier_pass": True}, cam_num_epoches=1))
+    assert [path.is_file() for path in made] == [False, False, False, True]
+    assert mine.is_file()
+    assert leftovers(Path("sess")) == [made[-1]]
+    assert not LOSSES.exists()
+    log = Path("sample_train_eval.log").read_text()
+    assert "temporary files that a killed run has left in" in log
+
+
+def test_a_state_that_cannot_be_read_now_stops_the_run_and_stays(toy, monkeypatch):
+    STATE.parent.mkdir(parents=True)
+    STATE.write_bytes(b"whole, for all we know")
+
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(torch, "load", refuse)
+    with pytest.raises(InputError, match=r"result/state/train_classifier\.pth, can't be read now .*--resume False"):
+        run_sample.run(toy.flags(**NO_STEPS | {"train_classifier_pass": True}))
+    assert STATE.read_bytes() == b"whole, for all we know"
+
+
+def test_a_run_that_dies_between_a_derived_file_and_its_record_leaves_nothing_that_looks_like_the_users(
+    tmp_path, monkeypatch
+):
+    path = tmp_path / "train.txt"
+    with derived_file(path, source="a") as temporary:
+        temporary.write_text("1\n")
+    assert is_derived(path, source="a")
+    for place in ("os.replace", "voc12.derived.write_json"):
+        with monkeypatch.context() as patch:
+
+            def die(*_):
+                raise KeyboardInterrupt
+
+            patch.setattr(place, die)
+            with pytest.raises(KeyboardInterrupt), derived_file(path, source="b") as temporary:
+                temporary.write_text("2\n")
+        assert path.read_text() == "1\n"
+        assert is_derived(path)
+        assert not is_derived(path, source="b")
+    with derived_file(path, source="b") as temporary:
+        temporary.write_text("2\n")
+    assert is_derived(path, source="b")
+    path.write_text("3\n")
+    assert not is_derived(path)
+
+
+@pytest.mark.slow
+def test_a_killed_process_of_several_ends_the_job_and_a_restart_goes_on(toy):
+    run_sample.run(toy.flags(**NO_STEPS | TRAINING, cam_init_weights_name="sess/expected.pth"))
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--max-restarts"]
+    for restarts in ("0", "1"):
+        process = start(toy, *launcher, restarts, **TRAINING, state_minutes=0)
+        wait_until(STATE.is_file, process)
+        seen = saved_step("result", "train_classifier")
+        wait_until(lambda seen=seen: saved_step("result", "train_classifier") != seen, process)
+        os.kill(children_of(process.pid)[-1], signal.SIGKILL)
+        process.communicate(timeout=120)
+        assert (process.returncode == 0) == (restarts == "1")
+    assert Path("sample_train_eval.log").read_text().count("train_classifier goes on after step") == 2
+    given, expected = (read_checkpoint(f"sess/{name}.pth") for name in ("res50_cam_orig", "expected"))
+    for name, tensor in expected.items():
+        assert (given[name] - tensor).abs().max() <= 1e-5 * tensor.abs().max(), name
