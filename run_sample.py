@@ -30,13 +30,15 @@ def check_chain(config: Config, planned: Plan) -> list[tuple[str, ModuleType]]:
     names = enabled_steps(config)
     if not names:
         raise InputError("no step is enabled; switch one on, for example --make_cam_pass True.")
+    from misc.run.device import UnfilledNetworks
     from misc.run.distributed import on_first_process
 
     steps = [(name, importlib.import_module(STEP_MODULES[name])) for name in names]
 
     def check() -> None:
-        for _, step in steps:
-            planned.update(step.check(config, planned))
+        with UnfilledNetworks():  # networks are built to be compared with checkpoints, not to be trained
+            for _, step in steps:
+                planned.update(step.check(config, planned))
 
     on_first_process(check)
     return steps
