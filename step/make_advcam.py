@@ -147,7 +147,7 @@ def run(args: Config) -> None:
     sizes = [image_size(images.paths[i]) for i in pending]
     n_places = [int(images.labels[i].sum()) * places(size) for i, size in zip(pending, sizes, strict=True)]
     groups = size_groups(sizes, max_pairs, n_parts=n_places)
-    scaled = ScaledImages([images.paths[i] for i in pending], images.labels[pending], SCALES)
+    scaled = ScaledImages(images.paths[pending], images.labels[pending], SCALES)
     loader = GroupedLoader(scaled, groups, num_workers=args.num_workers, device=device)
     with progress(total=len(pending), desc="make_advcam", unit="image") as bar, background_writer() as submit:
         for batch in loader:

@@ -17,7 +17,8 @@ from support import ALL_STEPS, NO_STEPS
 import run_sample
 from misc.errors import InputError
 from misc.files import look
-from misc.files.look import digest, folder_at, forget, one_look, paths_in, read_once, remembered, states
+from misc.files.look import digest, folder_at, forget, one_look, read_once, remembered, states
+from misc.files.paths import Paths
 from misc.run.config import parse_config
 from misc.run.plan import Plan, require_outputs
 from misc.run.provenance import data_digest
@@ -78,7 +79,7 @@ def test_a_second_start_asks_three_times_an_image(toy, monkeypatch):
 
 
 def test_within_a_run_each_file_is_looked_at_once(toy):
-    images = paths_in(toy.root / "JPEGImages", (f"{image_id}.jpg" for image_id in toy.ids))
+    images = Paths(toy.root / "JPEGImages", (f"{image_id}.jpg" for image_id in toy.ids))
     with one_look(), counted() as calls:
         found = [states(images) for _ in range(3)]
         checksums = {digest(images) for _ in range(3)} | {int(data_digest(images), base=16)}
@@ -96,7 +97,7 @@ def test_what_is_no_file_is_missing(tmp_path):
     (tmp_path / "folder.png").mkdir()
     (tmp_path / "link.png").symlink_to("absent.png")
     (tmp_path / "file.png").write_text("x")
-    paths = paths_in(tmp_path, ("folder.png", "link.png", "absent.png", "file.png"))
+    paths = Paths(tmp_path, ("folder.png", "link.png", "absent.png", "file.png"))
     for context in (one_look(), nullcontext()):
         with context:
             assert (states(paths)[:, 0] == look.MISSING).tolist() == [True, True, True, False]
@@ -106,7 +107,7 @@ def test_what_is_no_file_is_missing(tmp_path):
 
 
 def test_a_digest_changes_with_names_sizes_times_and_order(tmp_path):
-    paths = paths_in(tmp_path, ("a", "b"))
+    paths = Paths(tmp_path, ("a", "b"))
     for path in paths:
         Path(path).write_text("x")
         os.utime(path, (1, 1))

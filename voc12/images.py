@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from misc.errors import InputError
+from misc.files.paths import Paths
 from misc.run.distributed import n_processes, share
 from voc12.devkit import Devkit
 from voc12.labels import Labels, read_labels
@@ -16,7 +17,7 @@ class LabelledImages:
     """Images of a list: `ids`, `paths`, and `labels` (N, C) 0/1."""
 
     ids: list[str]
-    paths: list[str]
+    paths: Paths
     labels: Labels
 
     def shared(self) -> "LabelledImages":

@@ -86,12 +86,17 @@ def backbone_precision(device: torch.device) -> AbstractContextManager:
 
 
 class UnfilledNetworks(TorchFunctionMode):
-    """Within this block networks are built with whatever lies in memory: random weights take most of a build's time."""
+    """Within this block networks are built with whatever lies in memory, in no special order.
+
+    Random weights, and their copies in channels-last order, take most of a build's time.
+    """
 
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
         if func in _FILLING:
             return args[0] if args else kwargs["tensor"]
+        if func is Tensor.to:
+            kwargs.pop("memory_format", None)
         return func(*args, **kwargs)
 
 

@@ -2,7 +2,7 @@
 
 import json
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,19 +32,18 @@ class Provenance:
             if entry["made_with"] == self._made_with
         }
 
-    def _entries(self) -> list[dict[str, Any]]:
+    def _entries(self) -> Iterator[dict[str, Any]]:
         """The sound lines; a killed run may have left half of one."""
         if not self._path.is_file():
-            return []
-        entries = []
-        for line in self._path.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                entry = json.loads(line)
-            except json.JSONDecodeError:
-                continue
-            if isinstance(entry, dict) and {"file", "checksum", "source", "made_with"} <= entry.keys():
-                entries.append(entry)
-        return entries
+            return
+        with self._path.open(encoding="utf-8", errors="replace") as file:
+            for line in file:
+                try:
+                    entry = json.loads(line)
+                except json.JSONDecodeError:
+                    continue
+                if isinstance(entry, dict) and {"file", "checksum", "source", "made_with"} <= entry.keys():
+                    yield entry
 
     def covers(self, path: Path, source: str) -> bool:
         """Whether the file is there, was made with the same from `source`, and nobody has changed it since.
