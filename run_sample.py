@@ -38,17 +38,19 @@ def check_chain(config: Config, planned: Plan) -> list[StepModule]:
     names = enabled_steps(config)
     if not names:
         raise InputError("no step is enabled; switch one on, for example --make_cam_pass True.")
+    from misc.run.device import UnfilledNetworks
     from misc.run.distributed import on_first_process
 
     steps = [importlib.import_module(STEP_MODULES[name]) for name in names]
 
     def check() -> None:
         problems: list[InputError] = []
-        for step in steps:
-            try:
-                planned.update(step.check(config, planned))
-            except InputError as error:
-                problems.append(error)
+        with UnfilledNetworks():  # networks are built to be compared with checkpoints, not to be trained
+            for step in steps:
+                try:
+                    planned.update(step.check(config, planned))
+                except InputError as error:
+                    problems.append(error)
         raise_all(problems)
 
     on_first_process(check)

@@ -9,6 +9,8 @@ from misc.run.distributed import gather_shares, max_over_processes, mean_over_pr
 BOTTLE = 4
 """VOC's class bottle: the original leaves OoD images that look like it out of the OoD loss."""
 GRADIENT_EPSILON = 1e-12
+ROWS_AT_ONCE = 16384
+"""Of features, while they are summed in twice their precision: more than VOC has images."""
 
 
 def _group_means(x: Tensor, membership: Tensor) -> Tensor:
@@ -16,8 +18,13 @@ def _group_means(x: Tensor, membership: Tensor) -> Tensor:
 
     In float64, since TF32, the default on CUDA, would leave 10 bits of each feature.
     """
-    membership = membership.double()
-    return ((membership.T @ x.double()) / membership.sum(dim=0)[:, None]).to(x.dtype)
+    sums = x.new_zeros((membership.shape[1], x.shape[1]), dtype=torch.float64)
+    counts = x.new_zeros(membership.shape[1], dtype=torch.float64)
+    for rows, members in zip(x.split(ROWS_AT_ONCE), membership.split(ROWS_AT_ONCE), strict=True):
+        members = members.double()
+        sums += members.T @ rows.double()
+        counts += members.sum(dim=0)
+    return (sums / counts[:, None]).to(x.dtype)
 
 
 def class_prototypes(features: Tensor, labels: Tensor) -> Tensor:
@@ -25,7 +32,7 @@ def class_prototypes(features: Tensor, labels: Tensor) -> Tensor:
 
     A class without images is a row of NaN.
     """
-    return _group_means(features, labels.to(features))
+    return _group_means(features, labels.to(features.device))
 
 
 def kmeans(x: Tensor, k: int, n_iter: int = 10) -> tuple[Tensor, Tensor]:

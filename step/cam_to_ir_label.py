@@ -10,7 +10,7 @@ from misc.crf import require_densecrf
 from misc.errors import InputError
 from misc.files import camfile
 from misc.files.images import read_image, write_label
-from misc.files.look import paths_in
+from misc.files.paths import Paths
 from misc.run.config import Config
 from misc.run.depends import source_of_files
 from misc.run.distributed import share
@@ -68,7 +68,7 @@ def inputs(args: Config) -> Inputs:
 def outputs(args: Config) -> list[str | Path]:
     """The files that this step writes."""
     ids = read_list(open_devkit(args.voc12_root, args.class_list), args.train_list, flag="train_list")
-    return paths_in(args.ir_label_out_dir, (f"{image_id}.png" for image_id in ids))
+    return Paths(args.ir_label_out_dir, (f"{image_id}.png" for image_id in ids))
 
 
 def _confident_label(

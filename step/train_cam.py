@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from misc.errors import InputError
+from misc.files.paths import Paths
 from misc.imutils import normalize
 from misc.ood import class_prototypes, kmeans, wood_losses
 from misc.run.config import DEFAULT_IGNORED_CLASS, Config
@@ -76,7 +77,7 @@ def check(args: Config, planned: Planned) -> Planned:
     if args.cam_init_weights_name not in planned:
         load_weights(network, args.cam_init_weights_name)
     require_writable_file(args.cam_weights_name, flag="cam_weights_name")
-    require_readable([*train.paths, *ood_paths], num_workers=args.num_workers)
+    require_readable(train.paths, ood_paths, num_workers=args.num_workers)
     selection = _selection_images(args, devkit)
     if selection is not None:
         require_readable(selection.paths, num_workers=args.num_workers)
@@ -169,7 +170,7 @@ def run(args: Config) -> None:
 
 
 def _batches_from(
-    args: Config, training: Training, train: LabelledImages, ood_paths: Sequence[Path]
+    args: Config, training: Training, train: LabelledImages, ood_paths: Paths
 ) -> Callable[[int], Iterable[tuple[dict, dict | None]]]:
     """Batches of training images, each with one of OoD images, or None where the loss has no term for these."""
 
@@ -193,11 +194,11 @@ def _batches_from(
     return lambda first: zip(train_from(first), ood_from(first), strict=True)
 
 
-def _ood_paths(args: Config) -> list[Path]:
+def _ood_paths(args: Config) -> Paths:
     """The OoD images, none where no term of the loss uses them."""
     if args.ood_coeff == 0 and args.distance_lambda == 0:
-        return []
-    return read_ood_paths(args.ood_root, args.ood_list)
+        return Paths("", [])
+    return Paths("", map(str, read_ood_paths(args.ood_root, args.ood_list)))
 
 
 def _ignored_class(devkit: Devkit, name: str) -> int | None:
@@ -261,12 +262,12 @@ def _features_of(model: nn.Module, images: WholeImages, *, num_workers: int, nam
     return torch.cat([model(normalize(image.to(device, non_blocking=True))[None])[1] for image in bar])
 
 
-def _prototypes(args: Config, model: nn.Module, train: LabelledImages, ood_paths: Sequence[Path]) -> Tensor:
+def _prototypes(args: Config, model: nn.Module, train: LabelledImages, ood_paths: Paths) -> Tensor:
     """(C + K, D): the mean feature of each class and of each cluster of OoD images, from the starting weights."""
     images, ood_images = WholeImages(share(train.paths)), WholeImages(share(ood_paths), long_side=args.ood_long_side)
     features_of = partial(_features_of, model, num_workers=args.num_workers)
     features = gather_shares(features_of(images, name="training images"))
     ood_features = gather_shares(features_of(ood_images, name="OoD images"))
     _, clusters = kmeans(ood_features, args.cluster_K)
-    labels = torch.from_numpy(np.asarray(train.labels)).to(features.device)
+    labels = torch.from_numpy(np.asarray(train.labels, dtype=bool))
     return torch.cat([class_prototypes(features, labels), clusters])

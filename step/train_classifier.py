@@ -50,7 +50,7 @@ def check(args: Config, planned: Planned) -> Planned:
     network = build_network(args.cam_network, "Net", n_classes=len(devkit.classes))
     load_imagenet(network.backbone, args.imagenet_weights)
     require_writable_file(args.cam_init_weights_name, flag="cam_init_weights_name")
-    require_readable([*train.paths, *val.paths], num_workers=args.num_workers)
+    require_readable(train.paths, val.paths, num_workers=args.num_workers)
     return {args.cam_init_weights_name: frozenset()}
 
 

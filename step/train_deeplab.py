@@ -6,7 +6,7 @@ from pathlib import Path
 from torch import Tensor
 
 from misc.deeplab import deeplab_optimizer, multiscale_losses
-from misc.files.look import paths_in
+from misc.files.paths import Paths
 from misc.run.config import Config, deeplab_list_flag
 from misc.run.loaders import Stream
 from misc.run.plan import Planned, require_outputs, require_writable_file
@@ -65,7 +65,7 @@ def check(args: Config, planned: Planned) -> Planned:
     require_outputs(folder, ids, ".png", flag=flag, list_flag=list_flag, made_by="make_sem_seg", planned=planned)
     if folder not in planned:
         require_fitting_masks(
-            paths_in(folder, (f"{image_id}.png" for image_id in ids)),
+            Paths(folder, (f"{image_id}.png" for image_id in ids)),
             devkit.image_paths(ids),
             n_classes=len(devkit.classes),
             num_workers=args.num_workers,
@@ -87,7 +87,7 @@ def inputs(args: Config) -> Inputs:
         "deeplab_init_weights": start_input(args.deeplab_init_weights),
         "class_list": devkit.classes,
         list_flag: Files(devkit.image_paths(ids)),
-        folder_flag: Files(paths_in(folder, (f"{image_id}.png" for image_id in ids))),
+        folder_flag: Files(Paths(folder, (f"{image_id}.png" for image_id in ids))),
     }
 
 
@@ -115,7 +115,7 @@ def run(args: Config) -> None:
     model = MultiScale(base).to(device).train()
 
     image_paths = devkit.image_paths(ids)
-    mask_paths = paths_in(folder, (f"{image_id}.png" for image_id in ids))
+    mask_paths = Paths(folder, (f"{image_id}.png" for image_id in ids))
     seed, scales = (args.seed, Stream.DEEPLAB), args.deeplab_scales
     crops = SegmentationCrops(image_paths, mask_paths, scales=scales, crop_size=args.deeplab_crop_size, seed=seed)
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from misc.files.look import paths_in
+from misc.files.paths import Paths
 from misc.run.config import Config
 from misc.run.distributed import sum_over_processes
 from misc.run.loaders import Stream, batch_loader
@@ -56,7 +56,7 @@ def check(args: Config, planned: Planned) -> Planned:
     require_same_weights(args.irn_network, network, "EdgeDisplacement")
     load_imagenet(network.backbone, args.imagenet_weights)
     require_writable_file(args.irn_weights_name, flag="irn_weights_name")
-    require_readable(devkit.image_paths([*ids, *infer_ids]), num_workers=args.num_workers)
+    require_readable(devkit.image_paths(ids), devkit.image_paths(infer_ids), num_workers=args.num_workers)
     return {args.irn_weights_name: frozenset()}
 
 
@@ -68,7 +68,7 @@ def inputs(args: Config) -> Inputs:
         "irn_network": source_file(args.irn_network),
         "imagenet_weights": start_input(args.imagenet_weights),
         "train_list": Files(devkit.image_paths(ids)),
-        "ir_label_out_dir": Files(paths_in(args.ir_label_out_dir, (f"{image_id}.png" for image_id in ids))),
+        "ir_label_out_dir": Files(Paths(args.ir_label_out_dir, (f"{image_id}.png" for image_id in ids))),
         "infer_list": Files(devkit.image_paths(read_list(devkit, args.infer_list, flag="infer_list"))),
     }
 
@@ -93,7 +93,7 @@ def run(args: Config) -> None:
     model.to(device).train()
 
     image_paths = devkit.image_paths(ids)
-    label_paths = paths_in(args.ir_label_out_dir, (f"{image_id}.png" for image_id in ids))
+    label_paths = Paths(args.ir_label_out_dir, (f"{image_id}.png" for image_id in ids))
     crops = AffinityCrops(image_paths, label_paths, crop_size=args.irn_crop_size, seed=(args.seed, Stream.IRN))
 
     def loss_of(batch: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,6 +1,6 @@
 """The data set on disk: a folder in VOC devkit layout, and its classes."""
 
-from collections.abc import Container, Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import zip_longest
@@ -8,7 +8,8 @@ from pathlib import Path
 
 from misc.errors import InputError
 from misc.files.images import IMAGE_SUFFIXES
-from misc.files.look import folder_at, paths_in
+from misc.files.look import folder_at, remembered
+from misc.files.paths import Paths
 from voc12.classes import VOC_CLASSES, classes_beside, names_with_background, read_classes
 
 
@@ -33,10 +34,10 @@ class Devkit:
         """`JPEGImages/ID.jpg`, or whatever kind of image there is under this id."""
         return self.image_folder / self.image_names.get(image_id, f"{image_id}.jpg")
 
-    def image_paths(self, ids: Iterable[str]) -> list[str]:
+    def image_paths(self, ids: Iterable[str]) -> Paths:
         """The paths of many images."""
         names = self.image_names
-        return paths_in(self.image_folder, (names.get(image_id) or f"{image_id}.jpg" for image_id in ids))
+        return self._paths(self.image_folder, ids, lambda image_id: names.get(image_id) or f"{image_id}.jpg")
 
     @property
     def mask_folder(self) -> Path:
@@ -47,9 +48,9 @@ class Devkit:
         """`SegmentationClass/ID.png`."""
         return self.mask_folder / f"{image_id}.png"
 
-    def mask_paths(self, ids: Iterable[str]) -> list[str]:
+    def mask_paths(self, ids: Iterable[str]) -> Paths:
         """The paths of many masks."""
-        return paths_in(self.mask_folder, (f"{image_id}.png" for image_id in ids))
+        return self._paths(self.mask_folder, ids, "{}.png".format)
 
     @property
     def object_folder(self) -> Path:
@@ -60,9 +61,14 @@ class Devkit:
         """`SegmentationObject/ID.png`."""
         return self.object_folder / f"{image_id}.png"
 
-    def object_paths(self, ids: Iterable[str]) -> list[str]:
+    def object_paths(self, ids: Iterable[str]) -> Paths:
         """The paths of many instance masks."""
-        return paths_in(self.object_folder, (f"{image_id}.png" for image_id in ids))
+        return self._paths(self.object_folder, ids, "{}.png".format)
+
+    @staticmethod
+    def _paths(folder: Path, ids: Iterable[str], name_of: Callable[[str], str]) -> Paths:
+        ids = tuple(ids)
+        return remembered((folder, ids), lambda: Paths(folder, map(name_of, ids)))
 
     def split_path(self, split: str) -> Path:
         """`ImageSets/Segmentation/<split>.txt`."""

@@ -10,7 +10,7 @@ from misc.errors import InputError
 from misc.files import camfile
 from misc.files.images import read_label
 from misc.files.jsonfile import jsonable
-from misc.files.look import paths_in
+from misc.files.paths import Paths
 from misc.imutils import IGNORE_LABEL
 from misc.metrics import ThresholdSweep, class_table, confusion_matrix, nan_mean, scores
 from misc.run.plan import Planned, require_outputs
@@ -54,7 +54,7 @@ def inputs_of_evaluation(
         "class_list": devkit.classes,
         "chainer_eval_set": ids,
         "voc12_root": Files(devkit.mask_paths(ids)),
-        flag: Files(paths_in(folder, (f"{image_id}{suffix}" for image_id in ids))),
+        flag: Files(Paths(folder, (f"{image_id}{suffix}" for image_id in ids))),
     }
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from misc.errors import InputError
+from misc.files.paths import Paths
 from misc.run.depends import checksum
 from misc.run.distributed import n_processes, share
 from misc.run.provenance import source_digest
@@ -18,12 +19,12 @@ class LabelledImages:
     """Images of a list: `ids`, `paths`, and `labels` (N, C) 0/1."""
 
     ids: list[str]
-    paths: list[str]
+    paths: Paths
     labels: Labels
 
     def select(self, numbers: Sequence[int]) -> "LabelledImages":
         """Some of the images."""
-        return LabelledImages([self.ids[i] for i in numbers], [self.paths[i] for i in numbers], self.labels[[*numbers]])
+        return LabelledImages([self.ids[i] for i in numbers], self.paths[[*numbers]], self.labels[[*numbers]])
 
     def source_of(self, number: int) -> str:
         """What changes with the content of an image or with its label."""

@@ -15,8 +15,8 @@ from torch import Tensor
 from misc.errors import InputError, first_three
 from misc.files import look
 from misc.files.images import without_image_suffix
-from misc.files.look import paths_in
 from misc.files.objectfile import load_object, save_object
+from misc.files.paths import Paths
 from misc.run.progress import progress
 from voc12.derived import DERIVED_FOLDER, derived_file, is_derived
 from voc12.devkit import Devkit
@@ -84,7 +84,7 @@ class Labels:
 
 def _annotations_state(devkit: Devkit, names: Sequence[str]) -> str:
     """A short text that changes when the annotations or the class list do."""
-    sizes_and_times = look.states(paths_in(devkit.root / "Annotations", names))[:, :2].tolist()
+    sizes_and_times = look.states(Paths(devkit.root / "Annotations", names))[:, :2].tolist()
     states = [f"{name} {size} {time}" for name, (size, time) in zip(names, sizes_and_times, strict=True)]
     text = "\n".join([str(devkit.root.resolve()), *devkit.classes, *states])
     return f"{zlib.crc32(text.encode()):08x}"
@@ -153,19 +153,20 @@ class _LabelFile:
         self._row_of, self._bits = _rows_of_bits(known, n_classes)
         self._others = {key: label for key, label in known.items() if key not in self._row_of}
         self.keys = list(known)
-        self._by_name: dict[str, list] = {}
-        self._by_number: dict[int, list] = {}
+        self._by_name: dict[str, tuple] = {}
+        self._by_number: dict[int, tuple] = {}
         for key in known:
             if isinstance(key, str):
-                self._by_name.setdefault(_name_in(key), []).append(key)
+                name = _name_in(key)
+                self._by_name[name] = (*self._by_name.get(name, ()), key)
             if (number := _number_of(key)) is not None:
-                self._by_number.setdefault(number, []).append(key)
+                self._by_number[number] = (*self._by_number.get(number, ()), key)
 
     def key_of(self, image_id: str) -> object | None:
         """The image's key, None if it has none. Raises `InputError` if keys with different labels stand for it."""
         if image_id in self._row_of or image_id in self._others:
             return image_id
-        keys = self._by_name.get(image_id) or self._by_number.get(_number_of_id(image_id)) or [None]
+        keys = self._by_name.get(image_id) or self._by_number.get(_number_of_id(image_id)) or (None,)
         for key in keys[1:]:
             if not np.array_equal(self._label(key), self._label(keys[0])):
                 raise InputError(

@@ -1,11 +1,12 @@
 """Reading every image and mask once before long work, so that no damaged file stops a run after hours."""
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain, groupby, islice
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from misc.errors import InputError, first_three
@@ -13,6 +14,7 @@ from misc.files import look
 from misc.files.atomic import write_json
 from misc.files.images import image_size, pixel_problem, read_label
 from misc.files.jsonfile import read_dict
+from misc.files.paths import Paths
 from misc.imutils import IGNORE_LABEL
 from misc.run.parallel import ordered_map
 from misc.run.progress import progress
@@ -26,6 +28,8 @@ FILES_A_TASK = 64
 
 Files = tuple[str, ...]
 """A file, and those that it has to fit."""
+Columns = tuple[Paths, ...]
+"""The same of many: the files, and in further columns those that each has to fit."""
 
 
 def _problem_of_image(files: Files) -> str | None:
@@ -78,7 +82,7 @@ class _Verified:
     def __init__(self) -> None:
         self._texts = {key: text for key, text in read_dict(VERIFIED_RECORD).items() if isinstance(text, str)}
         self._known: dict[str, dict[str, str]] = {}
-        self._seen: set[tuple[str, str]] = set()
+        self._lists: set[tuple[str, Columns]] = set()
 
     def _of_folder(self, folder: str, kind: str) -> dict[str, str]:
         """{name: state} of the files of a folder that passed."""
@@ -88,21 +92,19 @@ class _Verified:
             self._known[key] = dict(zip(parts[::2], parts[1::2], strict=False))
         return self._known[key]
 
-    def new(self, files: Sequence[Files], kind: str) -> dict[Files, str | None]:
-        """Those that have not passed as they are now, and their states; what has passed in this run is not asked for.
+    def without_passed(self, lists: Iterable[Columns], kind: str) -> list[Columns]:
+        """The lists without those that passed as a whole in this run."""
+        return [columns for columns in lists if (kind, columns) not in self._lists]
 
-        Of files that can't be looked at, such as links to nothing, the state is None.
-        """
-        unseen = [of_file for of_file in files if (kind, of_file[0]) not in self._seen]
-        states = dict(zip(unseen, _states(unseen), strict=True))
-        new = {}
-        for folder, group in groupby(unseen, key=lambda of_file: os.path.dirname(of_file[0])):
-            known = self._of_folder(folder, kind)
-            for of_file in group:
-                if states[of_file] is None or known.get(os.path.basename(of_file[0])) != states[of_file]:
-                    new[of_file] = states[of_file]
-                else:
-                    self._seen.add((kind, of_file[0]))
+    def new(self, lists: Iterable[Columns], kind: str) -> dict[Files, str | None]:
+        """The files of lists that have not passed as they are now, and their states; None for a link to nothing."""
+        new: dict[Files, str | None] = {}
+        for columns in lists:
+            for folder, group in groupby(zip(_states(columns), *columns, strict=True), key=_folder_of_row):
+                known = self._of_folder(folder, kind)
+                for state, *files in group:
+                    if state is None or known.get(os.path.basename(files[0])) != state:
+                        new[tuple(files)] = state
         return new
 
     def add(self, passed: Mapping[Files, str | None], kind: str) -> None:
@@ -110,55 +112,67 @@ class _Verified:
         for (path, *_), state in passed.items():
             if state is not None:
                 self._of_folder(os.path.dirname(path), kind)[os.path.basename(path)] = state
-                self._seen.add((kind, path))
         for key, known in self._known.items():
             present = look.folder_at(_folder_of(key))
             self._texts[key] = "/".join(part for pair in known.items() if pair[0] in present for part in pair)
         write_json(VERIFIED_RECORD, {key: text for key, text in self._texts.items() if os.path.isdir(_folder_of(key))})
+
+    def add_lists(self, lists: Iterable[Columns], kind: str) -> None:
+        """Remember for this run that all files of these lists passed."""
+        self._lists.update((kind, columns) for columns in lists)
+
+
+def _folder_of_row(row: tuple) -> str:
+    return row[1].rpartition("/")[0]
 
 
 def _folder_of(key: str) -> str:
     return key.rpartition(": ")[0]
 
 
-def _states(files: Sequence[Files]) -> list[str | None]:
+def _states(columns: Columns) -> Iterator[str | None]:
     """What changes with a file and those that it has to fit; None if the file can't be looked at."""
-    columns = [look.states(column)[:, :2].tolist() for column in zip(*files, strict=True)]
-    states: list[str | None] = []
-    for first, *others in zip(*columns, strict=True):
-        there = [first, *(other for other in others if other[0] != look.MISSING)]
-        states.append(None if first[0] == look.MISSING else " ".join(f"{size} {time}" for size, time in there))
-    return states
+    rows = np.concatenate([look.states(column)[:, :2] for column in columns], axis=1)
+    for size, time, *others in map(np.ndarray.tolist, rows):
+        fitting = "".join(f" {number}" for number in others if number != look.MISSING)
+        yield None if size == look.MISSING else f"{size} {time}{fitting}"
 
 
-def _verify(files: Iterable[Files], problem_of: Callable[[Files], str | None], *, kind: str, num_workers: int) -> None:
+def _verify(
+    lists: Iterable[Columns], problem_of: Callable[[Files], str | None], *, kind: str, num_workers: int
+) -> None:
     """Check files, except those that passed before and have not changed since. Raises `InputError` for the rest.
 
-    `files`: each with those that it has to fit, whose change counts as well.
+    `lists`: of each the files and, in further columns, those that they have to fit, whose change counts as well.
     """
-    files = [*dict.fromkeys(files)]
     record = look.remembered("verified files", _Verified)
-    new = record.new(files, kind)
-    if not new:
-        return
-    items = iter(new)
-    chunks = iter(lambda: [*islice(items, FILES_A_TASK)], [])
-    workers = num_workers if len(new) > FILES_A_TASK else 0
-    found = ordered_map(partial(_problems, problem_of=problem_of), chunks, workers=workers, flag="num_workers")
-    bar = progress(chain.from_iterable(found), total=len(new), desc="checking images", unit="image")
-    problems = {of_file: problem for of_file, problem in zip(new, bar, strict=True) if problem}
-    record.add({of_file: state for of_file, state in new.items() if of_file not in problems}, kind)
-    if problems:
-        names = [path for path, *_ in problems]
-        raise InputError(
-            f"{len(names)} of {len(files)} images can't be used ({first_three(names)}; "
-            f"{next(iter(problems.values()))}); replace them or take them out of the list."
-        )
+    lists = record.without_passed(lists, kind)
+    if new := record.new(lists, kind):
+        items = iter(new)
+        chunks = iter(lambda: [*islice(items, FILES_A_TASK)], [])
+        workers = num_workers if len(new) > FILES_A_TASK else 0
+        found = ordered_map(partial(_problems, problem_of=problem_of), chunks, workers=workers, flag="num_workers")
+        bar = progress(chain.from_iterable(found), total=len(new), desc="checking images", unit="image")
+        problems = {files: problem for files, problem in zip(new, bar, strict=True) if problem}
+        record.add({files: state for files, state in new.items() if files not in problems}, kind)
+        if problems:
+            names = [path for path, *_ in problems]
+            n_files = len({path for first, *_ in lists for path in first})
+            raise InputError(
+                f"{len(names)} of {n_files} images can't be used ({first_three(names)}; "
+                f"{next(iter(problems.values()))}); replace them or take them out of the list."
+            )
+    record.add_lists(lists, kind)
 
 
-def require_readable(paths: Iterable[str | Path], *, num_workers: int) -> None:
-    """Raise `InputError`, naming the first three, if image files can't be decoded."""
-    _verify(((os.fspath(path),) for path in paths), _problem_of_image, kind="image", num_workers=num_workers)
+def require_readable(*lists: Sequence[str | Path], num_workers: int) -> None:
+    """Raise `InputError`, naming the first three, if image files of these lists can't be decoded."""
+    columns = [(_as_paths(files),) for files in lists]
+    _verify(columns, _problem_of_image, kind="image", num_workers=num_workers)
+
+
+def _as_paths(files: Sequence[str | Path]) -> Paths:
+    return files if isinstance(files, Paths) else Paths("", map(str, files))
 
 
 def missing_masks(devkit: Devkit, ids: Sequence[str]) -> list[str]:
@@ -166,9 +180,10 @@ def missing_masks(devkit: Devkit, ids: Sequence[str]) -> list[str]:
     return _missing(devkit.mask_paths(ids), ids)
 
 
-def _missing(paths: Sequence[str], ids: Sequence[str]) -> list[str]:
+def _missing(paths: Paths, ids: Sequence[str]) -> list[str]:
     """The ids whose files are not there."""
-    return [image_id for image_id, size in zip(ids, look.states(paths)[:, 0], strict=True) if size == look.MISSING]
+    places = look.remembered(("missing", paths), lambda: np.flatnonzero(look.states(paths)[:, 0] == look.MISSING))
+    return [ids[place] for place in places]
 
 
 def require_instances(devkit: Devkit, ids: Sequence[str], *, num_workers: int) -> None:
@@ -184,7 +199,7 @@ def require_instances(devkit: Devkit, ids: Sequence[str], *, num_workers: int) -
             "pass --eval_ins_seg_pass False."
         )
     _verify(
-        zip(paths, devkit.mask_paths(ids), strict=True),
+        [(paths, devkit.mask_paths(ids))],
         partial(_problem_of_instances, n_classes=n_classes),
         kind=f"instances of {n_classes} classes",
         num_workers=num_workers,
@@ -202,15 +217,13 @@ def require_masks(devkit: Devkit, ids: Sequence[str], *, num_workers: int, set_f
     require_fitting_masks(masks, images, n_classes=len(devkit.classes), num_workers=num_workers)
 
 
-def require_fitting_masks(
-    mask_paths: Sequence[str], image_paths: Sequence[str], *, n_classes: int, num_workers: int
-) -> None:
+def require_fitting_masks(mask_paths: Paths, image_paths: Paths, *, n_classes: int, num_workers: int) -> None:
     """Raise `InputError` if masks are unreadable, not of their image's size, or hold ids above `n_classes` (not 255).
 
     `image_paths`: the image of each mask.
     """
     _verify(
-        zip(mask_paths, image_paths, strict=True),
+        [(mask_paths, image_paths)],
         partial(_problem_of_mask, n_classes=n_classes),
         kind=f"mask of {n_classes} classes",
         num_workers=num_workers,

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from misc.errors import InputError
-from misc.files.look import paths_in
 from misc.files.objectfile import load_object, save_object
+from misc.files.paths import Paths
 
 BYTES_PER_PIXEL = 6
 """Of the files of VOC's images, which carry 1.5 classes: a float32 a pixel and class, and a sixteenth for stride 4."""
@@ -20,9 +20,9 @@ def cam_path(folder: str | Path, image_id: str) -> Path:
     return Path(folder) / f"{image_id}.npy"
 
 
-def cam_paths(folder: str | Path, ids: Iterable[str]) -> list[str]:
+def cam_paths(folder: str | Path, ids: Iterable[str]) -> Paths:
     """Where the CAMs of many images lie."""
-    return paths_in(folder, (f"{image_id}.npy" for image_id in ids))
+    return Paths(folder, (f"{image_id}.npy" for image_id in ids))
 
 
 def save(path: str | Path, keys: np.ndarray | Tensor, cam: Tensor, high_res: np.ndarray | Tensor) -> None:

@@ -127,12 +127,6 @@ def folder_at(path: str | os.PathLike[str]) -> Folder:
     return known
 
 
-def paths_in(folder: str | os.PathLike[str], names: Iterable[str]) -> list[str]:
-    """The paths of files in a folder: plain text, of which a hundred thousand take little time and memory."""
-    start = os.path.join(folder, "")
-    return [start + name for name in names]
-
-
 def states(paths: Sequence[str | os.PathLike[str]]) -> np.ndarray:
     """(N, 3) int64: size, time of change (ns) and inode of each file, links followed; -1 where there is no file."""
     if _current is None:

@@ -12,6 +12,7 @@ from misc.cam import label_map, merge_high_res, scale_maps
 from misc.errors import InputError
 from misc.files import camfile, instancefile
 from misc.files.images import read_image, read_label
+from misc.files.look import folder_at
 from misc.imutils import mirror_pair, normalize, resize_image, scaled_size, to_chw
 from misc.metrics import confusion_matrix, scores
 from misc.report.collect import SEGMENTATION_EVALUATIONS, Arm
@@ -201,7 +202,9 @@ class Sheet:
     def _with_maps(self, evaluated: Sequence[str] | None) -> list[str]:
         """The ids, of those evaluated or of all images, that have a CAM or an AdvCAM."""
         folders = (self.folders.cam, self.folders.advcam)
-        with_maps = {path.stem for folder in folders for path in Path(folder).glob("*.npy")}
+        with_maps = {
+            name.removesuffix(".npy") for folder in folders for name in folder_at(folder) if name.endswith(".npy")
+        }
         if evaluated is None:
             evaluated = sorted(image_id for image_id in with_maps if self.data.image_path(image_id).is_file())
         return [image_id for image_id in evaluated if image_id in with_maps]

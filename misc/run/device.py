@@ -1,11 +1,14 @@
 """The device of this process, its precision, and the seed of every random generator."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from misc.errors import InputError
 from misc.run.parallel import launched_local_rank
@@ -80,3 +83,26 @@ def backbone_precision(device: torch.device) -> AbstractContextManager:
     if _backbone_dtype is None:
         return nullcontext()
     return torch.autocast(device.type, dtype=_backbone_dtype)
+
+
+class UnfilledNetworks(TorchFunctionMode):
+    """Within this block networks are built with whatever lies in memory, in no special order.
+
+    Random weights, and their copies in channels-last order, take most of a build's time.
+    """
+
+    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        if func in _FILLING:
+            return args[0] if args else kwargs["tensor"]
+        if func is Tensor.to:
+            kwargs.pop("memory_format", None)
+        return func(*args, **kwargs)
+
+
+_FILLING = frozenset(
+    {
+        *(Tensor.normal_, Tensor.uniform_),
+        *(nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_, nn.init.trunc_normal_),
+    }
+)

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from enum import IntEnum
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -127,7 +127,7 @@ class GroupedLoader:
         return len(self._groups)
 
     def __iter__(self) -> Iterator[list[Any]]:
-        order = [index for group in self._groups for index in group]
+        order = np.fromiter(chain.from_iterable(self._groups), dtype=np.int64)  # goes to every process
         items = iter(sequential_loader(Subset(self._dataset, order), **self._options))
         return (list(islice(items, len(group))) for group in self._groups)
 

@@ -130,13 +130,14 @@ def _entries(path: Path) -> Iterator[dict[str, Any]]:
     """The sound lines of a record; a killed run may have left half of one."""
     if not path.is_file():
         return
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            entry = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(entry, dict) and all(isinstance(entry.get(name), kind) for name, kind in KINDS.items()):
-            yield entry
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for line in file:
+            try:
+                entry = json.loads(line)
+            except (ValueError, RecursionError):
+                continue
+            if isinstance(entry, dict) and all(isinstance(entry.get(name), kind) for name, kind in KINDS.items()):
+                yield entry
 
 
 def _checksum(path: Path) -> str:
