@@ -8,6 +8,7 @@ import numpy as np
 
 from misc.errors import InputError
 from misc.files.atomic import atomic_path
+from misc.files.regular import regular
 from misc.imutils import IGNORE_LABEL
 
 VOC_CLASSES = (
@@ -40,7 +41,7 @@ def read_classes(path: str | Path) -> tuple[str, ...]:
     Raises `InputError` if the file is missing, empty, names a class twice, or has more classes than a mask has ids.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+        lines = regular(path).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"class list {path} can't be read ({error}); expected one class name a line.") from error
     names = tuple(line.strip() for line in lines if line.strip())

@@ -14,6 +14,7 @@ from torch import Tensor
 from misc.errors import InputError, first_three
 from misc.files.images import without_image_suffix
 from misc.files.objectfile import load_object, save_object
+from misc.files.regular import regular
 from misc.run.progress import progress
 from voc12.derived import DERIVED_FOLDER, is_derived, record_derived
 from voc12.devkit import Devkit
@@ -40,7 +41,7 @@ def labels_of_annotation(path: Path, classes: Sequence[str]) -> np.ndarray:
     Raises `InputError` if the file is no XML.
     """
     try:
-        names = {(element.text or "").strip() for element in ElementTree.parse(path).iterfind("object/name")}
+        names = {(element.text or "").strip() for element in ElementTree.parse(regular(path)).iterfind("object/name")}
     except (ElementTree.ParseError, ValueError, LookupError, OSError) as error:
         raise InputError(f"annotation {path} is no valid XML ({error}); replace it.") from error
     return np.array([name in names for name in classes], dtype=np.float32)

@@ -10,6 +10,7 @@ from pathlib import Path
 from misc.errors import InputError, first_three
 from misc.files.atomic import atomic_path
 from misc.files.images import without_image_suffix
+from misc.files.regular import regular
 from voc12.derived import DERIVED_FOLDER, is_derived, record_derived
 from voc12.devkit import Devkit
 
@@ -64,7 +65,7 @@ def _with_underscore(image_id: str) -> str:
 
 def _read_lines(path: Path, *, flag: str) -> list[str]:
     try:
-        content = path.read_bytes()
+        content = regular(path).read_bytes()
         is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # as Windows' shell writes lists
         lines = re.split(r"\r\n?|\n", content.decode("utf-16" if is_utf16 else "utf-8-sig"))
     except FileNotFoundError as error:

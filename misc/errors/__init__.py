@@ -21,3 +21,8 @@ def first_three(names: list[str]) -> str:
 def message_of(error: InputError) -> str:
     """The sentence of an error, also when a loader's worker process has wrapped it in its own traceback."""
     return str(error).rsplit("InputError: ", 1)[-1].strip()
+
+
+def reason_of(error: Exception) -> str:
+    """What a library's error says, for use within a sentence: on one line, not long, never empty."""
+    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -17,8 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from misc.errors import InputError
+from misc.errors import InputError, reason_of
 from misc.files.atomic import atomic_path
+from misc.files.regular import regular
 
 # NumPy 2 renamed its private package; files that name the old one load in every NumPy
 _NUMPY_MODULES = {"numpy._core.multiarray": "numpy.core.multiarray", "numpy._core.numeric": "numpy.core.numeric"}
@@ -269,7 +270,7 @@ def load_object(path: str | Path, *, kind: str) -> dict:
     """
     path = Path(path)
     try:
-        with path.open("rb") as file:
+        with regular(path).open("rb") as file:
             version = np.lib.format.read_magic(file)
             read_header = np.lib.format.read_array_header_1_0
             if version != (1, 0):
@@ -285,8 +286,7 @@ def load_object(path: str | Path, *, kind: str) -> dict:
     except FileNotFoundError as error:
         raise InputError(f"{kind} {path} is missing.") from error
     except Exception as error:  # foreign bytes make the parser fail in any way
-        problem = " ".join(str(error).split())[:200] or type(error).__name__
-        raise InputError(f"{kind} {path} can't be read ({problem}); make it again.") from error
+        raise InputError(f"{kind} {path} can't be read ({reason_of(error)}); make it again.") from error
     if type(content) is not dict:
         raise InputError(f"{kind} {path} holds a {type(content).__name__}, expected a dict; make it again.")
     return content
