@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from misc.errors import InputError
 from misc.files.jsonfile import jsonable
+from misc.files.soundness import unsound_weight
 from misc.run.config import Config
 from misc.run.device import resolve_device, resolve_precision
 from misc.run.distributed import sum_gradients
@@ -160,6 +161,8 @@ def fit(
             bar.set_postfix(**shown, lr=f"{rate:.2e}", img_s=f"{line['images_per_second']:.1f}")
             bar.update()
             state.save_if_due(step)
+    if unsound_weight({str(i): p for i, p in enumerate(p for g in optimizer.param_groups for p in g["params"])}):
+        raise InputError(f"{name}: the weights have grown without bounds by step {n_steps}; lower --{rate_flag}.")
     state.save(n_steps)
 
 
