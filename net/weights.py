@@ -8,7 +8,6 @@ every known layout to canonical names and then checks name by name.
 import hashlib
 import logging
 import re
-import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from urllib.error import URLError
@@ -20,6 +19,7 @@ from misc.errors import InputError, first_three
 from misc.files.atomic import atomic_path
 from misc.files.checkpointfile import checkpoint_names
 from misc.files.objectfile import NUMPY_STAND_INS
+from misc.files.pickles import load_tensors
 from misc.files.soundness import LARGEST_WEIGHT, unsound_weight
 from net.backbone import Backbone
 
@@ -243,9 +243,8 @@ def read_checkpoint(path: str | Path, *, instead: str = "train it") -> dict[str,
     path = find_checkpoint(path, instead=instead)
     advice = "it is truncated or no PyTorch state dict; download or train it again."
     try:
-        _require_stored(path)
         with torch.serialization.safe_globals([(stand_in, name) for name, stand_in in NUMPY_STAND_INS.items()]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = load_tensors(path)
     except Exception as error:  # foreign bytes make the parser fail in any way
         if foreign := re.search(r"GLOBAL (\S+) was not an allowed", str(error)):
             advice = f"it holds {foreign[1]}, which is no plain data and is never loaded; save its state dict alone."
@@ -264,18 +263,6 @@ def read_checkpoint(path: str | Path, *, instead: str = "train it") -> dict[str,
     name = chosen or next(iter(entries))
     log.info("%s: the weights are those under %r", path, name)
     return _of_plain_tensors(entries[name], path)
-
-
-def _require_stored(path: Path) -> None:
-    """Raise `ValueError` for an archive that unpacks to more than its size; `torch.save` does not compress."""
-    if not zipfile.is_zipfile(path):
-        return  # the format before PyTorch 1.6
-    with zipfile.ZipFile(path) as archive:
-        parts = archive.infolist()
-    if any(part.compress_type != zipfile.ZIP_STORED for part in parts):
-        raise ValueError("it is compressed")
-    if sum(part.file_size for part in parts) > path.stat().st_size:
-        raise ValueError("its parts overlap")
 
 
 _NUMBERS = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64, torch.int32, torch.bool)

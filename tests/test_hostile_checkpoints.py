@@ -1,11 +1,14 @@
 """Checkpoints whose tensors are not what they seem, or no numbers: refused in a sentence, and never written."""
 
+import subprocess
+import sys
 import zipfile
 from collections import OrderedDict
 
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from support import NO_STEPS
 
 import run_sample
@@ -138,6 +141,57 @@ def test_an_old_archive_that_promises_more_numbers_than_it_has(tmp_path, count):
     assert content.count(b"K\x4d") == 2  # of the storage and of the tensor
     path.write_bytes(content.replace(b"K\x4d", b"\x8a\x05" + count.to_bytes(5, "little")))
     assert "can't be read" in refusal(read_checkpoint, path)
+
+
+NESTED = b")" + b"\x85" * 1_000_000
+KEYS = {
+    "tuples within tuples": b"}(" + NESTED + b"K\x01u.",
+    "such tuples in an ordered dict": b"ccollections\nOrderedDict\n(](" + NESTED + b"K\x01\x86etR.",
+    "a set of such tuples": b"cbuiltins\nset\n(](" + NESTED + b"etR.",
+}
+CHILD = """
+import sys
+from misc.errors import InputError
+from misc.run.training_state import TrainingState
+from net.weights import read_checkpoint
+for path in sys.argv[1:]:
+    try:
+        read_checkpoint(path)
+    except InputError as error:
+        print(error)
+state = TrainingState(".", "x", parts={}, made_with={}, minutes=1)
+for state.path in map(type(state.path), sys.argv[1:]):
+    assert state.restore() == 0
+"""
+
+
+def with_pickle(path, instructions, *, zipped):
+    """A file of torch.save whose content is this pickle."""
+    saved(path, {"a": torch.zeros(1)}, zipped=zipped)
+    if zipped:
+        with zipfile.ZipFile(path) as archive:
+            parts = {name: archive.read(name) for name in archive.namelist()}
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, content in parts.items():
+                archive.writestr(name, b"\x80\x02" + instructions if name.endswith("data.pkl") else content)
+        return path
+    start, content, keys = path.read_bytes().partition(b"\x80\x02}q\x00X\x01\x00\x00\x00a")
+    path.write_bytes(start + b"\x80\x02" + instructions + keys[keys.index(b"\x80\x02") :])
+    assert content
+    return path
+
+
+def test_keys_that_crash_python_are_refused(tmp_path):
+    """In a child process, which a wrong reader would end."""
+    paths = [
+        with_pickle(tmp_path / f"{name}, {zipped}.pth", instructions, zipped=zipped)
+        for name, instructions in KEYS.items()
+        for zipped in (True, False)
+    ]
+    command = [sys.executable, "-c", CHILD, *map(str, paths)]
+    child = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert child.returncode == 0, child.stderr
+    assert [f"checkpoint {path} can't be read" in child.stdout for path in paths] == [True] * len(paths)
 
 
 def test_names_of_tensors_can_not_write_on_the_screen(tmp_path):

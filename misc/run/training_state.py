@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 
 from misc.files.atomic import atomic_path
+from misc.files.pickles import load_tensors
 from misc.run.distributed import is_first_process, require_equal
 
 log = logging.getLogger(__name__)
@@ -85,7 +86,7 @@ class TrainingState:
         if not self.path.is_file():
             return None
         try:
-            content = torch.load(self.path, map_location="cpu", weights_only=True)
+            content = load_tensors(self.path)
             made_with = content["made_with"]
         except Exception as error:  # foreign bytes make the parser fail in any way
             log.info("notice: %s can't be read (%s): %s starts anew", self.path, error, self._name)
