@@ -83,12 +83,13 @@ def _make_masks(args: Config, devkit: Devkit, ids: list[str], folders: list[Path
     n_classes = len(names_with_background(devkit.classes))
     model = load_segmenter(args.deeplab_network, args.deeplab_weights_name, device, n_classes=n_classes)
 
-    images = WholeImages([devkit.image_path(image_id) for image_id in ids])
+    paths = [devkit.image_path(image_id) for image_id in ids]
+    images = WholeImages(paths)
     loader = sequential_loader(images, num_workers=args.num_workers, device=device)
     if args.deeplab_crf:
-        masks = plain_and_refined_masks(model, loader, device=device, workers=args.crf_workers)
+        masks = plain_and_refined_masks(model, loader, device=device, paths=paths, workers=args.crf_workers)
     else:
-        masks = ((mask,) for mask in plain_masks(model, loader, device=device))
+        masks = ((mask,) for mask in plain_masks(model, loader, device=device, paths=paths))
     server = Path(args.deeplab_server_dir) / SERVER_LAYOUT
     bar = progress(masks, total=len(ids), desc="DeepLab masks", unit="image")
     for image_id, of_image in zip(ids, bar, strict=True):

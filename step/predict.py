@@ -89,10 +89,10 @@ def run(args: Config) -> None:
     reduced = Photographs(paths, long_side=args.predict_long_side)
     loader = sequential_loader(reduced, num_workers=args.num_workers, device=device)
     if args.predict_crf:
-        pairs = plain_and_refined_masks(model, loader, device=device, workers=args.crf_workers)
+        pairs = plain_and_refined_masks(model, loader, device=device, paths=paths, workers=args.crf_workers)
         masks = (refined for _, refined in pairs)
     else:
-        masks = plain_masks(model, loader, device=device)
+        masks = plain_masks(model, loader, device=device, paths=paths)
     shares = {}
     bar = progress(masks, total=len(paths), desc="predict", unit="image")
     for path, name, small in zip(paths, _output_names(paths), bar, strict=True):

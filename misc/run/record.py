@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from misc.errors import InputError
 from misc.files.atomic import write_json
 from misc.run.config import Config
 from misc.run.distributed import is_first_process, n_processes, rank
@@ -31,23 +32,34 @@ WIDTH = 120
 METRICS_FOLDER, RUNS_FOLDER, SCORES_FOLDER = "metrics", "runs", "scores"
 
 
+UNPRINTABLE = "backslashreplace"
+"""How to write characters that a file or screen can't: names of other alphabets, names of files that are no text."""
+
+
 class _ScreenHandler(logging.StreamHandler):
     """Writes to the screen without breaking a progress bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
         stream = sys.stderr if record.levelno >= logging.ERROR else sys.stdout
-        tqdm.write(self.format(record), file=stream)
+        encoding = getattr(stream, "encoding", None) or "utf-8"
+        tqdm.write(self.format(record).encode(encoding, UNPRINTABLE).decode(encoding), file=stream)
 
 
 def start_log(log_name: str) -> None:
-    """Send the log to the screen and to the end of `<log_name>.log`; of other processes than the first only errors."""
+    """Send the log to the screen and to the end of `<log_name>.log`; of other processes than the first only errors.
+
+    Raises `InputError` if the file can't be written.
+    """
     if not is_first_process():
         line = f"process {rank()}: %(message)s"
         logging.basicConfig(level=logging.ERROR, handlers=[_ScreenHandler()], format=line, force=True)
         return
     path = Path(f"{log_name}.log")
     path.parent.mkdir(parents=True, exist_ok=True)
-    file = logging.FileHandler(path, encoding="utf-8")
+    try:
+        file = logging.FileHandler(path, encoding="utf-8", errors=UNPRINTABLE)
+    except OSError as error:
+        raise InputError(f"--log_name: can't write {path} ({error.strerror}); name another place.") from error
     file.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%Y-%m-%d %H:%M:%S"))
     logging.basicConfig(level=logging.INFO, handlers=[_ScreenHandler(), file], format="%(message)s", force=True)
 
