@@ -70,7 +70,7 @@ def _read_lines(path: Path, *, flag: str) -> list[str]:
         lines = re.split(r"\r\n?|\n", content.decode("utf-16" if is_utf16 else "utf-8-sig"))
     except FileNotFoundError as error:
         raise InputError(f"--{flag}: list {path} is missing; expected a text file with one image id a line.") from error
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise InputError(f"--{flag}: list {path} can't be read ({error}); expected one image id a line.") from error
     return [line.strip() for line in lines if line.strip()]
 

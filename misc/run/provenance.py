@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from misc.files.jsonfile import parse
+
 RECORD = "made_with.jsonl"
 
 
@@ -35,10 +37,12 @@ class Provenance:
         entries = []
         for line in self._path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
-                entry = json.loads(line)
-            except json.JSONDecodeError:
+                entry = parse(line)
+            except ValueError:
                 continue
-            if isinstance(entry, dict) and {"file", "checksum", "source", "made_with"} <= entry.keys():
+            if not isinstance(entry, dict) or "made_with" not in entry:
+                continue
+            if all(isinstance(entry.get(name), str) for name in ("file", "checksum", "source")):
                 entries.append(entry)
         return entries
 
@@ -62,7 +66,9 @@ class Provenance:
 def data_digest(paths: Iterable[Path], labels: np.ndarray | None = None) -> str:
     """A checksum that changes with the names, sizes, times or order of files, and with their labels."""
     stats = [(path.name, path.stat()) for path in paths]
-    files = "".join(f"{name} {stat.st_size} {stat.st_mtime_ns}\n" for name, stat in stats).encode()
+    files = "".join(f"{name} {stat.st_size} {stat.st_mtime_ns}\n" for name, stat in stats).encode(
+        errors="surrogateescape"
+    )
     return f"{zlib.crc32(files + (b'' if labels is None else labels.tobytes())):08x}"
 
 

@@ -164,8 +164,8 @@ def metrics_log(result_dir: str, name: str, *, n_kept: int = 0) -> Iterator[Any]
     path.parent.mkdir(parents=True, exist_ok=True)
     growing = path.with_name(f"{path.name}.part")
     earlier = growing if growing.is_file() else path
-    kept = earlier.read_text(encoding="utf-8").splitlines(keepends=True)[:n_kept] if n_kept else []
+    lines = earlier.read_text(encoding="utf-8", errors="replace").splitlines() if n_kept else []
     with growing.open("w", buffering=1, encoding="utf-8") as file:
-        file.writelines(kept)
+        file.writelines(f"{line}\n" for line in lines[:n_kept])
         yield lambda values: file.write(json.dumps(values, allow_nan=False) + "\n")
     os.replace(growing, path)

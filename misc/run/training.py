@@ -132,7 +132,7 @@ def fit(
         after_step: called with the number of steps done; what it returns joins the JSON line.
         batches_per_step: batches whose losses and gradients are averaged for a step, one after the other.
     """
-    done = state.restore()
+    done = state.restore(n_steps=n_steps)
     if done == n_steps:
         return
     batches = iter(batches_from(done * batches_per_step))

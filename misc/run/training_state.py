@@ -4,17 +4,22 @@ A resumed training computes what an uninterrupted one does: batches depend on se
 (`misc.run.loaders.ShuffledBatches`); weights, momentum, learning rates and random numbers are in the state.
 """
 
+import copy
 import json
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from torch import nn
 
+from misc.errors import reason_of
 from misc.files.atomic import atomic_path
 from misc.files.pickles import load_tensors
+from misc.files.soundness import unsound_weight
 from misc.run.distributed import is_first_process, require_equal
 
 log = logging.getLogger(__name__)
@@ -27,7 +32,8 @@ class Part(Protocol):
 
     def state_dict(self) -> dict[str, Any]: ...
 
-    def load_state_dict(self, state: dict[str, Any]) -> Any: ...
+    def load_state_dict(self, state: dict[str, Any]) -> Any:
+        """Raises any error for a state that is not of this part, such as one of other shapes."""
 
 
 class TrainingState:
@@ -58,21 +64,38 @@ class TrainingState:
         self._generators: dict[str, Any] | None = None
         self._saved_at = time.monotonic()
 
-    def restore(self) -> int:
+    def restore(self, *, n_steps: float = math.inf) -> int:
         """Fill the parts from the file, if it is of this very training; returns the steps done so far, 0 if none.
 
+        A file that is damaged, or of more than `n_steps`, changes nothing.
         Raises `InputError` if several processes do not agree on the training and its state.
         """
         content = self._read() if self._resume else None
-        done = 0 if content is None else content["step"]
+        done = 0 if content is None or not self._take_up(content, n_steps=n_steps) else content["step"]
         require_equal(f"{self._made_with} after {done} steps", name=self._name)
-        if content is None:
+        if done == 0:
             return 0
-        for name, part in self._parts.items():
-            part.load_state_dict(content["parts"][name])
-        self._generators = content["generators"]
         log.info("%s goes on after step %d of an interrupted run (%s)", self._name, done, self.path)
         return done
+
+    def _take_up(self, content: dict[str, Any], *, n_steps: float) -> bool:
+        """Fill the parts, all or none. Returns whether the content fits them."""
+        before = copy.deepcopy({name: part.state_dict() for name, part in self._parts.items()})
+        try:
+            if type(content["step"]) is not int or not 0 < content["step"] <= n_steps:
+                raise ValueError(f"it is of step {content['step']!r}")
+            for name, part in self._parts.items():
+                part.load_state_dict(content["parts"][name])
+                if isinstance(part, nn.Module) and (weight := unsound_weight(part.state_dict())):
+                    raise ValueError(f"{weight} holds NaN, infinity or numbers without bounds")
+            _require_generators(content["generators"])
+        except Exception as error:  # a damaged file makes whoever uses it fail in any way
+            for name, part in self._parts.items():
+                part.load_state_dict(before[name])
+            log.info("notice: %s can't be used (%s): %s starts anew", self.path, reason_of(error), self._name)
+            return False
+        self._generators = content["generators"]
+        return True
 
     def restore_generators(self) -> None:
         """Set the random generators as they were: for after the loaders have started, who draw from them, too."""
@@ -89,7 +112,7 @@ class TrainingState:
             content = load_tensors(self.path)
             made_with = content["made_with"]
         except Exception as error:  # foreign bytes make the parser fail in any way
-            log.info("notice: %s can't be read (%s): %s starts anew", self.path, error, self._name)
+            log.info("notice: %s can't be read (%s): %s starts anew", self.path, reason_of(error), self._name)
             return None
         if made_with != self._made_with:
             log.info(
@@ -126,3 +149,11 @@ class TrainingState:
             write()
             self.path.unlink(missing_ok=True)
             log.info("wrote %s", " and ".join(map(str, paths)))
+
+
+def _require_generators(states: dict[str, Any]) -> None:
+    """Raise an error for states that random generators can't have."""
+    torch.Generator().set_state(states["cpu"])
+    for state in states["cuda"]:
+        if torch.cuda.is_available():
+            torch.Generator("cuda").set_state(state)
