@@ -17,7 +17,7 @@ os.environ.setdefault("OPENCV_FOR_THREADS_NUM", "1")
 from misc.errors import InputError, ProcessLost, message_of
 from misc.run.config import STEP_MODULES, Config, enabled_steps, parse_config
 from misc.run.parallel import launched_rank
-from misc.run.plan import Plan, require_writable
+from misc.run.plan import Plan, require_writable, require_writable_file, require_writable_results
 
 EXIT_BAD_INPUT, EXIT_LOST, EXIT_INTERRUPTED = 2, 3, 130
 
@@ -85,7 +85,7 @@ def run_built_in_sample(config: Config, arguments: Sequence[str]) -> None:
     configs = [(title, parse_config(flags)) for title, flags in runs]
 
     def make_data() -> None:
-        require_writable(Path(config.sample_root).parent, flag="sample_root")
+        require_writable(Path(config.sample_root).parent, flag="sample_root", is_own=False)
         ensure_with_bar(config.sample_root, workers=config.num_workers)
 
     on_first_process(make_data)
@@ -103,12 +103,14 @@ def run(arguments: Sequence[str]) -> None:
     from misc.run.device import resolve_device
     from misc.run.distributed import process_group
     from misc.run.record import start_log
+    from voc12.derived import DERIVED_FOLDER
 
     device = resolve_device(config.device)
     if config.work_dir:
-        require_writable(config.work_dir, flag="work_dir")
-    require_writable(Path(config.log_name).parent, flag="log_name")
-    require_writable(config.result_dir, flag="result_dir")
+        require_writable(config.work_dir, flag="work_dir", is_own=False)
+    require_writable_file(f"{config.log_name}.log", flag="log_name", kind="log")
+    require_writable_results(config.result_dir)
+    require_writable(DERIVED_FOLDER)  # derived lists and labels, and which images were checked
     with process_group(device):
         start_log(config.log_name)
         for sentence in sentences:

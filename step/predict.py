@@ -1,13 +1,14 @@
 """Step 8d: segment any photograph, or a folder of photographs, with the trained DeepLab."""
 
 import logging
+import os
 from pathlib import Path
 
 import numpy as np
 
 from misc.crf import require_densecrf
 from misc.errors import InputError
-from misc.files.atomic import write_json
+from misc.files.atomic import LONGEST_NAME, write_json
 from misc.files.images import IMAGE_SUFFIXES, read_image, write_jpeg, write_palette
 from misc.imutils import resize_label
 from misc.report.pictures import mask_overlay
@@ -32,6 +33,8 @@ STEP = Step(
     writes=("predict_out_dir",),
     flags=("predict_long_side", "predict_crf"),
 )
+
+OVERLAY = "_overlay.jpg"
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +75,9 @@ def check(args: Config, planned: Planned) -> Planned:
             f"--predict_out_dir {args.predict_out_dir} is the photographs' own folder, where masks could replace "
             "them; name another."
         )
+    longest = max((f"{name}{OVERLAY}" for name in _output_names(paths)), key=lambda name: len(os.fsencode(name)))
+    if len(os.fsencode(longest)) > LONGEST_NAME:
+        raise InputError(f"--predict_input: the name {longest[:30]}... is too long for an overlay; shorten it.")
     n_classes = len(names_of_network(args.deeplab_weights_name, voc12_root=args.voc12_root, class_list=args.class_list))
     require_network(args.deeplab_network, "DeepLab", args.deeplab_weights_name, planned=planned, n_classes=n_classes)
     require_writable(args.predict_out_dir, flag="predict_out_dir")
@@ -99,7 +105,7 @@ def run(args: Config) -> None:
         photograph = read_image(path, upright=True)
         mask = resize_label(small, photograph.shape[:2])
         write_palette(out / f"{name}.png", mask, voc_palette())
-        write_jpeg(out / f"{name}_overlay.jpg", mask_overlay(photograph, mask, voc_palette()))
+        write_jpeg(out / f"{name}{OVERLAY}", mask_overlay(photograph, mask, voc_palette()))
         counts = np.bincount(mask.ravel(), minlength=len(names))
         shares[path.name] = {names[k]: counts[k] / mask.size for k in np.argsort(-counts, kind="stable") if counts[k]}
     write_json(out / "classes.json", shares)

@@ -167,7 +167,7 @@ WRONG = {
     ),
     "checkpoint without a name": (
         lambda toy: {"cam_weights_name": ""},
-        r"--cam_weights_name is empty; expected the name of a checkpoint",
+        r"--cam_weights_name is empty; expected the name of a file or folder",
     ),
     "folder that can't be written": (
         lambda toy: {"cam_out_dir": write(toy.work / "file", "")},

@@ -27,8 +27,12 @@ class Devkit:
     @cached_property
     def image_names(self) -> dict[str, str]:
         """{id: file name} of the images in `JPEGImages/`, which is listed once."""
+        try:
+            listed = sorted(os.listdir(self.image_folder))
+        except OSError as error:
+            raise InputError(f"--voc12_root: can't read {self.image_folder} ({error.strerror}).") from error
         ranks, names = {}, {}
-        for name in sorted(os.listdir(self.image_folder)):
+        for name in listed:
             image_id, suffix = os.path.splitext(name)
             rank = IMAGE_SUFFIXES.index(suffix.lower()) if suffix.lower() in IMAGE_SUFFIXES else None
             if rank is not None and rank <= ranks.get(image_id, rank):

@@ -29,10 +29,13 @@ def _label_key(image_id: str) -> int | str:
 
 def _annotations_state(devkit: Devkit, annotations: Sequence[Path]) -> str:
     """A short text that changes when the annotations or the class list do."""
-    stats = [file.stat() for file in annotations]
+    try:
+        stats = [file.stat() for file in annotations]
+    except OSError as error:
+        raise InputError(f"annotation {error.filename} can't be read ({error.strerror}); replace it.") from error
     states = [f"{file.name} {stat.st_size} {stat.st_mtime_ns}" for file, stat in zip(annotations, stats, strict=True)]
     text = "\n".join([str(devkit.root.resolve()), *devkit.classes, *states])
-    return f"{zlib.crc32(text.encode()):08x}"
+    return f"{zlib.crc32(text.encode(errors='surrogateescape')):08x}"  # names need not be text
 
 
 def labels_of_annotation(path: Path, classes: Sequence[str]) -> np.ndarray:

@@ -127,7 +127,15 @@ def _train_aug_ids(devkit: Devkit) -> list[str]:
         )
     val_ids = _split_ids(devkit, "val")
     held_out = {*val_ids, *map(_with_underscore, val_ids)}
-    return sorted(mask.stem for mask in folder.glob("[!.]*.png") if mask.stem not in held_out)
+    names = [mask.stem for mask in folder.glob("[!.]*.png")]
+    if not_text := [ascii(name) for name in names if not _is_text(name)]:
+        log.info("notice: %s has masks whose names no list can hold, left out: %s", folder, first_three(not_text))
+    return sorted(name for name in names if _is_text(name) and name not in held_out)
+
+
+def _is_text(name: str) -> bool:
+    """Whether a list can hold a file's name: one line of UTF-8, whereas names of files are any bytes."""
+    return not re.search(r"[\r\n\ud800-\udfff]", name)
 
 
 _DERIVED_LISTS = {

@@ -9,6 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+LONGEST_NAME = 255
+"""Bytes of a file's name, on nearly every file system."""
+
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
@@ -19,7 +22,9 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    end = f".{os.getpid()}.part{path.suffix}"
+    stem = f".{path.stem}".encode(errors="surrogateescape")[: LONGEST_NAME - len(os.fsencode(end))]
+    temporary = path.with_name(stem.decode(errors="ignore") + end)
     try:
         yield temporary
         os.replace(temporary, path)
