@@ -21,7 +21,7 @@ from misc.errors import InputError, ProcessLost, message_of, raise_all
 from misc.files.look import forget, one_look
 from misc.run.config import STEP_MODULES, Config, enabled_steps, parse_config
 from misc.run.parallel import launched_rank
-from misc.run.plan import Plan, require_writable
+from misc.run.plan import Plan, require_writable, require_writable_file, require_writable_results
 from misc.run.step import StepModule
 from misc.run.stopping import Told, end_workers, ending_when_told
 
@@ -107,7 +107,7 @@ def make_sample(config: Config) -> None:
     """Make the built-in sample where it is missing or damaged."""
     from voc12.sample import ensure_with_bar
 
-    require_writable(Path(config.sample_root).parent, flag="sample_root")
+    require_writable(Path(config.sample_root).parent, flag="sample_root", is_own=False)
     ensure_with_bar(config.sample_root, workers=config.num_workers)
 
 
@@ -160,12 +160,14 @@ def run(arguments: Sequence[str]) -> None:
     from misc.run.device import resolve_device
     from misc.run.distributed import on_first_process, process_group
     from misc.run.record import start_log
+    from voc12.derived import DERIVED_FOLDER
 
     device = resolve_device(config.device)
     if config.work_dir:
-        require_writable(config.work_dir, flag="work_dir")
-    require_writable(Path(config.log_name).parent, flag="log_name")
-    require_writable(config.result_dir, flag="result_dir")
+        require_writable(config.work_dir, flag="work_dir", is_own=False)
+    require_writable_file(f"{config.log_name}.log", flag="log_name", kind="log")
+    require_writable_results(config.result_dir)
+    require_writable(DERIVED_FOLDER)  # derived lists and labels, and which images were checked
     with process_group(device), one_look():
         start_log(config.log_name)
         for sentence in sentences:

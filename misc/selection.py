@@ -52,9 +52,13 @@ class CheckpointSelection:
         return {name: getattr(self, name) for name in ("best_miou", "best_step", "best_state")}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up what an interrupted run has found."""
-        for name, value in state.items():
-            setattr(self, name, value)
+        """Take up what an interrupted run has found. Raises `ValueError` for weights of another network."""
+        best = state["best_state"]
+        own = {name: tensor.shape for name, tensor in self._model.state_dict().items()}
+        if best and {name: tensor.shape for name, tensor in best.items()} != own:
+            raise ValueError("weights of another network")
+        self.best_miou, self.best_step = float(state["best_miou"]), int(state["best_step"])
+        self.best_state = best
 
     def __call__(self, step: int) -> dict[str, float]:
         """Compare the weights after `step` with the best so far, where that is due."""

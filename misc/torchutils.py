@@ -40,8 +40,19 @@ class PolySGD(torch.optim.SGD):
         return {**super().state_dict(), "global_step": self.global_step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up a saved state. Raises `ValueError` for one of other parameters, settings or a step that can't be."""
+        step = state_dict["global_step"]
+        if type(step) is not int or step < 0:
+            raise ValueError(f"an optimiser of step {step!r}")
+        for group, saved in zip(self.param_groups, state_dict["param_groups"], strict=True):
+            if any(type(saved.get(name)) is not type(value) for name, value in group.items()):
+                raise ValueError("an optimiser of other settings")
         super().load_state_dict(state_dict)
-        self.global_step = state_dict["global_step"]
+        self.global_step = step
+        for parameter, kept in self.state.items():
+            momentum = kept.get("momentum_buffer")
+            if momentum is not None and momentum.shape != parameter.shape:
+                raise ValueError("an optimiser of other parameters")
 
 
 class PolyOptimizer(PolySGD):

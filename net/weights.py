@@ -18,6 +18,8 @@ from misc.errors import InputError, first_three
 from misc.files.atomic import atomic_path
 from misc.files.checkpointfile import checkpoint_names
 from misc.files.objectfile import NUMPY_STAND_INS
+from misc.files.pickles import load_tensors
+from misc.files.soundness import LARGEST_WEIGHT, unsound_weight
 from misc.run.step import Files
 from net.backbone import Backbone
 
@@ -132,7 +134,8 @@ def _canonical_tensors(module: nn.Module) -> dict[str, Tensor]:
 def load_weights(module: nn.Module, source: str | Path | Mapping[str, Tensor]) -> None:
     """Fill `module` from a checkpoint file or a state dict, in our layout or the original's.
 
-    Raises `InputError`, naming file and tensor, for a missing, extra or misshapen tensor, or copies that disagree.
+    Raises `InputError`, naming file and tensor, for a missing, extra or misshapen tensor, for one that is no plain
+    array of finite numbers, or for copies that disagree.
     """
     if isinstance(source, Mapping):
         state, origin = source, "state dict"
@@ -207,6 +210,11 @@ def _fill(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor], *, kind: st
             other_classes = name.startswith(HEAD_PREFIXES) and tensor.shape[1:] == given[name].shape[1:]
             hint = "; pass the --class_list of the classes that it was trained on" if other_classes else ""
             raise InputError(f"{origin} does not fit {kind}: {name} has shape {shapes}{hint}.")
+    if name := unsound_weight({name: given[name].to(tensor.dtype) for name, tensor in wanted.items()}):
+        raise InputError(
+            f"{origin}: {name} holds NaN, infinity or numbers beyond {LARGEST_WEIGHT:g}, as a training that diverged "
+            "leaves them; name other weights, or train these again with a lower learning rate."
+        )
     with torch.no_grad():
         for name, tensor in wanted.items():
             tensor.copy_(given[name])
@@ -236,13 +244,13 @@ def read_checkpoint(path: str | Path, *, instead: str = "train it") -> dict[str,
     advice = "it is truncated or no PyTorch state dict; download or train it again."
     try:
         with torch.serialization.safe_globals([(stand_in, name) for name, stand_in in NUMPY_STAND_INS.items()]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = load_tensors(path)
     except Exception as error:  # foreign bytes make the parser fail in any way
         if foreign := re.search(r"GLOBAL (\S+) was not an allowed", str(error)):
             advice = f"it holds {foreign[1]}, which is no plain data and is never loaded; save its state dict alone."
         raise InputError(f"checkpoint {path} can't be read: {advice}") from error
     if _is_state_dict(content):
-        return content
+        return _of_plain_tensors(content, path)
     entries = _state_dicts(content)
     if not entries:
         raise InputError(f"checkpoint {path} holds something else than a state dict: {advice}")
@@ -254,7 +262,31 @@ def read_checkpoint(path: str | Path, *, instead: str = "train it") -> dict[str,
         )
     name = chosen or next(iter(entries))
     log.info("%s: the weights are those under %r", path, name)
-    return entries[name]
+    return _of_plain_tensors(entries[name], path)
+
+
+_NUMBERS = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64, torch.int32, torch.bool)
+
+
+def _of_plain_tensors(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """`state`, if its tensors are plain arrays in memory. Raises `InputError`, naming the first that is none."""
+    for name, tensor in state.items():
+        if problem := _problem_of(tensor):
+            raise InputError(f"checkpoint {path}: {name} {problem}, expected a plain tensor; save its state dict anew.")
+    return state
+
+
+def _problem_of(tensor: Tensor) -> str | None:
+    # Others have no sizes or numbers that could be asked for, so the order of the questions counts
+    if tensor.is_nested or tensor.layout != torch.strided:
+        return "is a sparse or nested tensor"
+    if tensor.is_quantized or tensor.dtype not in _NUMBERS:
+        return f"has numbers of the type {str(tensor.dtype).removeprefix('torch.')}"
+    if tensor.device.type != "cpu":
+        return f"has no numbers (it is on the device {tensor.device})"
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        return f"has the shape {tuple(tensor.shape)}, for which the file lacks numbers"
+    return None
 
 
 def _is_state_dict(content: object) -> bool:
@@ -263,7 +295,7 @@ def _is_state_dict(content: object) -> bool:
 
 def _is_weight(item: tuple[object, object]) -> bool:
     name, value = item
-    return isinstance(name, str) and isinstance(value, Tensor) and value.layout == torch.strided
+    return isinstance(name, str) and isinstance(value, Tensor)
 
 
 def _state_dicts(content: object) -> dict[str, dict[str, Tensor]]:
@@ -274,7 +306,15 @@ def _state_dicts(content: object) -> dict[str, dict[str, Tensor]]:
 
 
 def save_weights(module: nn.Module, path: str | Path) -> None:
-    """Write the module's state dict, each weight once, under the module's own names."""
+    """Write the module's state dict, each weight once, under the module's own names.
+
+    Raises `InputError`, and writes nothing, if a weight is NaN, infinite or beyond `LARGEST_WEIGHT`.
+    """
+    if name := unsound_weight(module.state_dict()):
+        raise InputError(
+            f"{path} is not written: {name} of the network would hold NaN, infinity or numbers beyond "
+            f"{LARGEST_WEIGHT:g}; train it with a lower learning rate."
+        )
     with atomic_path(path) as temporary:
         torch.save({name: tensor.cpu().contiguous() for name, tensor in module.state_dict().items()}, temporary)
 

@@ -137,12 +137,13 @@ def _make_masks(args: Config, devkit: Devkit, ids: list[str]) -> None:
     pending = finished.pending(items, lambda number: source_of_files(paths[number]))
     model = load_segmenter(args.deeplab_network, args.deeplab_weights_name, device, n_classes=n_classes)
 
-    images = WholeImages([paths[number] for number in pending])
+    pending_paths = [paths[number] for number in pending]
+    images = WholeImages(pending_paths)
     loader = sequential_loader(images, num_workers=args.num_workers, device=device)
     if args.deeplab_crf:
-        masks = plain_and_refined_masks(model, loader, device=device, workers=args.crf_workers)
+        masks = plain_and_refined_masks(model, loader, device=device, paths=paths, workers=args.crf_workers)
     else:
-        masks = ((mask,) for mask in plain_masks(model, loader, device=device))
+        masks = ((mask,) for mask in plain_masks(model, loader, device=device, paths=pending_paths))
     bar = progress(masks, total=len(pending), desc="DeepLab masks", unit="image")
     for number, of_image in zip(pending, bar, strict=True):
         finished.write(items[number], partial(source_of_files, paths[number]), _write, items[number], of_image)

@@ -81,7 +81,6 @@ def run(args: Config) -> None:
         scorer.add(found.masks, found.classes, found.scores, masks, classes)
 
     scored = scorer.scores(len(devkit.classes))
-    log.info("%s", ap_table(devkit.classes, scored))
     content = {
         "voc12_root": str(devkit.root),
         "set": args.chainer_eval_set,
@@ -91,4 +90,5 @@ def run(args: Config) -> None:
         "iou_threshold": IOU_THRESH,
     }
     path = save_scores(args.result_dir, "eval_ins_seg", jsonable({**content, **scored}))
+    log.info("%s", ap_table(devkit.classes, scored))
     log.info("instance AP at IoU %g: %.4f (%s)", IOU_THRESH, scored["map"], path)

@@ -78,6 +78,11 @@ def run(args: Config) -> None:
         torch.export.save(program, temporary, extra_files={CLASSES_FILE: "\n".join(names)})
         images = torch.randint(0, 256, TRIAL_SHAPE, dtype=torch.uint8)
         expected = model(images)
+        if not expected.isfinite().all():
+            raise InputError(
+                f"--deeplab_weights_name {args.deeplab_weights_name}: the network gives NaN or infinity; name other "
+                "weights, or train these again with a lower --deeplab_learning_rate."
+            )
         difference = (torch.export.load(temporary).module()(images) - expected).abs().max() / expected.abs().max()
         if not difference <= LARGEST_DIFFERENCE:
             raise RuntimeError(f"the exported program's logits differ from the network's, by {difference:.0e}")

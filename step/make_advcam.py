@@ -149,7 +149,7 @@ def run(args: Config) -> None:
     loader = GroupedLoader(scaled, groups, num_workers=args.num_workers, device=device)
     with progress(total=len(images), desc="make_advcam", unit="image") as bar, background_writer() as submit:
         for batch in loader:
-            example = Path(images.paths[batch[0]["index"]])
+            example = Path(images.paths[int(batch[0]["index"])])
             advcams, max_pairs = _advcams(model, batch, args, max_pairs=max_pairs, example=example)
             for item, (cam, high_res) in zip(batch, advcams, strict=True):
                 path = camfile.cam_path(args.advcam_out_dir, images.ids[item["index"]])

@@ -24,7 +24,7 @@ from misc.run.config import (
 from misc.run.device import resolve_device
 from misc.run.done import FOLDER as STEPS_FOLDER
 from misc.run.plan import Planned, require_writable
-from misc.run.record import METRICS_FOLDER, SCORES_FOLDER
+from misc.run.record import METRICS_FOLDER, SCORES_FOLDER, UNPRINTABLE
 from misc.run.step import Files, Inputs, Step
 from net.build import build_network
 from net.weights import load_weights
@@ -118,7 +118,7 @@ def run(args: Config) -> None:
         with atomic_path(folder / PICTURE_FOLDER / f"{name}.png") as temporary:
             temporary.write_bytes(content)
     with atomic_path(folder / PAGE) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+        temporary.write_text(page, encoding="utf-8", errors=UNPRINTABLE)
     log.info("wrote %s", folder / PAGE)
 
 

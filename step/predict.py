@@ -1,6 +1,7 @@
 """Step 8d: segment any photograph, or a folder of photographs, with the trained DeepLab."""
 
 import logging
+import os
 from functools import partial
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import numpy as np
 
 from misc.crf import require_densecrf
 from misc.errors import InputError
-from misc.files.atomic import write_json
+from misc.files.atomic import LONGEST_NAME, write_json
 from misc.files.images import IMAGE_SUFFIXES, read_image, read_label, write_jpeg, write_palette
 from misc.imutils import resize_label
 from misc.report.pictures import mask_overlay
@@ -39,6 +40,7 @@ STEP = Step(
 
 SHARES = "classes.json"
 """The share of each class in each photograph."""
+OVERLAY = "_overlay.jpg"
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +81,9 @@ def check(args: Config, planned: Planned) -> Planned:
             f"--predict_out_dir {args.predict_out_dir} is the photographs' own folder, where masks could replace "
             "them; name another."
         )
+    longest = max((f"{name}{OVERLAY}" for name in _output_names(paths)), key=lambda name: len(os.fsencode(name)))
+    if len(os.fsencode(longest)) > LONGEST_NAME:
+        raise InputError(f"--predict_input: the name {longest[:30]}... is too long for an overlay; shorten it.")
     n_classes = len(names_of_network(args.deeplab_weights_name, voc12_root=args.voc12_root, class_list=args.class_list))
     require_network(args.deeplab_network, "DeepLab", args.deeplab_weights_name, planned=planned, n_classes=n_classes)
     require_writable(args.predict_out_dir, flag="predict_out_dir")
@@ -106,7 +111,7 @@ def outputs(args: Config) -> list[str | Path]:
 
 def _written(folder: Path, photographs: list[Path]) -> list[list[Path]]:
     """The mask and the overlay of each photograph."""
-    return [[folder / f"{name}.png", folder / f"{name}_overlay.jpg"] for name in _output_names(photographs)]
+    return [[folder / f"{name}.png", folder / f"{name}{OVERLAY}"] for name in _output_names(photographs)]
 
 
 def run(args: Config) -> None:
@@ -125,7 +130,7 @@ def run(args: Config) -> None:
     reduced = Photographs([paths[number] for number in pending], long_side=args.predict_long_side)
     loader = sequential_loader(reduced, num_workers=args.num_workers, device=device)
     if args.predict_crf:
-        pairs = plain_and_refined_masks(model, loader, device=device, workers=args.crf_workers)
+        pairs = plain_and_refined_masks(model, loader, device=device, paths=paths, workers=args.crf_workers)
         masks = (refined for _, refined in pairs)
     else:
         masks = plain_masks(model, loader, device=device)

@@ -259,7 +259,14 @@ def _features_of(model: nn.Module, images: WholeImages, *, num_workers: int, nam
     device = next(model.parameters()).device
     loader = sequential_loader(images, num_workers=num_workers, device=device)
     bar = progress(loader, desc=f"features of {name}", unit="image")
-    return torch.cat([model(normalize(image.to(device, non_blocking=True))[None])[1] for image in bar])
+    features = torch.cat([model(normalize(image.to(device, non_blocking=True))[None])[1] for image in bar])
+    are_finite = features.isfinite().all(dim=1).tolist()
+    if not all(are_finite):
+        raise InputError(
+            f"--cam_init_weights_name: the network gives NaN or infinity for {images.paths[are_finite.index(False)]}; "
+            "name other weights, or train these again with a lower --cam_learning_rate."
+        )
+    return features
 
 
 def _prototypes(args: Config, model: nn.Module, train: LabelledImages, ood_paths: Paths) -> Tensor:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from misc.errors import InputError
 from misc.files.paths import Paths
 from misc.run.config import Config
 from misc.run.distributed import sum_over_processes
@@ -136,3 +137,5 @@ def _store_mean_displacement(model: nn.Module, batches: DataLoader, *, device: t
         n_batches += 1
     sums = sum_over_processes(torch.cat([sum_of_means, sum_of_means.new_tensor([n_batches])]))
     mean_shift.copy_(sums[:-1] / sums[-1])
+    if not mean_shift.isfinite().all():
+        raise InputError("train_irn: the network's displacements are NaN or infinity; lower --irn_learning_rate.")

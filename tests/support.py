@@ -1,15 +1,18 @@
 """What several test modules need: the toy data set's flags, and deterministic weights of the recordings."""
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from hypothesis import HealthCheck, settings
 from PIL import Image
 from torch import Tensor, nn
 
+from misc.errors import InputError
 from misc.files import camfile, instancefile
 from misc.files.images import read_label, write_label
 from misc.files.instancefile import Detections
@@ -216,3 +219,19 @@ def every_pair(h, w, radius):
                 cells = [(y + py, x + px) for py, px in path]
                 yield number, source_number, (y, x), (y + dy, x + dx), cells
                 source_number += 1
+
+
+def generated(n_examples: int) -> Callable:
+    """For a test of `hypothesis`: this many inputs, the same in every run, which may share a test's folder."""
+    shared = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    return settings(
+        max_examples=n_examples, derandomize=True, database=None, deadline=None, suppress_health_check=shared
+    )
+
+
+def answer(read: Callable, *given: Any) -> tuple[Any, str]:
+    """What `read(*given)` returns, or the sentence with which it refuses; any other error is raised."""
+    try:
+        return read(*given), ""
+    except InputError as error:
+        return None, str(error)

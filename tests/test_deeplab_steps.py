@@ -129,8 +129,8 @@ def test_masks_of_both_ways_are_equal_and_in_order():
     torch.manual_seed(1)
     model = Segmenter(MultiScale(DeepLab(n_classes=3))).eval()
     images = [torch.randint(0, 255, (3, 20 + 5 * k, 33), dtype=torch.uint8) for k in range(4)]
-    plain = list(plain_masks(model, images, device=CPU))
-    both = list(plain_and_refined_masks(model, images, device=CPU, workers=0))
+    plain = list(plain_masks(model, images, device=CPU, paths=range(len(images))))
+    both = list(plain_and_refined_masks(model, images, device=CPU, paths=range(len(images)), workers=0))
     for image, mask, (same, refined) in zip(images, plain, both, strict=True):
         assert mask.shape == refined.shape == image.shape[1:]
         np.testing.assert_array_equal(mask, same)
@@ -307,7 +307,7 @@ def test_a_photograph_is_segmented_as_it_is_seen(trained):
     run(trained, predict_pass=True, predict_input=path)
     with Image.open(path) as stored:
         seen = np.asarray(ImageOps.exif_transpose(stored))
-    (expected,) = plain_masks(segmenter(), [torch.from_numpy(to_chw(seen))], device=CPU)
+    (expected,) = plain_masks(segmenter(), [torch.from_numpy(to_chw(seen))], device=CPU, paths=[path])
     assert len(np.unique(expected)) > 1
     np.testing.assert_array_equal(read_label("result/predict/turned.png"), expected)
 

@@ -227,7 +227,7 @@ HOSTILE = {
     "a storage of pickled code": (tensor(saved(Malicious()), 0, (1,), (1,)), "can't be read"),
     "a storage that is a tensor": (tensor(saved(torch.zeros(4)), 0, (1,), (1,)), "without numbers"),
     "a storage that is changed": (Call("torch.storage._load_from_bytes", b"", state={"content": 1}), "changes"),
-    "a dict of a number": (Call("collections.OrderedDict", 3), "not iterable"),
+    "a dict of a number": (Call("collections.OrderedDict", 3), "foreign way"),
     "a dict that is changed": (change("collections.OrderedDict", {"update": 1}), "it changes what it may only use"),
     "another function": (Call("os.system", "true"), "os.system is not admitted"),
     "another function of NumPy": (Call(f"{MULTIARRAY}.fromfile", "x"), "is not admitted"),
@@ -240,6 +240,34 @@ BOXES = {
     "a box of bytes": array(OBJECTS, (), POINTER),
     "no box": {"a": 1},
     "a box in a box": array(OBJECTS, (), [array(OBJECTS, (), [{}])]),
+}
+NESTED = b")" + b"\x85" * 1_000_000  # tuples within tuples
+# Instructions of a pickle, in place of the box
+RAW = {
+    "a key of tuples within tuples": b"}(" + NESTED + b"K\x01u.",
+    "one such key": b"}" + NESTED + b"K\x01s.",
+    "a dict of such a key": b"(" + NESTED + b"K\x01d.",
+    "an ordered dict of such a key": b"ccollections\nOrderedDict\n(](" + NESTED + b"K\x01\x86etR.",
+    "a set of tuples within tuples": b"\x8f(" + NESTED + b"\x90.",
+    "a frozen set of tuples within tuples": b"((" + NESTED + b"\x91.",
+    "a key that is a tuple": b"}()K\x01u.",
+    "tuples within tuples alone": NESTED + b".",
+    "lists within lists": b"]" * 100_000 + b"a" * 99_999 + b".",
+    "an object of a large number": b"}r" + (0x3FFFFFFF).to_bytes(4, "little") + b".",
+    "more bytes than the file": b"\x8e" + (1 << 45).to_bytes(8, "little") + b".",
+    "a longer number than the file": b"\x8b" + (0x7FFFFFFF).to_bytes(4, "little") + b".",
+    "a number of negative length": b"\x8b" + b"\xff" * 4 + b".",
+    "text of negative length": b"T" + b"\xff" * 4 + b".",
+    "marks alone": b"(" * 1000 + b".",
+    "an empty stack": b"0" * 10 + b".",
+    "an object that was never noted": b"h\xff.",
+    "an extension": b"\x82\x01.",
+    "an object from elsewhere": b"Px\n.",
+    "no end": b"}",
+    "nothing": b"",
+    "no instruction": b"\xff.",
+    "a frame beyond the file": b"\x95" + b"\xff" * 8,
+    "a later protocol": b"\x80\xff}.",
 }
 
 CHILD = """
@@ -262,6 +290,10 @@ def answers(tmp_path_factory):
     folder = tmp_path_factory.mktemp("hostile")
     paths = {name: write(folder / f"{name}.npy", {"value": value}) for name, (value, _) in HOSTILE.items()}
     paths |= {name: write(folder / f"{name}.npy", None, box=box) for name, box in BOXES.items()}
+    for name, instructions in RAW.items():
+        paths[name] = write(folder / f"{name}.npy", {})
+        header = paths[name].read_bytes().partition(b"\x80\x02")[0]
+        paths[name].write_bytes(header + b"\x80\x04" + instructions)
     paths |= {CRASHING.name: CRASHING} if CRASHING.is_file() else {}
     command = [sys.executable, "-c", CHILD, *map(str, paths.values())]
     child = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -278,7 +310,7 @@ def test_pickles_that_abuse_an_admitted_name_are_refused(answers, name):
     assert "\n" not in answers[name]
 
 
-@pytest.mark.parametrize("name", BOXES)
+@pytest.mark.parametrize("name", [*BOXES, *RAW])
 def test_pickles_that_are_no_box_of_one_object_are_refused(answers, name):
     assert f"{name}.npy can't be read (" in answers[name]
 

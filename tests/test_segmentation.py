@@ -12,6 +12,7 @@ from net.deeplab import Segmenter
 SMALL = [0.0, 8.0, 4.0]
 """A row of logits of 3 cells for an image of 12 pixels: a cell's value lies at the middle of its 4 pixels."""
 LARGE = [0.0, 0.0, 1.0, 3.0, 5.0, 7.0, 7.5, 6.5, 5.5, 4.5, 4.0, 4.0]
+CPU = torch.device("cpu")
 SIZE = (4, 12)
 
 
@@ -47,7 +48,7 @@ def test_predictions_are_those_of_enlarged_logits():
     probabilities = class_probabilities(TwoClasses(), image)
     np.testing.assert_allclose(probabilities[0], np.broadcast_to(expected, SIZE), rtol=1e-6)
     np.testing.assert_allclose(probabilities.sum(dim=0), 1, rtol=1e-6)
-    (mask,) = plain_masks(TwoClasses(), [image], device=torch.device("cpu"))
+    (mask,) = plain_masks(TwoClasses(), [image], device=CPU, paths=["a"])
     np.testing.assert_array_equal(mask, MASK)
 
 
@@ -60,7 +61,9 @@ def test_evaluation_with_crf_starts_from_enlarged_logits(monkeypatch):
 
     monkeypatch.setattr("misc.segmentation.crf_inference_softmax", crf)
     image = torch.randint(0, 256, (3, *SIZE), dtype=torch.uint8)
-    ((mask, refined),) = plain_and_refined_masks(TwoClasses(), [image], device=torch.device("cpu"), workers=0)
+    ((mask, refined),) = plain_and_refined_masks(
+        TwoClasses(), [image], device=torch.device("cpu"), paths=["a"], workers=0
+    )
     np.testing.assert_array_equal(mask, MASK)
     assert (refined.dtype, np.unique(refined)) == (np.uint8, 7)
     ((given_image, probabilities),) = seen

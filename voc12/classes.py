@@ -1,5 +1,6 @@
 """Class names and colours. Class k (0-based) has mask value k + 1; 0 is background."""
 
+import unicodedata
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -8,6 +9,7 @@ import numpy as np
 
 from misc.errors import InputError
 from misc.files.atomic import atomic_path
+from misc.files.regular import regular
 from misc.imutils import IGNORE_LABEL
 
 VOC_CLASSES = (
@@ -37,10 +39,11 @@ VOC_CLASSES = (
 def read_classes(path: str | Path) -> tuple[str, ...]:
     """Class names from a text file, one a line, without the background.
 
-    Raises `InputError` if the file is missing, empty, names a class twice, or has more classes than a mask has ids.
+    Raises `InputError` if the file is missing, empty, names a class twice, has more classes than a mask has ids, or
+    names with control characters, which a terminal would obey.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+        lines = regular(path).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"class list {path} can't be read ({error}); expected one class name a line.") from error
     names = tuple(line.strip() for line in lines if line.strip())
@@ -48,6 +51,8 @@ def read_classes(path: str | Path) -> tuple[str, ...]:
         raise InputError(
             f"class list {path} must hold 1 to {IGNORE_LABEL - 1} different names, has {len(names)} lines."
         )
+    if any(unicodedata.category(character) == "Cc" for name in names for character in name):
+        raise InputError(f"class list {path} has control characters in its names; expected one class name a line.")
     return names
 
 

@@ -89,11 +89,6 @@ def evaluate_cams(
     scored = {threshold: scores(confusion) for threshold, confusion in sweep.confusions().items()}
     best, best_scores = sweep.best(among=thresholds)
     miou_apart = scored[threshold_apart]["miou"]
-    log.info("background score   mIoU")
-    for threshold in thresholds:
-        log.info("%16g   %.4f%s", threshold, scored[threshold]["miou"], "   best" if threshold == best else "")
-    log.info("%16g   %.4f   (--cam_eval_thres, not in the choice)", threshold_apart, miou_apart)
-    log.info("%s", class_table(names, best_scores))
     content = {
         "voc12_root": str(devkit.root),
         "set": split,
@@ -106,6 +101,11 @@ def evaluate_cams(
         "miou_at_cam_eval_thres": miou_apart,
     }
     path = save_scores(result_dir, name, jsonable(content))
+    log.info("background score   mIoU")
+    for threshold in thresholds:
+        log.info("%16g   %.4f%s", threshold, scored[threshold]["miou"], "   best" if threshold == best else "")
+    log.info("%16g   %.4f   (--cam_eval_thres, not in the choice)", threshold_apart, miou_apart)
+    log.info("%s", class_table(names, best_scores))
     log.info("%s mIoU %.4f at background score %g (%s)", title, best_scores["miou"], best, path)
 
 
@@ -138,10 +138,6 @@ def evaluate_masks(
             raise InputError(f"mask {path} does not fit its ground truth ({error}); make it again.") from error
 
     scored = scores(confusion)
-    log.info("%s", class_table(names, scored))
-    for key in ("false_positive", "false_negative"):
-        background, foreground = scored[key][0], nan_mean(scored[key][1:])
-        log.info("%s fraction: background %.4f, foreground %.4f", key.replace("_", " "), background, foreground)
     content = {
         "voc12_root": str(devkit.root),
         "set": split,
@@ -151,4 +147,8 @@ def evaluate_masks(
         "classes": names,
     }
     path = save_scores(result_dir, name, jsonable({**content, **scored}))
+    log.info("%s", class_table(names, scored))
+    for key in ("false_positive", "false_negative"):
+        background, foreground = scored[key][0], nan_mean(scored[key][1:])
+        log.info("%s fraction: background %.4f, foreground %.4f", key.replace("_", " "), background, foreground)
     log.info("%s mIoU %.4f (%s)", title, scored["miou"], path)

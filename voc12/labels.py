@@ -17,6 +17,7 @@ from misc.files import look
 from misc.files.images import without_image_suffix
 from misc.files.objectfile import load_object, save_object
 from misc.files.paths import Paths
+from misc.files.regular import regular
 from misc.run.progress import progress
 from voc12.derived import DERIVED_FOLDER, derived_file, is_derived
 from voc12.devkit import Devkit
@@ -87,7 +88,7 @@ def _annotations_state(devkit: Devkit, names: Sequence[str]) -> str:
     sizes_and_times = look.states(Paths(devkit.root / "Annotations", names))[:, :2].tolist()
     states = [f"{name} {size} {time}" for name, (size, time) in zip(names, sizes_and_times, strict=True)]
     text = "\n".join([str(devkit.root.resolve()), *devkit.classes, *states])
-    return f"{zlib.crc32(text.encode()):08x}"
+    return f"{zlib.crc32(text.encode(errors='surrogateescape')):08x}"  # names need not be text
 
 
 def labels_of_annotation(path: Path, classes: Sequence[str]) -> np.ndarray:
@@ -96,7 +97,7 @@ def labels_of_annotation(path: Path, classes: Sequence[str]) -> np.ndarray:
     Raises `InputError` if the file is no XML.
     """
     try:
-        names = {(element.text or "").strip() for element in ElementTree.parse(path).iterfind("object/name")}
+        names = {(element.text or "").strip() for element in ElementTree.parse(regular(path)).iterfind("object/name")}
     except (ElementTree.ParseError, ValueError, LookupError, OSError) as error:
         raise InputError(f"annotation {path} is no valid XML ({error}); replace it.") from error
     return np.array([name in names for name in classes], dtype=np.float32)

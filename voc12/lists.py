@@ -10,6 +10,7 @@ from pathlib import Path
 from misc.errors import InputError, first_three
 from misc.files.images import without_image_suffix
 from misc.files.look import Folder, folder_at, read_once, remembered
+from misc.files.regular import regular
 from voc12.derived import DERIVED_FOLDER, derived_file, is_derived
 from voc12.devkit import Devkit
 
@@ -64,12 +65,12 @@ def _with_underscore(image_id: str) -> str:
 
 def _read_lines(path: Path, *, flag: str) -> list[str]:
     try:
-        content = path.read_bytes()
+        content = regular(path).read_bytes()
         is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # as Windows' shell writes lists
         lines = re.split(r"\r\n?|\n", content.decode("utf-16" if is_utf16 else "utf-8-sig"))
     except FileNotFoundError as error:
         raise InputError(f"--{flag}: list {path} is missing; expected a text file with one image id a line.") from error
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise InputError(f"--{flag}: list {path} can't be read ({error}); expected one image id a line.") from error
     return [line.strip() for line in lines if line.strip()]
 
@@ -132,7 +133,14 @@ def _train_aug_ids(devkit: Devkit) -> list[str]:
     val_ids = _split_ids(devkit, "val")
     held_out = {*val_ids, *map(_with_underscore, val_ids)}
     stems = [name.removesuffix(".png") for name in names if name.endswith(".png") and not name.startswith(".")]
-    return sorted(stem for stem in stems if stem not in held_out)
+    if not_text := [ascii(stem) for stem in stems if not _is_text(stem)]:
+        log.info("notice: %s has masks whose names no list can hold, left out: %s", folder, first_three(not_text))
+    return sorted(stem for stem in stems if _is_text(stem) and stem not in held_out)
+
+
+def _is_text(name: str) -> bool:
+    """Whether a list can hold a file's name: one line of UTF-8, whereas names of files are any bytes."""
+    return not re.search(r"[\r\n\ud800-\udfff]", name)
 
 
 _DERIVED_LISTS = {

@@ -7,12 +7,11 @@ from itertools import chain, groupby, islice
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from misc.errors import InputError, first_three
+from misc.errors import InputError, first_three, reason_of
 from misc.files import look
 from misc.files.atomic import write_json
-from misc.files.images import image_size, pixel_problem, read_label
+from misc.files.images import image_size, open_image, pixel_problem, read_label
 from misc.files.jsonfile import read_dict
 from misc.files.paths import Paths
 from misc.imutils import IGNORE_LABEL
@@ -35,13 +34,13 @@ Columns = tuple[Paths, ...]
 def _problem_of_image(files: Files) -> str | None:
     """Why the file can't be used. JPEGs are decoded at an eighth of their size: it reads all of the file, faster."""
     try:
-        with Image.open(files[0]) as image:
+        with open_image(files[0]) as image:
             if problem := pixel_problem(image):
                 return problem
             image.draft("RGB", (max(1, image.width // 8), max(1, image.height // 8)))
             image.load()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        return str(error)
+    except Exception as error:  # a damaged file makes PIL fail in any way
+        return reason_of(error)
     return None
 
 

@@ -19,8 +19,22 @@ def first_three(names: list[str]) -> str:
 
 
 def message_of(error: InputError) -> str:
-    """The sentence of an error, also when a loader's worker process has wrapped it in its own traceback."""
-    return str(error).rsplit("InputError: ", 1)[-1].strip()
+    """The sentence of an error, also when a loader's worker process has wrapped it in its own traceback.
+
+    On one line, and without the control characters that names in files may hold.
+    """
+    return printable(str(error).rsplit("InputError: ", 1)[-1])
+
+
+def printable(text: str) -> str:
+    """`text` on one line, characters that a terminal would obey, or that are none, as `\\x1b` or `\\udcff`."""
+    line = " ".join(text.split())
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in line)
+
+
+def reason_of(error: Exception) -> str:
+    """What a library's error says, for use within a sentence: on one line, not long, never empty."""
+    return printable(str(error))[:200] or type(error).__name__
 
 
 def raise_all(errors: list[InputError]) -> None:
@@ -29,4 +43,5 @@ def raise_all(errors: list[InputError]) -> None:
     if len(sentences) == 1:
         raise errors[0]
     if sentences:
-        raise InputError(f"{len(sentences)} problems:\n" + "\n".join(f"  {n}. {s}" for n, s in enumerate(sentences, 1)))
+        numbered = " ".join(f"({number}) {sentence}" for number, sentence in enumerate(sentences, start=1))
+        raise InputError(f"{len(sentences)} problems: {numbered}")

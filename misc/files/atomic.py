@@ -12,23 +12,30 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-LONGEST_STEM = 100
-"""Characters of a file's name that its temporary name keeps: file systems end names after 255 bytes."""
+MARK_LENGTH = 32
+LONGEST_NAME = 255
+"""Bytes of a file's name, on nearly every file system."""
 
 
-def _temporary_name(path: Path) -> str:
-    """A name of its own for every write: process ids are alike on the machines of a cluster, and in containers."""
-    return f".{path.stem[:LONGEST_STEM]}.{uuid.uuid4().hex}.part{path.suffix}"
+def _temporary_name(stem: str, suffix: str, mark: str) -> str:
+    """The name of a temporary file, as long as file systems allow."""
+    end = f".{mark}.part{suffix}"
+    start = f".{stem}".encode(errors="surrogateescape")[: LONGEST_NAME - len(os.fsencode(end))]
+    return start.decode(errors="ignore") + end
 
 
-def leftovers(folder: Path, stem: str | None = None) -> list[Path]:
-    """Temporary files in `folder` that killed runs have left, those of files called `stem` (without suffix) alone.
+def leftovers(folder: Path, file: Path | None = None) -> list[Path]:
+    """Temporary files in `folder` that killed runs have left, those of one `file` alone where it is given.
 
     Whoever calls it must know that no other run writes there.
     """
-    of_file = ".+" if stem is None else re.escape(stem[:LONGEST_STEM])
-    name = re.compile(rf"\.{of_file}\.[0-9a-f]{{32}}\.part(\..*)?", re.DOTALL)
-    return [path for path in folder.iterdir() if name.fullmatch(path.name)] if folder.is_dir() else []
+    no_mark, any_mark = "0" * MARK_LENGTH, f"[0-9a-f]{{{MARK_LENGTH}}}"
+    if file is None:
+        name = rf"\..*\.{any_mark}\.part(\..*)?"
+    else:
+        name = re.escape(_temporary_name(file.stem, file.suffix, no_mark)).replace(no_mark, any_mark)
+    pattern = re.compile(name, re.DOTALL)
+    return [path for path in folder.iterdir() if pattern.fullmatch(path.name)] if folder.is_dir() else []
 
 
 @contextmanager
@@ -42,7 +49,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(_temporary_name(path))
+    # A mark of its own for every write: process ids are alike on the machines of a cluster, and in containers
+    temporary = path.with_name(_temporary_name(path.stem, path.suffix, uuid.uuid4().hex))
     try:
         yield temporary
         if not (path.is_file() and filecmp.cmp(temporary, path, shallow=False)):

@@ -1,13 +1,15 @@
 """Image files as uint8 arrays: photographs and label maps, read and written."""
 
+from functools import cache
 from pathlib import Path
 
 import imageio.v3 as iio
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
-from misc.errors import InputError
+from misc.errors import InputError, reason_of
 from misc.files.atomic import atomic_path
+from misc.files.regular import regular
 
 JPEG_QUALITY = 90
 DEEP_TO_UINT8 = 257
@@ -19,12 +21,32 @@ IMAGE_SUFFIXES = (
     *(".jp2", ".j2k", ".jpf", ".jpx", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".pcx", ".sgi"),
 )
 """Of the files that `read_image` reads, in any case; where files differ in nothing else, the first one counts."""
+FORMATS = (
+    *("JPEG", "MPO", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "AVIF", "JPEG2000"),
+    *("PPM", "TGA", "PCX", "SGI"),
+)
+"""PIL's names of what a file may be, whatever its suffix. PIL knows many more; PostScript among them it would run."""
 
 
 def without_image_suffix(name: str) -> str:
     """`ID.jpg` -> `ID`, for every kind of image; other names stay."""
     stem, dot, suffix = name.rpartition(".")
     return stem if stem and f"{dot}{suffix}".lower() in IMAGE_SUFFIXES else name
+
+
+@cache
+def _known_formats() -> tuple[str, ...]:
+    """Those of `FORMATS` that this PIL can read."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def open_image(path: str | Path) -> Image.Image:
+    """The one way to open an image file with PIL, for a `with`: of the `FORMATS` alone, and never a pipe or device.
+
+    Raises what PIL raises for files that are no image: mostly `OSError`, but a damaged file makes it fail in any way.
+    """
+    return Image.open(regular(path), formats=_known_formats())
 
 
 def pixel_problem(image: Image.Image) -> str | None:
@@ -42,28 +64,27 @@ def read_image(path: str | Path, *, upright: bool = False) -> np.ndarray:
     Raises `InputError` if the file is missing, unreadable, or has 32-bit pixels.
     """
     try:
-        with Image.open(path) as stored:
+        with open_image(path) as stored:
             if problem := pixel_problem(stored):
                 raise ValueError(problem)
-            is_deep = stored.mode.startswith("I")
-        with iio.imopen(path, "r", plugin="pillow") as file:
-            if is_deep:
-                grey = (file.read(index=0) // DEEP_TO_UINT8).astype(np.uint8)
+            if stored.mode.startswith("I"):
+                grey = (np.asarray(stored) // DEEP_TO_UINT8).astype(np.uint8)
                 image = np.repeat(grey[..., None], 3, axis=2)
             else:
-                image = file.read(index=0, mode="RGB")
-        return _turned_upright(image, path) if upright else image
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"image {path} can't be read ({error}); replace it or take it out of the list.") from error
+                image = np.array(stored.convert("RGB"))
+            return _turned_upright(image, stored) if upright else image
+    except Exception as error:  # a damaged file makes PIL fail in any way
+        raise InputError(
+            f"image {path} can't be read ({reason_of(error)}); replace it or take it out of the list."
+        ) from error
 
 
-def _turned_upright(image: np.ndarray, path: str | Path) -> np.ndarray:
-    """The image of the file at `path`, turned as its EXIF orientation says (imageio turns grey images wrongly)."""
-    picture = Image.fromarray(image)
-    with Image.open(path) as stored:
-        orientation = stored.getexif().get(ExifTags.Base.Orientation)
+def _turned_upright(image: np.ndarray, stored: Image.Image) -> np.ndarray:
+    """The (H, W, 3) pixels `image` of the file `stored`, turned as its EXIF orientation says."""
+    orientation = stored.getexif().get(ExifTags.Base.Orientation)
     if orientation is None:
         return image
+    picture = Image.fromarray(image)
     picture.getexif()[ExifTags.Base.Orientation] = orientation
     return np.asarray(ImageOps.exif_transpose(picture))
 
@@ -71,25 +92,28 @@ def _turned_upright(image: np.ndarray, path: str | Path) -> np.ndarray:
 def read_label(path: str | Path) -> np.ndarray:
     """A palette or grey PNG as (H, W) uint8 ids. Raises `InputError` if it is missing, unreadable or in colour."""
     try:
-        with Image.open(path) as image:
-            if image.mode not in ("P", "L", "1"):
-                kind = "16-bit" if image.mode.startswith("I") else image.mode
-                raise InputError(
-                    f"label {path} is a {kind} image; expected a palette or grey PNG of 8 bits: ids up to 254, 255 for "
-                    "unsure pixels."
-                )
-            return np.array(image, dtype=np.uint8)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"label {path} can't be read ({error}); replace it.") from error
+        with open_image(path) as image:
+            mode, label = image.mode, np.array(image)
+    except Exception as error:  # a damaged file makes PIL fail in any way
+        raise InputError(f"label {path} can't be read ({reason_of(error)}); replace it.") from error
+    if mode not in ("P", "L", "1"):
+        kind = "16-bit" if mode.startswith("I") else mode
+        raise InputError(
+            f"label {path} is a {kind} image; expected a palette or grey PNG of 8 bits: ids up to 254, 255 for unsure "
+            "pixels."
+        )
+    return label.astype(np.uint8)
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
     """(H, W) of an image file, from its header. Raises `InputError` if it is missing or no image."""
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             return image.height, image.width
-    except (OSError, Image.DecompressionBombError) as error:
-        raise InputError(f"image {path} can't be read ({error}); replace it or take it out of the list.") from error
+    except Exception as error:  # a damaged file makes PIL fail in any way
+        raise InputError(
+            f"image {path} can't be read ({reason_of(error)}); replace it or take it out of the list."
+        ) from error
 
 
 def write_label(path: str | Path, label: np.ndarray) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from misc.errors import InputError
+from misc.errors import InputError, reason_of
 from misc.files.objectfile import load_object, save_object
 
 
@@ -44,11 +44,13 @@ def load(path: str | Path, n_classes: int | None = None) -> Detections:
     if missing := {"score", "mask", "class"} - content.keys():
         raise InputError(f"instance file {path} lacks {', '.join(sorted(missing))}; make it again.")
     try:
-        scores = np.asarray(content["score"], dtype=np.float32)
+        with np.errstate(over="ignore"):  # numbers beyond float32 become infinity
+            scores = np.asarray(content["score"], dtype=np.float32)
         masks = np.asarray(content["mask"], dtype=bool)
         classes = np.asarray(content["class"], dtype=np.int64)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"instance file {path}: score, mask or class is no array ({error}); make it again.") from error
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        problem = f"score, mask or class is no array ({reason_of(error)})"
+        raise InputError(f"instance file {path}: {problem}; make it again.") from error
     if not (scores.ndim == classes.ndim == 1 and masks.ndim == 3 and len(scores) == len(masks) == len(classes)):
         raise InputError(f"instance file {path}: score, mask and class don't fit together; make it again.")
     if not (np.isfinite(scores).all() and masks.any(axis=(1, 2)).all()):

@@ -6,7 +6,6 @@ checked: a plain type of numbers, a shape, and just as many bytes. NumPy's own f
 types with fields or objects, which can point anywhere in memory.
 """
 
-import io
 import math
 import pickle
 import re
@@ -17,20 +16,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from misc.errors import InputError
+from misc.errors import InputError, reason_of
 from misc.files.atomic import atomic_path
+from misc.files.pickles import BoundedUnpickler, load_tensors, ordered_dict, require
+from misc.files.regular import regular
 
 # NumPy 2 renamed its private package; files that name the old one load in every NumPy
 _NUMPY_MODULES = {"numpy._core.multiarray": "numpy.core.multiarray", "numpy._core.numeric": "numpy.core.numeric"}
 
 _NUMBERS, _TEXT, _OBJECTS = re.compile(r"b1|[iu][1248]|f[248]"), re.compile(r"U[1-9]\d*"), re.compile(r"O[48]")
+_TENSOR_NUMBERS = (
+    *(torch.float16, torch.bfloat16, torch.float32, torch.float64),
+    *(torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool),
+)
 _OBJECT_STATE = (3, "|", None, None, None, -1, -1, 63)
 _BYTE_ORDERS = ("<", ">", "|", "=")
-
-
-def _require(condition: bool, problem: str) -> None:
-    if not condition:
-        raise pickle.UnpicklingError(problem)
 
 
 class _Sealed:
@@ -60,7 +60,7 @@ class _PickledType:
     __slots__ = ("_numbers", "name", "state")
 
     def __init__(self, name: object, align: object = False, copy: object = True) -> None:
-        _require(type(name) is str and (align, copy) == (False, True), "an array of a type that is not plain")
+        require(type(name) is str and (align, copy) == (False, True), "an array of a type that is not plain")
         self.name, self.state, self._numbers = name, None, None
 
     def __setstate__(self, state: object) -> None:
@@ -69,17 +69,17 @@ class _PickledType:
     def byte_order(self) -> str:
         """All that a plain type's state may say: no fields, no metadata."""
         state = self.state
-        _require(type(state) is tuple and len(state) == 8, f"an array of the type {self.name} with a foreign state")
+        require(type(state) is tuple and len(state) == 8, f"an array of the type {self.name} with a foreign state")
         version, order, *fields = state[:5]
         plain = (version, fields) == (3, [None, None, None]) and order in _BYTE_ORDERS
-        _require(plain, f"an array of the type {self.name} with fields, expected plain numbers")
+        require(plain, f"an array of the type {self.name} with fields, expected plain numbers")
         return order
 
     def numbers(self) -> np.dtype:
         """The type, if it is one of numbers or truth values."""
         if self._numbers is None:  # label files have one type and 100,000 arrays
             known = _NUMBERS.fullmatch(self.name)
-            _require(known is not None, f"an array of the type {self.name}, expected numbers or truth values")
+            require(known is not None, f"an array of the type {self.name}, expected numbers or truth values")
             self._numbers = np.dtype(self.name).newbyteorder(self.byte_order())
         return self._numbers
 
@@ -87,16 +87,16 @@ class _PickledType:
 def _bytes(content: object) -> bytes | bytearray:
     if type(content) is str:  # bytes of Python 2, which `encoding="latin1"` has made text
         return content.encode("latin1")
-    _require(type(content) in (bytes, bytearray), "an array without bytes")
+    require(type(content) in (bytes, bytearray), "an array without bytes")
     return content
 
 
 def _build_array(kind: object, shape: object, content: object, *, order: str) -> np.ndarray:
     """A new array in the machine's byte order, if the bytes are as many as shape and type say."""
-    _require(type(kind) is _PickledType, "an array without a type")
+    require(type(kind) is _PickledType, "an array without a type")
     dtype, content = kind.numbers(), _bytes(content)
     sides = type(shape) is tuple and len(shape) <= 32 and all(type(side) is int and side >= 0 for side in shape)
-    _require(sides and math.prod(shape) * dtype.itemsize == len(content), "an array whose bytes don't fit its shape")
+    require(sides and math.prod(shape) * dtype.itemsize == len(content), "an array whose bytes don't fit its shape")
     if dtype.kind == "b":  # a truth value is 0 or 1 in memory, whatever the file holds
         return np.ndarray(shape, np.uint8, content, order=order) != 0
     return np.ndarray(shape, dtype, content, order=order).astype(dtype.newbyteorder("="))
@@ -112,7 +112,7 @@ class _PickledArray:
 
     def __setstate__(self, state: object) -> None:
         whole = type(state) is tuple and len(state) == 5 and state[0] == 1
-        _require(whole, "an array with a foreign state")
+        require(whole, "an array with a foreign state")
         _, shape, kind, is_fortran, content = state
         if type(content) is list:
             self._boxed = shape, kind, content
@@ -120,28 +120,26 @@ class _PickledArray:
             self._array = _build_array(kind, shape, content, order="F" if is_fortran in (1, True) else "C")
 
     def build(self) -> np.ndarray:
-        _require(self._array is not None, "an array of objects, expected numbers")
+        require(self._array is not None, "an array of objects, expected numbers")
         return self._array
 
     def unbox(self) -> object:
         """The one object of an array of shape (): what `np.save` makes of anything but an array."""
         shape, kind, content = self._boxed or (None, None, [])
         boxed = type(kind) is _PickledType and _OBJECTS.fullmatch(kind.name) and kind.state == _OBJECT_STATE
-        _require(
-            bool(boxed) and shape == () and len(content) == 1, "an array that holds something else than one object"
-        )
+        require(bool(boxed) and shape == () and len(content) == 1, "an array that holds something else than one object")
         return content[0]
 
 
 def _reconstruct(kind: object, shape: object, code: object) -> _PickledArray:
     """`numpy.core.multiarray._reconstruct`: an empty array, to be filled by its state."""
-    _require(kind is _PickledArray and shape == (0,) and code in (b"b", "b"), "an array that is made in a foreign way")
+    require(kind is _PickledArray and shape == (0,) and code in (b"b", "b"), "an array that is made in a foreign way")
     return _PickledArray()
 
 
 def _scalar(kind: object, content: object = b"") -> np.generic | str:
     """`numpy.core.multiarray.scalar`: a number, or text."""
-    _require(type(kind) is _PickledType, "a number without a type")
+    require(type(kind) is _PickledType, "a number without a type")
     if _TEXT.fullmatch(kind.name):
         encoding = "utf-32-be" if kind.byte_order() == ">" else "utf-32-le"
         return _bytes(content).decode(encoding).rstrip("\0")
@@ -150,13 +148,13 @@ def _scalar(kind: object, content: object = b"") -> np.generic | str:
 
 def _frombuffer(content: object, kind: object, shape: object, order: object) -> np.ndarray:
     """`numpy.core.numeric._frombuffer`: the arrays of pickle protocol 5."""
-    _require(order in ("C", "F"), "an array of a foreign order")
+    require(order in ("C", "F"), "an array of a foreign order")
     return _build_array(kind, shape, content, order=order)
 
 
 def _latin1(text: object, encoding: object) -> bytes:
     """`_codecs.encode`: bytes, which pickles of protocol 2 hold as text."""
-    _require(type(text) is str and encoding == "latin1", "it encodes something else than an array's bytes")
+    require(type(text) is str and encoding == "latin1", "it encodes something else than an array's bytes")
     return text.encode("latin1")
 
 
@@ -176,10 +174,11 @@ class _PickledStorage(_Sealed):
     def build(self) -> Tensor:
         """(N,) all numbers."""
         try:
-            storage = torch.load(io.BytesIO(self.content), map_location="cpu", weights_only=True)
+            storage = load_tensors(bytes(self.content))
         except Exception as error:  # foreign bytes make the parser fail in any way
             raise pickle.UnpicklingError("a tensor whose numbers can't be read") from error
-        _require(type(storage) is torch.storage.TypedStorage, "a tensor without numbers")
+        require(type(storage) is torch.storage.TypedStorage, "a tensor without numbers")
+        require(storage.dtype in _TENSOR_NUMBERS, f"a tensor of the type {storage.dtype}, expected numbers")
         return torch.empty(0, dtype=storage.dtype).set_(storage._untyped_storage)
 
 
@@ -192,14 +191,14 @@ class _PickledTensor(_Sealed):
         self.storage, self.offset, self.sides, self.strides = storage, offset, sides, strides
 
     def build(self) -> Tensor:
-        _require(type(self.storage) is _PickledStorage, "a tensor without numbers")
+        require(type(self.storage) is _PickledStorage, "a tensor without numbers")
         offset, sides, strides = self.offset, self.sides, self.strides
-        _require(type(sides) is type(strides) is tuple and len(sides) == len(strides), "a tensor of a foreign shape")
+        require(type(sides) is type(strides) is tuple and len(sides) == len(strides), "a tensor of a foreign shape")
         counts = all(type(count) is int and count >= 0 for count in (offset, *sides, *strides))
-        _require(counts, "a tensor of a foreign shape")
+        require(counts, "a tensor of a foreign shape")
         numbers, size = self.storage.build(), math.prod(sides)
         last = offset + sum((side - 1) * stride for side, stride in zip(sides, strides, strict=True))
-        _require(size == 0 or (size <= len(numbers) and last < len(numbers)), "a tensor larger than its numbers")
+        require(size == 0 or (size <= len(numbers) and last < len(numbers)), "a tensor larger than its numbers")
         return torch.as_strided(numbers, sides, strides, offset).clone() if size else numbers.new_empty(sides)
 
 
@@ -216,13 +215,13 @@ _ADMITTED = {
     **NUMPY_STAND_INS,
     "_codecs.encode": _Function(_latin1),
     **dict.fromkeys(("__builtin__.bytes", "builtins.bytes"), _Function(_no_bytes)),
-    "collections.OrderedDict": _Function(dict),
+    "collections.OrderedDict": _Function(ordered_dict),
     "torch._utils._rebuild_tensor_v2": _PickledTensor,
     "torch.storage._load_from_bytes": _PickledStorage,
 }
 
 
-class _ArrayUnpickler(pickle.Unpickler):
+class _ArrayUnpickler(BoundedUnpickler):
     """Admits dicts, lists, numbers, strings, NumPy arrays and torch tensors, nothing else."""
 
     def find_class(self, module: str, name: str) -> Any:
@@ -269,7 +268,7 @@ def load_object(path: str | Path, *, kind: str) -> dict:
     """
     path = Path(path)
     try:
-        with path.open("rb") as file:
+        with regular(path).open("rb") as file:
             version = np.lib.format.read_magic(file)
             read_header = np.lib.format.read_array_header_1_0
             if version != (1, 0):
@@ -278,15 +277,14 @@ def load_object(path: str | Path, *, kind: str) -> dict:
             if shape != () or dtype.kind != "O":
                 raise ValueError(f"an array of shape {shape} and type {dtype}")
             boxed = _ArrayUnpickler(file, encoding="latin1").load()
-        _require(type(boxed) is _PickledArray, "it holds no array")
+        require(type(boxed) is _PickledArray, "it holds no array")
         content = _built(boxed.unbox())
         if type(content) is dict:
             content = {key: _built(value) for key, value in content.items()}
     except FileNotFoundError as error:
         raise InputError(f"{kind} {path} is missing.") from error
     except Exception as error:  # foreign bytes make the parser fail in any way
-        problem = " ".join(str(error).split())[:200] or type(error).__name__
-        raise InputError(f"{kind} {path} can't be read ({problem}); make it again.") from error
+        raise InputError(f"{kind} {path} can't be read ({reason_of(error)}); make it again.") from error
     if type(content) is not dict:
         raise InputError(f"{kind} {path} holds a {type(content).__name__}, expected a dict; make it again.")
     return content

@@ -1,12 +1,13 @@
 """Reading what a run left behind. Whatever is missing or damaged is left out."""
 
-import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from misc.files.jsonfile import read_dict
+from misc.files.jsonfile import is_number, parse, read_dict
+from misc.files.regular import regular
 from misc.run.record import METRICS_FOLDER, RUNS_FOLDER, SCORES_FOLDER
 
 TRAININGS = ("train_classifier", "train_cam", "train_irn", "train_deeplab")
@@ -18,9 +19,13 @@ EVALUATIONS = {
     "eval_sem_seg": "Masks after IRN",
     **SEGMENTATION_EVALUATIONS,
 }
+CAM_EVALUATIONS = ("eval_cam", "eval_advcam")
+"""Over background scores."""
 OPTIONAL = ("eval_advcam", "train_deeplab", *SEGMENTATION_EVALUATIONS)
 """The report does not miss these."""
 REPORT_STEP = "make_report"
+LARGEST_SHOWN = 1e30
+"""Charts can't scale larger numbers."""
 # What makes two trainings comparable: all but the OoD data
 SHARED_FLAGS = ("cam_init_weights_name", "cam_num_epoches", "cam_learning_rate", "cam_batch_size", "train_list", "seed")
 
@@ -84,38 +89,79 @@ def _done(run: Record) -> set[str]:
 
 
 def _is_run(record: Record) -> bool:
-    """Whether a run record has all that the report reads."""
+    """Whether a run record has all that the report reads, as a run writes it."""
     kinds = {"started": str, "config": dict, "steps": list, "done": list, "versions": dict, "device": str}
-    return all(isinstance(record.get(name), kind) for name, kind in kinds.items()) and all(
-        isinstance(step, dict) and {"step", "seconds", "peak_memory_mib"} <= step.keys() for step in record["done"]
+    return (
+        all(isinstance(record.get(name), kind) for name, kind in kinds.items())
+        and all(isinstance(step, str) for step in record["steps"])
+        and all(map(_is_done_step, record["done"]))
+        and isinstance(record["config"].get("work_dir", ""), str)
     )
 
 
-def _is_score(content: Record) -> bool:
-    """Whether an evaluation has all that the report reads."""
-    scored = content.get("best", content)
+def _is_done_step(step: Any) -> bool:
     return (
-        {"classes", "images", "set", "folder"} <= content.keys()
+        isinstance(step, dict)
+        and isinstance(step.get("step"), str)
+        and is_number(step.get("seconds"), low=0, high=LARGEST_SHOWN)
+        and isinstance(step.get("peak_memory_mib"), dict)
+        and all(is_number(mib, low=0, high=LARGEST_SHOWN) for mib in step["peak_memory_mib"].values())
+    )
+
+
+def _is_score(content: Record, *, over_thresholds: bool) -> bool:
+    """Whether an evaluation has all that the report reads, as a run writes it."""
+    kinds = {"images": int, "set": str, "folder": str, "classes": list}
+    scored = content.get("best") if over_thresholds else content
+    return (
+        all(isinstance(content.get(name), kind) for name, kind in kinds.items())
         and isinstance(scored, dict)
-        and {"iou", "miou", "precision", "recall"} <= scored.keys()
-        and ("best" not in content or {"best_threshold", "miou_by_threshold"} <= content.keys())
+        and ("best" in content) == over_thresholds
+        and _is_share(scored.get("miou", LARGEST_SHOWN))
+        and all(_are_shares(scored.get(name), content["classes"]) for name in ("iou", "precision", "recall"))
+        and (not over_thresholds or _is_curve(content))
+    )
+
+
+def _is_share(value: Any) -> bool:
+    """Whether a value is a score: a number from 0 to 1, or None where there was nothing to measure."""
+    return value is None or is_number(value, low=0, high=1)
+
+
+def _are_shares(values: Any, classes: list) -> bool:
+    return isinstance(values, list) and len(values) == len(classes) and all(map(_is_share, values))
+
+
+def _is_curve(content: Record) -> bool:
+    curve = content.get("miou_by_threshold")
+    return (
+        is_number(content.get("best_threshold"), low=0, high=1)
+        and isinstance(curve, dict)
+        and all(re.fullmatch(r"[\d.]+(e-\d+)?", score) and _is_share(miou) for score, miou in curve.items())
+        and all(score.count(".") <= 1 and score != "." for score in curve)
     )
 
 
 def _read_losses(path: Path) -> dict[str, list[float]]:
     """{column: values} of a file of JSON lines; of columns that each line has. Empty if there is no sound file."""
     try:
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError):
+        lines = [parse(line) for line in regular(path).read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError):
         return {}
-    if not lines or not all(isinstance(line, dict) and "step" in line for line in lines):
+    if not lines or not all(isinstance(line, dict) for line in lines):
         return {}
-    columns = [name for name in lines[0] if all(isinstance(line.get(name), int | float) for line in lines)]
-    return {name: [line[name] for line in lines] for name in columns}
+    shown = {"low": -LARGEST_SHOWN, "high": LARGEST_SHOWN}
+    columns = [n for n in lines[0] if n.isprintable() and all(is_number(line.get(n), **shown) for line in lines)]
+    return {name: [line[name] for line in lines] for name in columns} if "step" in columns else {}
 
 
 def _same_path(path: Any, other: Any) -> bool:
-    return isinstance(path, str) and isinstance(other, str) and Path(path).resolve() == Path(other).resolve()
+    if not (isinstance(path, str) and isinstance(other, str)):
+        return False
+    try:
+        return Path(path).resolve() == Path(other).resolve()
+    except (OSError, ValueError):  # no name that a file could have
+        return False
 
 
 def _segmentation_training(scores: Record, records: Iterable[Record]) -> Record | None:
@@ -145,14 +191,14 @@ def collect_arm(name: str, result_dir: str | Path, voc12_root: str, class_names:
     for evaluation in EVALUATIONS:
         content = read_dict(folder / SCORES_FOLDER / f"{evaluation}.json")
         ours = _same_path(content.get("voc12_root"), voc12_root) and content.get("classes") == class_names
-        if ours and _is_score(content):
+        if ours and _is_score(content, over_thresholds=evaluation in CAM_EVALUATIONS):
             arm.scores[evaluation] = content
     if arm.segmentation_scores is not None:
         arm.segmentation_training = _segmentation_training(arm.segmentation_scores, records)
     instances = read_dict(folder / SCORES_FOLDER / "eval_ins_seg.json")
     ap = instances.get("map"), instances.get("iou_threshold")
     ours = _same_path(instances.get("voc12_root"), voc12_root) and instances.get("classes") == class_names[1:]
-    if ours and all(isinstance(number, float) for number in ap):
+    if ours and all(is_number(number, low=0, high=1) for number in ap):
         arm.instance_ap = ap
     for training in TRAININGS:  # losses carry no data set: the last run that wrote them tells it
         losses = _read_losses(folder / METRICS_FOLDER / f"{training}.jsonl") if owner.get(training) else {}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import matplotlib
 import numpy as np
 
 from misc.report.charts import class_bars, loss_curves, threshold_curves
@@ -46,7 +47,8 @@ class ImageRow:
 
 def chart_files(arms: Sequence[Arm]) -> dict[str, bytes]:
     """The charts for which there are data, as PNG files by name."""
-    made = {name: draw(arms) for name, draw in CHARTS.items()}
+    with matplotlib.rc_context({"text.parse_math": False}):  # a class may be called $1
+        made = {name: draw(arms) for name, draw in CHARTS.items()}
     return {name: content for name, content in made.items() if content is not None}
 
 

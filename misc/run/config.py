@@ -6,6 +6,7 @@ The names and defaults are those of the authors' `run_sample.py`; flags that the
 import argparse
 import difflib
 import math
+import os
 import re
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -359,6 +360,21 @@ def _check_range(name: str, value: Any, *, low: float | None, high: float | None
             raise InputError(f"--{name} must be a multiple of {multiple_of}, got {number}.")
 
 
+LONGEST_NAME, LONGEST_PATH = 240, 3800
+"""Bytes of a file's name and of a path that a flag may give: systems take 255 and 4095, and endings are added."""
+
+
+def _check_name(name: str, value: str, *, output: bool) -> None:
+    """Raise `InputError` for text that no file or folder can be called, and for outputs without a name."""
+    if output and not value:
+        raise InputError(f"--{name} is empty; expected the name of a file or folder.")
+    if any(len(os.fsencode(part)) > LONGEST_NAME for part in value.split("/")) or len(value) > LONGEST_PATH:
+        raise InputError(
+            f"--{name} {value[:30]}... is too long; expected names of at most {LONGEST_NAME} bytes, and a path of at "
+            f"most {LONGEST_PATH}."
+        )
+
+
 def _make_parser() -> _Parser:
     parser = _Parser(
         prog="run_sample.py",
@@ -418,6 +434,8 @@ def parse_config(arguments: Sequence[str] | None = None, *, explain: Callable[[s
         values |= {**fitted, **given, "recipe": name}
         sentences += more
     for item in fields(Config):
+        if isinstance(values[item.name], str):
+            _check_name(item.name, values[item.name], output=item.metadata["output"])
         ranges = {key: item.metadata[key] for key in ("low", "high", "multiple_of")}
         if ranges["low"] is not None:
             _check_range(item.name, values[item.name], **ranges)

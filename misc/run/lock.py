@@ -106,7 +106,7 @@ def _clear(place: Path) -> None:
         folders = [place, *(path for path in place.iterdir() if path.is_dir() and not lock_path(path).exists())]
         found = [path for folder in folders for path in leftovers(folder)]
     else:
-        found = leftovers(place.parent, place.stem)
+        found = leftovers(place.parent, place)
     for path in found:
         path.unlink(missing_ok=True)
     if found:

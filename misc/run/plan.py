@@ -11,6 +11,9 @@ from misc.files.look import folder_at
 Planned = Mapping[str, frozenset[str]]
 """What earlier steps of the same run will make: checkpoints, and folders with the ids of their files."""
 
+OUTPUT_SUFFIXES = (".npy", ".png", ".jpg", ".json", ".jsonl", ".pth", ".txt", ".html")
+RESULT_FOLDERS = ("runs", "scores", "metrics", "state", "report")
+
 
 class Plan(UserDict[str, frozenset[str]]):
     """`Planned`, as steps add to it; however a path is written (`result/cam/`, `./result/cam`), it is one."""
@@ -51,18 +54,36 @@ def require_outputs(
 
 def require_writable_file(path: str, *, flag: str, kind: str = "checkpoint") -> None:
     """Raise `InputError` unless a `kind` can be written at `path`; its folder is made where it is missing."""
-    if not path or path.endswith("/") or Path(path).is_dir():
-        given = f"{path} is a folder" if path else "is empty"
-        raise InputError(f"--{flag} {given}; expected the name of a {kind}.")
-    require_writable(Path(path).parent, flag=flag)
+    if path.endswith("/") or Path(path).is_dir():
+        raise InputError(f"--{flag} {path} is a folder; expected the name of a {kind}.")
+    if Path(path).exists() and not Path(path).is_file():
+        raise InputError(f"--{flag} {path} is a pipe or a device; expected the name of a {kind}.")
+    require_writable(Path(path).parent, flag=flag, is_own=False)
 
 
-def require_writable(folder: str | Path, *, flag: str) -> None:
-    """Make `folder` where it is missing; raise `InputError` if files can't be written into it."""
+def require_writable(folder: str | Path, *, flag: str = "", is_own: bool = True) -> None:
+    """Make `folder` where it is missing; raise `InputError` if files can't be written into it.
+
+    `flag`: the one that names the folder, if there is one. `is_own`: the folder holds outputs of many names, so that no
+    folder may lie where one of these files would go.
+    """
     probe = Path(folder) / ".writable"
+    subject, advice = (f"--{flag}: ", "name another place") if flag else ("", "work in another folder")
     try:
         probe.parent.mkdir(parents=True, exist_ok=True)
         probe.touch()
         probe.unlink()
+        with os.scandir(probe.parent) as entries:
+            found = (e.path for e in entries if is_own and e.name.endswith(OUTPUT_SUFFIXES) and e.is_dir())
+            in_the_way = next(found, None)
     except OSError as error:
-        raise InputError(f"--{flag}: can't write into {folder} ({error.strerror}); name another place.") from error
+        raise InputError(f"{subject}can't write into {folder} ({error.strerror}); {advice}.") from error
+    if in_the_way:
+        raise InputError(f"{subject}{in_the_way} is a folder, where a file may have to go; move it away, or {advice}.")
+
+
+def require_writable_results(result_dir: str) -> None:
+    """Raise `InputError` if a run can't write its records, scores and losses into `result_dir`."""
+    require_writable(result_dir, flag="result_dir")
+    for folder in filter(os.path.lexists, (Path(result_dir) / name for name in RESULT_FOLDERS)):
+        require_writable(folder, flag="result_dir")

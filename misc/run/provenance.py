@@ -8,6 +8,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+from misc.files.jsonfile import parse
 from misc.run.progress import progress
 
 log = logging.getLogger(__name__)
@@ -133,8 +134,8 @@ def _entries(path: Path) -> Iterator[dict[str, Any]]:
     with path.open(encoding="utf-8", errors="replace") as file:
         for line in file:
             try:
-                entry = json.loads(line)
-            except (ValueError, RecursionError):
+                entry = parse(line)
+            except ValueError:
                 continue
             if isinstance(entry, dict) and all(isinstance(entry.get(name), kind) for name, kind in KINDS.items()):
                 yield entry

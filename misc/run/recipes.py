@@ -14,6 +14,7 @@ from typing import Any
 
 from misc.errors import InputError
 from misc.files.checkpointfile import checkpoint_names
+from misc.files.regular import regular
 
 Flags = Mapping[str, Any]
 """{flag name: value}, values as in `Config`."""
@@ -164,7 +165,7 @@ def _fit_to_few_images(values: Flags, given: Flags) -> tuple[dict[str, Any], lis
 def _n_lines(path: str) -> int:
     """Different lines of a list that are not blank; 0 for a file that is missing or no text."""
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
+        text = regular(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError):
         return 0
     return len({line.strip() for line in text.splitlines()} - {""})

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from misc.errors import InputError
 from misc.files.atomic import write_json
 from misc.run.config import Config
 from misc.run.distributed import is_first_process, n_processes, rank
@@ -33,23 +34,34 @@ GROWING = ".jsonl.part"
 """Suffix of the losses of a training that has not ended."""
 
 
+UNPRINTABLE = "backslashreplace"
+"""How to write characters that a file or screen can't: names of other alphabets, names of files that are no text."""
+
+
 class _ScreenHandler(logging.StreamHandler):
     """Writes to the screen without breaking a progress bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
         stream = sys.stderr if record.levelno >= logging.ERROR else sys.stdout
-        tqdm.write(self.format(record), file=stream)
+        encoding = getattr(stream, "encoding", None) or "utf-8"
+        tqdm.write(self.format(record).encode(encoding, UNPRINTABLE).decode(encoding), file=stream)
 
 
 def start_log(log_name: str) -> None:
-    """Send the log to the screen and to the end of `<log_name>.log`; of other processes than the first only errors."""
+    """Send the log to the screen and to the end of `<log_name>.log`; of other processes than the first only errors.
+
+    Raises `InputError` if the file can't be written.
+    """
     if not is_first_process():
         line = f"process {rank()}: %(message)s"
         logging.basicConfig(level=logging.ERROR, handlers=[_ScreenHandler()], format=line, force=True)
         return
     path = Path(f"{log_name}.log")
     path.parent.mkdir(parents=True, exist_ok=True)
-    file = logging.FileHandler(path, encoding="utf-8")
+    try:
+        file = logging.FileHandler(path, encoding="utf-8", errors=UNPRINTABLE)
+    except OSError as error:
+        raise InputError(f"--log_name: can't write {path} ({error.strerror}); name another place.") from error
     file.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%Y-%m-%d %H:%M:%S"))
     logging.basicConfig(level=logging.INFO, handlers=[_ScreenHandler(), file], format="%(message)s", force=True)
 
@@ -158,8 +170,8 @@ def metrics_log(result_dir: str, name: str, *, n_kept: int = 0) -> Iterator[Any]
     path.parent.mkdir(parents=True, exist_ok=True)
     growing = path.with_name(f"{name}{GROWING}")
     earlier = growing if growing.is_file() else path
-    kept = earlier.read_text(encoding="utf-8").splitlines(keepends=True)[:n_kept] if n_kept else []
+    lines = earlier.read_text(encoding="utf-8", errors="replace").splitlines() if n_kept else []
     with growing.open("w", buffering=1, encoding="utf-8") as file:
-        file.writelines(kept)
+        file.writelines(f"{line}\n" for line in lines[:n_kept])
         yield lambda values: file.write(json.dumps(values, allow_nan=False) + "\n")
     os.replace(growing, path)

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from misc.errors import InputError, ProcessLost
 from misc.files.jsonfile import jsonable
+from misc.files.soundness import unsound_weight
 from misc.run.config import Config
 from misc.run.device import resolve_device
 from misc.run.distributed import max_over_processes, n_processes, sum_gradients
@@ -194,6 +195,8 @@ def fit(
                 state.save(step)
                 raise told()
             state.save_if_due(step)
+    if unsound_weight({str(i): p for i, p in enumerate(p for g in optimizer.param_groups for p in g["params"])}):
+        raise InputError(f"{name}: the weights have grown without bounds by step {n_steps}; lower --{rate_flag}.")
     state.save(n_steps)
 
 

@@ -4,8 +4,10 @@ A resumed training computes what an uninterrupted one does: batches depend on se
 (`misc.run.loaders.ShuffledBatches`); weights, momentum, learning rates and random numbers are in the state.
 """
 
+import copy
 import json
 import logging
+import math
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -13,9 +15,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from torch import nn
 
-from misc.errors import InputError
+from misc.errors import InputError, reason_of
 from misc.files.atomic import atomic_path
+from misc.files.pickles import load_tensors
+from misc.files.soundness import unsound_weight
 from misc.run.distributed import is_first_process, require_equal
 from misc.run.record import GROWING, METRICS_FOLDER
 
@@ -29,7 +34,8 @@ class Part(Protocol):
 
     def state_dict(self) -> dict[str, Any]: ...
 
-    def load_state_dict(self, state: dict[str, Any]) -> Any: ...
+    def load_state_dict(self, state: dict[str, Any]) -> Any:
+        """Raises any error for a state that is not of this part, such as one of other shapes."""
 
 
 class TrainingState:
@@ -43,7 +49,7 @@ class TrainingState:
         parts: Mapping[str, Part],
         made_with: Mapping[str, Any],
         minutes: float,
-        n_steps: int = 0,
+        n_steps: int | None = None,
         resume: bool = True,
     ) -> None:
         """Nothing is read or written yet.
@@ -53,7 +59,7 @@ class TrainingState:
             made_with: whatever determines the training (starting weights, data, settings), as JSON can hold it. A
                 state that was made with something else is not taken up.
             minutes: between two saves; 0: after every step.
-            n_steps: of the whole training, for `saved_step`.
+            n_steps: of the whole training.
             resume: whether to take up a state of an earlier run.
         """
         self.path = state_path(result_dir, name)
@@ -69,8 +75,8 @@ class TrainingState:
     def restore(self) -> int:
         """Fill the parts from the file, if it is of this very training; returns the steps done so far, 0 if none.
 
-        The file is read at the first call. Raises `InputError` if it can't be read now, or if several processes do not
-        agree on the training and its state.
+        The file is read at the first call; one that is damaged, or of more steps than there are, changes nothing.
+        Raises `InputError` if it can't be read now, or if several processes do not agree on the training and its state.
         """
         if self._done is None:
             self._done = self._restore()
@@ -78,15 +84,31 @@ class TrainingState:
 
     def _restore(self) -> int:
         content = self._read() if self._resume else None
-        done = 0 if content is None else content["step"]
+        done = 0 if content is None or not self._take_up(content) else content["step"]
         require_equal(f"{self._made_with} after {done} steps", name=self._name)
-        if content is None:
+        if done == 0:
             return 0
-        for name, part in self._parts.items():
-            part.load_state_dict(content["parts"][name])
-        self._generators, self.unfinished_line = content["generators"], content.get("unfinished_line")
         log.info("%s goes on after step %d of an interrupted run (%s)", self._name, done, self.path)
         return done
+
+    def _take_up(self, content: dict[str, Any]) -> bool:
+        """Fill the parts, all or none. Returns whether the content fits them."""
+        before = copy.deepcopy({name: part.state_dict() for name, part in self._parts.items()})
+        try:
+            if type(content["step"]) is not int or not 0 < content["step"] <= (self._n_steps or math.inf):
+                raise ValueError(f"it is of step {content['step']!r}")
+            for name, part in self._parts.items():
+                part.load_state_dict(content["parts"][name])
+                if isinstance(part, nn.Module) and (weight := unsound_weight(part.state_dict())):
+                    raise ValueError(f"{weight} holds NaN, infinity or numbers without bounds")
+            _require_generators(content["generators"])
+        except Exception as error:  # a damaged file makes whoever uses it fail in any way
+            for name, part in self._parts.items():
+                part.load_state_dict(before[name])
+            self._set_aside(error)
+            return False
+        self._generators, self.unfinished_line = content["generators"], content.get("unfinished_line")
+        return True
 
     def restore_generators(self) -> None:
         """Set the random generators as they were: for after the loaders have started, who draw from them, too."""
@@ -100,7 +122,7 @@ class TrainingState:
         if not self.path.is_file():
             return None
         try:
-            content = torch.load(self.path, map_location="cpu", weights_only=True)
+            content = load_tensors(self.path)
             made_with = content["made_with"]
         except (OSError, MemoryError) as error:  # the file may be whole
             raise InputError(
@@ -112,7 +134,7 @@ class TrainingState:
             return None
         if made_with != self._made_with:
             log.info(
-                "%s starts anew: %s is of an interrupted run with other settings, data or starting weights",
+                "%s starts anew: %s is of an interrupted run with other settings, versions, data or starting weights",
                 self._name,
                 self.path,
             )
@@ -121,12 +143,14 @@ class TrainingState:
 
     def _set_aside(self, error: Exception) -> None:
         """Give a damaged state another name, under which nothing replaces it."""
-        if is_first_process():
-            number = 1
-            while (aside := self.path.with_name(f"{self.path.name}.damaged{number}")).exists():
-                number += 1
-            os.replace(self.path, aside)
-            log.info("notice: %s is damaged (%s), and is now %s: %s starts anew", self.path, error, aside, self._name)
+        if not is_first_process():
+            return
+        number = 1
+        while (aside := self.path.with_name(f"{self.path.name}.damaged{number}")).exists():
+            number += 1
+        os.replace(self.path, aside)
+        reason = reason_of(error)
+        log.info("notice: %s is damaged (%s), and is now %s: %s starts anew", self.path, reason, aside, self._name)
 
     def save_if_due(self, step: int) -> None:
         """Save the state after `step` steps if the last save was long enough ago."""
@@ -184,3 +208,11 @@ def remove_unfinished_metrics(result_dir: str | Path) -> None:
     for path in (Path(result_dir) / METRICS_FOLDER).glob(f"*{GROWING}"):
         if not state_path(result_dir, path.name.removesuffix(GROWING)).is_file():
             path.unlink()
+
+
+def _require_generators(states: dict[str, Any]) -> None:
+    """Raise an error for states that random generators can't have."""
+    torch.Generator().set_state(states["cpu"])
+    for state in states["cuda"]:
+        if torch.cuda.is_available():
+            torch.Generator("cuda").set_state(state)

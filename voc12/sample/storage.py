@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from misc.errors import InputError
+from misc.files.jsonfile import parse
+from misc.files.regular import regular
 
 try:
     import fcntl
@@ -45,10 +47,14 @@ def write_file(folder: Path, name: str, content: bytes) -> Fingerprint:
 def matches_manifest(root: Path, head: dict[str, Any]) -> bool:
     """Whether `root` has a manifest with this head and every file that it lists is there unchanged."""
     try:
-        manifest = json.loads((root / _MANIFEST).read_text())
+        manifest = parse(regular(root / _MANIFEST).read_text())
         files = manifest.pop("files")
-        return manifest == {"generator": _GENERATOR, **head} and all(
-            _fingerprint((root / name).read_bytes()) == fingerprint for name, fingerprint in files.items()
+        return (
+            manifest == {"generator": _GENERATOR, **head}
+            and all(map(_OUR_FILES.fullmatch, files))
+            and all(
+                _fingerprint(regular(root / name).read_bytes()) == fingerprint for name, fingerprint in files.items()
+            )
         )
     except (OSError, ValueError, AttributeError, KeyError, TypeError):
         return False
@@ -115,7 +121,7 @@ def _is_ours(root: Path) -> bool:
     if not (root / _MANIFEST).exists():
         return any(_OUR_FILES.fullmatch(f"JPEGImages/{path.name}") for path in (root / "JPEGImages").glob("*"))
     try:
-        with open(root / _MANIFEST, encoding="utf-8") as file:
+        with regular(root / _MANIFEST).open(encoding="utf-8") as file:
             return file.read(len(_MANIFEST_START)) == _MANIFEST_START
     except (OSError, ValueError):
         return False
