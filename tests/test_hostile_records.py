@@ -279,13 +279,13 @@ def test_losses_of_an_earlier_run_are_kept_however_damaged(tmp_path, content):
 class Trained:
     """A training with all kinds of parts, and its state on disk."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, n_steps=10):
         torch.manual_seed(1)
         self.model = own_network.Net(n_classes=3)
         self.optimizer = two_rate_optimizer(*self.model.trainable_parameters(), lr=0.1, weight_decay=1e-4, max_step=10)
         self.selection = CheckpointSelection(self.model, self.model, [], n_classes=3, due=frozenset())
         parts = {"model": self.model, "optimizer": self.optimizer, "selection": self.selection}
-        self.state = TrainingState(str(folder), "x", parts=parts, made_with={"a": 1}, minutes=0)
+        self.state = TrainingState(str(folder), "x", parts=parts, made_with={"a": 1}, minutes=0, n_steps=n_steps)
 
     def steps(self):
         sum(parameter.sum() for parameter in self.model.parameters()).backward()
