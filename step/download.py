@@ -166,6 +166,11 @@ class Job:
         """Where what is fetched lies: at its place, an archive beside it."""
         return self.place.parent / f"{self.name}.archive" if self.offer.kind == "archive" else self.place
 
+    @property
+    def unpacked(self) -> Path:
+        """Where an archive is unpacked, before it comes into place."""
+        return self.place.parent / f"{self.name}.unpacked"
+
     def is_done(self) -> bool:
         """Whether it is in place."""
         if self.offer.kind == "archive":
@@ -279,6 +284,8 @@ def run(args: Config) -> None:
                     fetched.append(job.offer.place)
                 except InputError as error:
                     failures.append(error)
+            if job.is_done():
+                _tidy(job)
     if {"ood_root", "ood_list"} & {*fetched}:
         _compare_with_list(args.ood_root, args.ood_list)
     if "voc12_root" in fetched and not (Path(args.voc12_root) / "JPEGImages").is_dir():
@@ -324,13 +331,12 @@ def _bring_archive(job: Job, timeout: float) -> None:
         _require_right(job, archive)
     elif not archive.is_file():
         _bring_file(job, timeout)
-    unpacked = job.place.parent / f"{job.name}.unpacked"
-    if unpacked.exists():  # of a run that was killed
-        shutil.rmtree(unpacked)
+    if job.unpacked.exists():  # of a run that was killed
+        shutil.rmtree(job.unpacked)
     log.info("%s: unpacking %s", job.name, archive)
     try:
-        unpack(archive, unpacked)
-        root = root_in(unpacked, job.offer.members)
+        unpack(archive, job.unpacked)
+        root = root_in(job.unpacked, job.offer.members)
         if root is None:
             expected = ", ".join(job.offer.members)
             raise NotFetched(f"the archive has no folder with {expected}, or several; it is kept as {archive}")
@@ -341,9 +347,15 @@ def _bring_archive(job: Job, timeout: float) -> None:
             archive.unlink()
         raise
     finally:
-        shutil.rmtree(unpacked, ignore_errors=True)
-    if not own:
-        archive.unlink()
+        shutil.rmtree(job.unpacked, ignore_errors=True)
+
+
+def _tidy(job: Job) -> None:
+    """Remove what is of no use once the offer is in place, also what a run has left that was killed at the very end."""
+    discard(part_of(job.file))
+    if job.offer.kind == "archive":
+        job.file.unlink(missing_ok=True)
+        shutil.rmtree(job.unpacked, ignore_errors=True)
 
 
 @contextmanager

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
+PIECE = 16_384
+
 
 @dataclass
 class Page:
@@ -19,7 +21,7 @@ class Page:
         ranges: whether it sends the rest of a file; `heeds_if_range`: only if the version is the one asked for.
         length: whether it tells how long the answer is.
         cuts: after how many bytes the connection ends, for the first answers in turn; then no more.
-        pause: seconds before the first byte of the content.
+        pause: seconds before the first byte of the content; `rest`: between two pieces of `PIECE` bytes.
     """
 
     content: bytes
@@ -32,11 +34,12 @@ class Page:
     length: bool = True
     cuts: list[int] = field(default_factory=list)
     pause: float = 0
+    rest: float = 0
     headers: dict[str, str] = field(default_factory=dict)
 
 
 class Site:
-    """Pages by path, and what was asked for: (path, value of `Range`, bytes sent)."""
+    """Pages by path; what was asked for, as (path, value of `Range`); and how many bytes were sent."""
 
     def __init__(self) -> None:
         self.pages: dict[str, Page] = {}
@@ -80,9 +83,11 @@ def serving() -> Iterator[Site]:
             self.wfile.flush()
             time.sleep(page.pause)
             content = content[: page.cuts.pop(0)] if page.cuts else content
-            site.sent += len(content)
             with suppress(ConnectionError):  # where the client has given up
-                self.wfile.write(content)
+                for start in range(0, len(content), PIECE):
+                    self.wfile.write(content[start : start + PIECE])
+                    site.sent += len(content[start : start + PIECE])
+                    time.sleep(page.rest)
 
         def log_message(self, *args: object) -> None:
             pass

@@ -1,13 +1,20 @@
 """Downloads: from a server of the test's own, whose answers are good, cut short, slow, wrong or malicious."""
 
+import contextlib
 import hashlib
 import io
+import os
+import random
+import shutil
+import signal
 import socket
 import sys
 import tarfile
+import threading
 import time
 import zipfile
 from collections import namedtuple
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -538,6 +545,95 @@ def test_it_goes_on_where_an_earlier_run_was_killed(site, work, tmp_path):
     run_download(voc_aug=address)
     assert site.asked[1:] == [("/voc", "bytes=100-")]
     assert names_in(folder) == {"VOC2012/SegmentationClassAug/1.png", "VOC2012/JPEGImages/1.jpg"}
+
+
+def test_two_runs_at_once_fetch_it_once(site, work, tmp_path):
+    address = site.put("/voc", Page(archive_of(tmp_path / "voc", *VOC_AUG), pause=0.05))
+    with ThreadPoolExecutor(2) as runs:
+        for run in [runs.submit(run_download, voc_aug=address) for _ in range(2)]:
+            run.result()
+    assert len(site.asked) == 1
+    assert names_in(work) == {f"{IN_VOC}/SegmentationClassAug/1.png", f"{IN_VOC}/JPEGImages/1.jpg"}
+
+
+@pytest.mark.parametrize("there", [(), ("ImageSets/own.txt",)], ids=["new folder", "folder that is there"])
+def test_it_goes_on_after_an_end_before_any_renaming(site, work, tmp_path, monkeypatch, there):
+    """The run ends before its n-th renaming, n = 1, 2, ..., until it has no more."""
+    address = site.put("/voc", Page(archive_of(tmp_path / "voc", *VOC_AUG, "VOC2012/Annotations/1.xml")))
+    whole = {f"{IN_VOC}/{name.removeprefix('VOC2012/')}" for name in (*VOC_AUG, "VOC2012/Annotations/1.xml")}
+    whole |= {f"{IN_VOC}/{name}" for name in there}
+    for last in range(1, 20):
+        shutil.rmtree(work / "Data", ignore_errors=True)
+        make(work / IN_VOC, *there)
+        with monkeypatch.context() as patch:
+            left = [last]
+
+            def ending(function, left=left):
+                def call(*args):
+                    left[0] -= 1
+                    if not left[0]:
+                        raise KeyboardInterrupt
+                    return function(*args)
+
+                return call
+
+            patch.setattr(os, "replace", ending(os.replace))
+            patch.setattr(Path, "rename", ending(Path.rename))
+            try:
+                run_download(voc_aug=address)
+                break
+            except KeyboardInterrupt:
+                assert not (work / IN_VOC / "SegmentationClassAug").exists()
+        run_download(voc_aug=address)
+        assert names_in(work) == whole
+    assert names_in(work) == whole
+    assert last == (5 if there else 3)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:This process.*multi-threaded:DeprecationWarning")
+def test_killed_at_any_moment(site, work, tmp_path):
+    """Runs that are killed again and again, at random moments of fetching and unpacking, and then left alone."""
+    rng = random.Random(0)
+    names = [f"VOC2012/{folder}/{number}.png" for folder in ("A", "SegmentationClassAug") for number in range(40)]
+    entries = [(name, rng.randbytes(10_000), 0) for name in names]
+    content = zip_of(tmp_path / "served.zip", *entries).read_bytes()
+    address = site.put("/voc", Page(content, rest=0.002))
+    whole = {f"{IN_VOC}/{name.removeprefix('VOC2012/')}": data for name, data, _ in entries}
+    kills, went_on = {"before": 0, "fetching": 0, "unpacking": 0}, []
+    for _ in range(20):
+        shutil.rmtree(work / "Data", ignore_errors=True)
+        site.asked.clear()
+        sizes = [0]
+        for last in (0.1, 0.2, 0.3, 0.4, 60):
+            child = os.fork()
+            if child == 0:
+                with contextlib.suppress(BaseException):
+                    run_download(voc_aug=address)
+                    os._exit(0)
+                os._exit(1)
+            killer = threading.Timer(rng.uniform(0, last) if last < 1 else last, os.kill, (child, signal.SIGKILL))
+            killer.start()
+            _, status = os.waitpid(child, 0)
+            killer.cancel()
+            killer.join()
+            found = {name: (work / name).read_bytes() for name in names_in(work)}
+            if status == 0:
+                break
+            assert os.WIFSIGNALED(status)
+            if before := found.get("Data/VOCdevkit/voc_aug.archive.part"):
+                sizes.append(len(before))
+            assert not (work / IN_VOC).exists() or {name: found[name] for name in whole} == whole
+            stage = "unpacking" if any("archive" in Path(name).suffix for name in found) else "fetching"
+            kills[stage if found else "before"] += 1
+        assert status == 0
+        assert found == whole
+        starts = [int(asked[len("bytes=") : -1]) if asked else 0 for _, asked in site.asked]
+        assert starts == sorted(starts)
+        assert {*starts} <= {*sizes}  # no byte that had come was asked for again
+        went_on += starts[1:]
+    print(f"{sum(kills.values())} kills: {kills}; went on {len(went_on)} times")
+    assert kills["fetching"] >= 10
 
 
 def test_an_archive_that_was_whole_is_not_fetched_again(site, work, tmp_path):

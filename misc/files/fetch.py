@@ -6,6 +6,7 @@ there is another one now, or if the server cannot tell, everything is fetched an
 """
 
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -19,7 +20,6 @@ from pathlib import Path
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
-from misc.files.atomic import write_json
 from misc.files.jsonfile import read_dict
 
 Report = Callable[[int, int | None], None]
@@ -196,7 +196,8 @@ def _fetch_rest(address: str, part: Path, *, timeout: float, report: Report, siz
         if size is not None and total not in (None, size):
             raise NotFetched(f"the server offers {total:,} bytes, expected {size:,}")
         require_room(part.parent, (total or size or 0) - start)
-        write_json(_note_of(part), {"address": address, "version": _version_of(response), "total": total})
+        if not start:
+            _write_note(part, address=address, version=_version_of(response), total=total)
         done = start
         report(done, total)
         with part.open("ab") as file:
@@ -275,7 +276,7 @@ def _fetch_from_drive(address: str, part: Path, *, timeout: float, report: Repor
                 raise NotFetched(f"Google Drive offers {total:,} bytes, expected {size:,}")
             require_room(part.parent, (total or size or 0) - done)
             note.update(address=address, total=total)
-            write_json(_note_of(part), note)
+            _write_note(part, **note)
         elif total != note["total"]:
             raise _OtherVersion
         report(done, total)
@@ -319,3 +320,8 @@ def _size_of(part: Path) -> int:
 def _note_of(part: Path) -> Path:
     """Where the address, version and size of what is being fetched are noted."""
     return part.with_name(f"{part.name}.json")
+
+
+def _write_note(part: Path, **note: str | int | None) -> None:
+    """Written when nothing is there yet, so that a half-written note, which counts as none, costs nothing."""
+    _note_of(part).write_text(json.dumps(note), encoding="utf-8")
