@@ -13,7 +13,7 @@ from torchvision.datasets.voc import DATASET_YEAR_DICT
 from torchvision.models import ResNet50_Weights, ResNet101_Weights, WeightsEnum
 
 from misc.errors import InputError
-from misc.files.archives import BadArchive, missing_members, obstacle_to, place_folder, root_in, unpack
+from misc.files.archives import BadArchive, is_damaged_zip, missing_members, obstacle_to, place_folder, root_in, unpack
 from misc.files.checkpointfile import checkpoint_names
 from misc.files.fetch import (
     GDOWN,
@@ -382,6 +382,8 @@ def _require_right(job: Job, path: Path) -> None:
         if not any(PurePath(name.strip()).suffix.lower() in IMAGE_SUFFIXES for name in names):
             raise NotFetched("this is no list of images")
     if job.offer.kind == "checkpoint":
+        if is_damaged_zip(path):  # torch.load does not compare the checksums
+            raise NotFetched("this checkpoint is damaged: its checksums do not fit")
         try:
             read_checkpoint(path)
         except InputError as error:

@@ -456,6 +456,14 @@ def checkpoint() -> bytes:
     return file.getvalue()
 
 
+def damaged_checkpoint() -> bytes:
+    """One with another byte in its weights, which `torch.load` does not notice."""
+    content = bytearray(checkpoint())
+    content[content.index(torch.ones(3).numpy().tobytes())] ^= 1
+    assert torch.load(io.BytesIO(content), weights_only=True)["weight"][0] != 1
+    return bytes(content)
+
+
 def archive_of(folder: Path, *names: str) -> bytes:
     folder.mkdir(exist_ok=True)
     return zip_of(folder / "served.zip", *((name, jpeg(), 0) for name in names)).read_bytes()
@@ -648,6 +656,7 @@ def test_an_archive_that_was_whole_is_not_fetched_again(site, work, tmp_path):
 WRONG = [
     ("classifier", PAGE, "a web page came instead of the file"),
     ("classifier", b"nothing", "this is no checkpoint that can be read"),
+    ("classifier", damaged_checkpoint(), "this checkpoint is damaged: its checksums do not fit"),
     ("classifier", b"", "this is no checkpoint that can be read"),
     ("ood_list", b"nothing\n", "this is no list of images"),
     ("ood_images", b"nothing", "it is damaged, cut short or no zip or tar archive"),

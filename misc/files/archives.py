@@ -67,6 +67,15 @@ def unpack(archive: Path, folder: Path) -> None:
             _write(member, folder)
 
 
+def is_damaged_zip(path: Path) -> bool:
+    """Whether a file is a zip archive, as PyTorch's checkpoints are, whose checksums do not fit its content."""
+    try:
+        with zipfile.ZipFile(path) as content:
+            return content.testzip() is not None
+    except DAMAGES:
+        return zipfile.is_zipfile(path)
+
+
 def _problem_of_name(name: str) -> str | None:
     parts = name.replace("\\", "/").split("/")
     if name.startswith(("/", "\\")) or ":" in parts[0]:
