@@ -296,7 +296,8 @@ def run(args: Config) -> None:
 
 def _bring(job: Job, *, timeout: float) -> None:
     """Fetch, check and place one offer. Raises `InputError`, with the way to do it by hand."""
-    by_hand = f"get it from {job.offer.address} or elsewhere by hand, then pass --download_from {job.name}=FILE"
+    origin = "there" if job.source == job.offer.address else job.offer.address
+    by_hand = f"get it from {origin} or elsewhere by hand, then pass --download_from {job.name}=FILE"
     _require_free_place(job)  # again, since an earlier one may have come into its way
     try:
         _bring_archive(job, timeout) if job.offer.kind == "archive" else _bring_file(job, timeout)

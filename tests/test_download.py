@@ -681,6 +681,19 @@ def test_what_is_not_the_file_is_removed_and_the_manual_way_told(site, work, mon
     assert names_in(work) == set()
 
 
+def test_without_a_network_the_manual_way_is_told(work, monkeypatch):
+    def fail(*args, **options):
+        raise NotFetched("the server can't be reached (no network)")
+
+    monkeypatch.setattr(download, "fetch", fail)
+    with pytest.raises(InputError) as caught:
+        run_download("resnet50")
+    assert str(caught.value) == (
+        "--download resnet50: https://download.pytorch.org/models/resnet50-0676ba61.pth: the server can't be reached "
+        "(no network); get it from there or elsewhere by hand, then pass --download_from resnet50=FILE."
+    )
+
+
 def test_an_archive_of_other_content_is_kept(site, work, tmp_path):
     address = site.put("/voc", Page(archive_of(tmp_path / "voc", "VOC2012/JPEGImages/1.jpg")))
     with pytest.raises(InputError, match=r"has no folder with SegmentationClassAug/\*\.png, or several; it is kept as"):
