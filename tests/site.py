@@ -85,8 +85,8 @@ def serving() -> Iterator[Site]:
             content = content[: page.cuts.pop(0)] if page.cuts else content
             with suppress(ConnectionError):  # where the client has given up
                 for start in range(0, len(content), PIECE):
+                    site.sent += len(content[start : start + PIECE])  # before the client can look
                     self.wfile.write(content[start : start + PIECE])
-                    site.sent += len(content[start : start + PIECE])
                     time.sleep(page.rest)
 
         def log_message(self, *args: object) -> None:
