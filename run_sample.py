@@ -1,7 +1,6 @@
 """W-OoD: run the enabled steps of the chain, in order. `python run_sample.py --help` lists the flags."""
 
 import importlib
-import itertools
 import logging
 import os
 import signal
@@ -118,10 +117,10 @@ def writing_alone(configs: Sequence[Config]) -> Iterator[None]:
     from misc.run.lock import locked
     from misc.run.training_state import remove_unfinished_metrics
 
-    flags_of = {name: importlib.import_module(module).STEP.writes for name, module in STEP_MODULES.items()}
     folders, files = {config.result_dir for config in configs}, set()
     for config in configs:
-        for flag in itertools.chain.from_iterable(flags_of[name] for name in enabled_steps(config)):
+        declared = [importlib.import_module(STEP_MODULES[name]).STEP for name in enabled_steps(config)]
+        for flag in (flag for step in declared if step.remembered for flag in step.writes):
             (folders if flag.endswith("_dir") else files).add(getattr(config, flag))
     with ExitStack() as stack:
         on_first_process(stack.enter_context, locked(folders=folders, files=files))

@@ -47,7 +47,7 @@ def ready(prepared, tmp_path, monkeypatch) -> ToyData:
 
 
 def arguments(toy: ToyData, *steps: str, **flags: object) -> list[str]:
-    return toy.flags(**{"predict_input": "photos"} | switches(*steps) | flags)
+    return toy.flags(**{"predict_input": "photos", "download": "resnet50"} | switches(*steps) | flags)
 
 
 @dataclass(frozen=True)
@@ -199,6 +199,29 @@ OTHER_CLASSES_OF_DEEPLAB = Network(f"work/{DEEPLAB_WEIGHTS}", own_network.DeepLa
 DEEPLAB_SHAPES = r"aspp.c0.weight has shape \(9, 64, 3, 3\), expected \(4, 64, 3, 3\)"
 
 WRONG: dict[str, list[tuple]] = {
+    "download": [
+        ({"download": "voc"}, "--download voc is not known; expected some of authors, voc_aug, "),
+        ({"download_from": "resnet50"}, "--download_from resnet50 must be NAME=ADDRESS or NAME=FILE"),
+        ({"download_from": "resnet50=none.pth"}, "there is no file none.pth, and it is no address"),
+        (
+            Text("work/sess/resnet50-0676ba61.pth", "text"),
+            "resnet50-0676ba61.pth is there, but is not the published file",
+        ),
+        (
+            {"download": "voc_aug", "download_from": "voc_aug=http://host/file"},
+            Lost("devkit/SegmentationClassAug"),
+            Text("devkit/SegmentationClassAug", "text"),
+            r"SegmentationClassAug is there, but lacks SegmentationClassAug/\*\.png; move it away first",
+        ),
+        (
+            {
+                "download": "ood_list",
+                "download_from": "ood_list=http://host/file",
+                "ood_list": "photos/a.jpg/x/list.txt",
+            },
+            "--ood_list: can't write into .*photos/a.jpg/x",
+        ),
+    ],
     "train_classifier": [
         NO_DEVKIT,
         NO_CLASSES,

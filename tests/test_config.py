@@ -73,7 +73,8 @@ def test_every_flag_has_help_and_appears_in_it(capsys):
         assert item.metadata["help"]
 
 
-def test_prediction_runs_alone_unless_more_is_asked_for():
+def test_downloads_and_prediction_run_alone_unless_more_is_asked_for():
+    assert enabled_steps(parse_config(["--download_pass", "True"])) == ["download"]
     assert enabled_steps(parse_config(["--predict_pass", "True"])) == ["predict"]
     asked = parse_config(["--predict_pass", "True", "--make_cam_pass", "True", "--predict_input", "x.jpg"])
     assert (enabled_steps(asked), asked.predict_input) == (["make_cam", "predict"], "x.jpg")

@@ -7,9 +7,11 @@ import re
 from pathlib import Path
 
 import pytest
+from support import make_all_inputs
 
 import step
-from misc.run.config import STEP_MODULES, STEP_SUFFIX, Config
+from misc.run.config import STEP_MODULES, STEP_SUFFIX, Config, parse_config
+from misc.run.step import Files
 
 FLAGS = {item.name: item for item in dataclasses.fields(Config)}
 STEPS = {name: importlib.import_module(module) for name, module in STEP_MODULES.items()}
@@ -58,6 +60,19 @@ def test_what_a_step_declares_are_flags_that_it_uses(name):
     used, mentioned = names_in(tree)
     assert used - HOW_TO_RUN <= {*places, *declared.flags}
     assert {*places, *declared.flags} - {"precision"} <= mentioned  # which is set before any step
+
+
+@pytest.mark.parametrize("name", [name for name, module in STEPS.items() if module.STEP.remembered])
+def test_what_a_result_depends_on_is_declared(name, toy):
+    """So that steps that follow one another are known to."""
+    make_all_inputs(toy)
+    module, args = STEPS[name], parse_config(toy.flags(predict_input=toy.root / "JPEGImages"))
+    inputs = module.inputs(args)
+    assert inputs.keys() <= {*module.STEP.reads, *module.STEP.flags}
+    assert module.STEP.name == "make_report" or any(
+        isinstance(given, Files) and given.paths for given in inputs.values()
+    )
+    assert len(module.outputs(args)) > 0
 
 
 @pytest.mark.parametrize("name", STEPS)

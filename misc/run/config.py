@@ -58,9 +58,13 @@ def flag(
     return field(default=default, metadata=metadata)
 
 
-def switch(default: bool, text: str, *, module: str = "") -> Any:
-    """The field of a step: its switch. `module`: in `step/`, where it is not called as the step is."""
-    return field(default=default, metadata={**flag(default, text).metadata, "module": module})
+def switch(default: bool, text: str, *, module: str = "", alone: bool = False) -> Any:
+    """The field of a step: its switch.
+
+    `module`: in `step/`, where it is not called as the step is. `alone`: beside it a bare call's steps are off, unless
+    they are asked for.
+    """
+    return field(default=default, metadata={**flag(default, text).metadata, "module": module, "alone": alone})
 
 
 @dataclass(frozen=True)
@@ -141,6 +145,17 @@ class Config:
     chainer_eval_set: str = flag("train", "evaluations use <voc12_root>/ImageSets/Segmentation/<this>.txt")
     ood_root: str = flag("WOoD_dataset/openimages/OoD_images", "folder of the out-of-distribution images")
     ood_list: str = flag("WOoD_dataset/openimages/ood_list.txt", "out-of-distribution images, one file name a line")
+
+    # Downloads (not in the original; step/download.py has the table of what can be fetched)
+    download: tuple[str, ...] = flag(
+        ("authors",),
+        "what download fetches: authors (all that W-OoD's and AdvCAM's offer), or some of voc_aug, ood_images, "
+        "ood_list, classifier, deeplab_start, voc2012, resnet50, resnet101",
+    )
+    download_from: tuple[str, ...] = flag(
+        (), "other sources for download, NAME=ADDRESS, or NAME=FILE for a file that you have fetched yourself"
+    )
+    download_timeout: float = flag(60, "seconds without a byte after which download takes a connection for lost", low=1)
 
     # Classifier and CAM
     cam_network: str = flag("net.resnet50_cam", "module with the classes Net and CAM")
@@ -286,6 +301,12 @@ class Config:
     report_scan: int = flag(500, "images looked at for gains and losses", low=1)
 
     # Steps, in the order in which they run, with the descriptions that their modules declare
+    download_pass: bool = switch(
+        False,
+        "fetch data and weights that others offer, check them and put them in place; other steps run only if switched "
+        "on, too (not in the original)",
+        alone=True,
+    )
     train_classifier_pass: bool = switch(
         False, "train the in-distribution classifier from ImageNet weights (not in the original)"
     )
@@ -311,7 +332,9 @@ class Config:
     train_deeplab_pass: bool = switch(False, "train DeepLab-v2 on the masks")
     eval_deeplab_pass: bool = switch(False, "evaluate DeepLab-v2, without and with dense CRF")
     export_deeplab_pass: bool = switch(False, "export DeepLab-v2 as a program of torch.export")
-    predict_pass: bool = switch(False, "segment photographs with DeepLab-v2; other steps run only if switched on, too")
+    predict_pass: bool = switch(
+        False, "segment photographs with DeepLab-v2; other steps run only if switched on, too", alone=True
+    )
     make_report_pass: bool = switch(
         False, "write one page of what was done so far: curves, tables, pictures (not in the original)"
     )
@@ -423,8 +446,8 @@ def parse_config(arguments: Sequence[str] | None = None, *, explain: Callable[[s
     Raises `InputError` for an unknown flag or recipe, a value of the wrong type or out of range.
     """
     given, defaults = given_flags(arguments), dict(vars(Config()))
-    if given.get("predict_pass"):  # a use of the result, not a step towards it: a bare call's steps must be asked for
-        defaults |= switches()
+    if any(given.get(item.name) for item in _SWITCHES.values() if item.metadata["alone"]):
+        defaults |= switches()  # before or after the chain, not a step of it
     name, sentences = choose_recipe(given, voc12_root=defaults["voc12_root"])
     recipe = RECIPES[name]
     placed = in_work_dir({**defaults, **recipe.flags}, given.get("work_dir", ""))

@@ -63,6 +63,8 @@ class DoneSteps:
         """
         name = step.STEP.name
         record = self.read(name)
+        if not step.STEP.remembered:
+            return "it looks itself for what is there"
         if is_redone(step.STEP, args):
             return "--redo asks for it"
         if not record:
@@ -100,6 +102,8 @@ class DoneSteps:
     def start(self, step: StepModule, args: Config) -> None:
         """Note that a step begins, and from what; an interrupted one that goes on keeps the time of its start."""
         name, known = step.STEP.name, self.known_contents()
+        if not step.STEP.remembered:
+            return
         record = {
             "step": name,
             "started": datetime.now().isoformat(),
@@ -117,6 +121,8 @@ class DoneSteps:
     def finish(self, step: StepModule, args: Config) -> None:
         """Note that a step has ended, and what it wrote."""
         name = step.STEP.name
+        if not step.STEP.remembered:
+            return
         outputs = fingerprint(Files(step.outputs(args)), self.known_contents())
         record = {**self.read(name), "outputs": outputs, "finished": datetime.now().isoformat()}
         write_json(self._folder / f"{name}.json", record)

@@ -47,7 +47,8 @@ def forecast(config: Config, steps: Sequence[StepModule], maker_of: dict[str, st
     """
     done, rows = DoneSteps(config.result_dir), []
     for step in steps:
-        name, inputs, outputs = step.STEP.name, step.inputs(config), step.outputs(config)
+        name, remembered = step.STEP.name, step.STEP.remembered
+        inputs, outputs = (step.inputs(config), step.outputs(config)) if remembered else ({}, [])
         places = [getattr(config, flag) for flag in inputs]
         waits_for = list(dict.fromkeys(maker_of[place] for place in places if place in maker_of))
         record = done.read(name)

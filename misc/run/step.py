@@ -33,6 +33,7 @@ class Step:
         flags: settings that determine the result, given what is read.
         shared: whether the processes that torchrun starts share its work; else the first process alone does it.
         packages: those whose versions can change the result.
+        remembered: whether its result is remembered; else it runs at each call, and looks itself for what is there.
         bytes_per_pixel: what it writes for each pixel of its images, roughly, to tell beforehand whether that fits.
         version: raised when the step's own code gives another result than before, so that it is made again.
     """
@@ -44,12 +45,13 @@ class Step:
     flags: tuple[str, ...] = ()
     shared: bool = False
     packages: tuple[str, ...] = PACKAGES
+    remembered: bool = True
     bytes_per_pixel: float = 0
     version: int = 1
 
 
 class StepModule(Protocol):
-    """A module in `step/`."""
+    """A module in `step/`; `inputs` and `outputs` are those of a step that is remembered."""
 
     STEP: Step
 
