@@ -73,15 +73,12 @@ def run_built_in_sample(config: Config, arguments: Sequence[str]) -> None:
 
     `arguments`: the command line, whose flags change the sample's (its data, switches and control outputs stay).
     """
-    from misc.crf import has_densecrf
     from misc.run.distributed import on_first_process
     from misc.run.sample_runs import sample_runs
     from voc12.sample import ensure_with_bar
 
     log = logging.getLogger(__name__)
-    if not has_densecrf():
-        log.info("notice: pydensecrf is missing (it needs Python 3.10 to 3.12): the sample stops at the CAMs")
-    runs = sample_runs(config.sample_root, arguments, with_crf=has_densecrf())
+    runs = sample_runs(config.sample_root, arguments)
     configs = [(title, parse_config(flags)) for title, flags in runs]
 
     def make_data() -> None:

@@ -1,13 +1,14 @@
 """Whole images through a segmentation network: class ids, without and with dense CRF."""
 
 from collections.abc import Iterable, Iterator
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from misc.crf import crf_inference_softmax
+from misc.crf import Backend, crf_inference_softmax, device_of, refine_softmax
 from misc.run.parallel import ordered_map
 
 
@@ -36,23 +37,33 @@ def plain_masks(model: nn.Module, images: Iterable[Tensor], *, device: torch.dev
 
 
 def plain_and_refined_masks(
-    model: nn.Module, images: Iterable[Tensor], *, device: torch.device, workers: int
+    model: nn.Module, images: Iterable[Tensor], *, device: torch.device, workers: int, backend: Backend = "auto"
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """`plain_masks`, each with the same after dense CRF, which runs in `workers` processes beside the network.
+    """`plain_masks`, each with the same after dense CRF (`backend`, see `misc.crf`).
 
-    The processes are sent the network's own logits: those of full size would take 64 times the memory.
+    On a GPU the CRF runs there, else in `workers` processes beside the network. These are sent the network's own
+    logits: those of full size would take 64 times the memory.
     """
+    if device_of(backend, device).type != "cpu":
+        return (_plain_and_refined_on_device(model, image.to(device)) for image in images)
 
     @torch.no_grad()
     def network_logits(image: Tensor) -> np.ndarray:
         return model.network_logits(image[None].to(device)).cpu().numpy()
 
     inputs = ((image.numpy().transpose(1, 2, 0), network_logits(image)) for image in images)
-    return ordered_map(_plain_and_refined, inputs, workers=workers, flag="crf_workers")
+    return ordered_map(partial(_plain_and_refined, backend=backend), inputs, workers=workers, flag="crf_workers")
 
 
-def _plain_and_refined(inputs: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+def _plain_and_refined_on_device(model: nn.Module, image: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    probabilities = class_probabilities(model, image)
+    refined = refine_softmax(image.permute(1, 2, 0), probabilities)
+    plain, refined = (mask.to(torch.uint8).cpu().numpy() for mask in (probabilities.argmax(dim=0), refined))
+    return plain, refined
+
+
+def _plain_and_refined(inputs: tuple[np.ndarray, np.ndarray], *, backend: Backend) -> tuple[np.ndarray, np.ndarray]:
     image, logits = inputs
     probabilities = _probabilities(torch.from_numpy(logits), image.shape[:2]).numpy()
-    refined = crf_inference_softmax(image, probabilities)
+    refined = crf_inference_softmax(image, probabilities, backend=backend)
     return probabilities.argmax(axis=0).astype(np.uint8), refined.astype(np.uint8)

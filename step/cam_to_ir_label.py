@@ -1,16 +1,20 @@
 """Step 4: confident labels for IRN: CAM and dense CRF, twice."""
 
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from misc.cam import confident_label
-from misc.crf import require_densecrf
+from misc.crf import device_of, require_backend
 from misc.errors import InputError
 from misc.files import camfile
+from misc.files.atomic import background_writer
 from misc.files.images import read_image, write_label
 from misc.run.config import Config
+from misc.run.device import resolve_device
 from misc.run.distributed import share
 from misc.run.parallel import ordered_map
 from misc.run.plan import Planned, require_outputs, require_writable
@@ -32,7 +36,7 @@ STEP = Step(
 
 def check(args: Config, planned: Planned) -> Planned:
     """Raise `InputError` for bad input; return the outputs of this step."""
-    require_densecrf()
+    require_backend(args.crf)
     devkit = open_devkit(args.voc12_root, args.class_list)
     ids = read_list(devkit, args.train_list, flag="train_list")
     cams = args.mask_cams
@@ -50,30 +54,43 @@ def check(args: Config, planned: Planned) -> Planned:
     return {args.ir_label_out_dir: frozenset(ids)}
 
 
-def _confident_label(
-    paths: tuple[Path, Path], *, n_classes: int, foreground_score: float, background_score: float
-) -> np.ndarray:
-    """The label map of an image file and its CAM file."""
+def _read(paths: tuple[Path, Path], *, n_classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """An image and its CAM's maps and classes, of an image file and its CAM file."""
     image_path, cam_path = paths
     image = read_image(image_path)
     keys, _, high_res = camfile.load(cam_path, n_classes)
     if high_res.shape[1:] != image.shape[:2]:
         raise InputError(f"CAM file {cam_path} is not of the size of {image_path}; make it again.")
-    return confident_label(image, high_res, keys, foreground_score=foreground_score, background_score=background_score)
+    return image, high_res, keys
+
+
+def _read_and_refine(paths: tuple[Path, Path], *, n_classes: int, **how: Any) -> np.ndarray:
+    """The label map of an image file and its CAM file; `how`: as `confident_label` takes it."""
+    return confident_label(*_read(paths, n_classes=n_classes), **how)
+
+
+def _labels(args: Config, paths: Sequence[tuple[Path, Path]], n_classes: int) -> Iterator[np.ndarray]:
+    """The label map of each image file and its CAM file, by processes on the CPU, or on the GPU beside the reading."""
+    device = device_of(args.crf, resolve_device(args.device))
+    how = {
+        "foreground_score": args.conf_fg_thres,
+        "background_score": args.conf_bg_thres,
+        "backend": args.crf,
+        "device": device,
+    }
+    if device.type == "cpu":
+        refine = partial(_read_and_refine, n_classes=n_classes, **how)
+        return ordered_map(refine, paths, workers=args.crf_workers, flag="crf_workers")
+    inputs = ordered_map(partial(_read, n_classes=n_classes), paths, workers=args.num_workers, flag="num_workers")
+    return (confident_label(*of_image, **how) for of_image in inputs)
 
 
 def run(args: Config) -> None:
     """Write `ir_label_out_dir`/ID.png for each image of `train_list`: class ids, 0 background, 255 unsure."""
     devkit = open_devkit(args.voc12_root, args.class_list)
     ids = share(read_list(devkit, args.train_list, flag="train_list"))
-    label_of = partial(
-        _confident_label,
-        n_classes=len(devkit.classes),
-        foreground_score=args.conf_fg_thres,
-        background_score=args.conf_bg_thres,
-    )
     paths = [(devkit.image_path(image_id), camfile.cam_path(args.mask_cams.folder, image_id)) for image_id in ids]
-    labels = ordered_map(label_of, paths, workers=args.crf_workers, flag="crf_workers")
-    bar = progress(labels, desc="cam_to_ir_label", unit="image", total=len(ids))
-    for image_id, label in zip(ids, bar, strict=True):
-        write_label(Path(args.ir_label_out_dir) / f"{image_id}.png", label)
+    bar = progress(_labels(args, paths, len(devkit.classes)), desc="cam_to_ir_label", unit="image", total=len(ids))
+    with background_writer() as submit:
+        for image_id, label in zip(ids, bar, strict=True):
+            submit(write_label, Path(args.ir_label_out_dir) / f"{image_id}.png", label)

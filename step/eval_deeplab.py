@@ -3,7 +3,7 @@
 import logging
 from pathlib import Path
 
-from misc.crf import require_densecrf
+from misc.crf import require_backend
 from misc.files.images import write_palette
 from misc.run.config import Config
 from misc.run.device import resolve_device
@@ -47,7 +47,7 @@ def _is_scored(devkit: Devkit, split: str, ids: list[str]) -> bool:
 def check(args: Config, planned: Planned) -> Planned:
     """Raise `InputError` for bad input; return the outputs of this step (none that others read)."""
     if args.deeplab_crf:
-        require_densecrf("eval_deeplab", advice="--deeplab_crf False evaluates without it")
+        require_backend(args.crf)
     devkit = open_devkit(args.voc12_root, args.class_list)
     ids = read_split(devkit, args.deeplab_eval_set, flag="deeplab_eval_set")
     require_classes_of_network(devkit, args.deeplab_weights_name, planned=planned)
@@ -86,7 +86,7 @@ def _make_masks(args: Config, devkit: Devkit, ids: list[str], folders: list[Path
     images = WholeImages([devkit.image_path(image_id) for image_id in ids])
     loader = sequential_loader(images, num_workers=args.num_workers, device=device)
     if args.deeplab_crf:
-        masks = plain_and_refined_masks(model, loader, device=device, workers=args.crf_workers)
+        masks = plain_and_refined_masks(model, loader, device=device, workers=args.crf_workers, backend=args.crf)
     else:
         masks = ((mask,) for mask in plain_masks(model, loader, device=device))
     server = Path(args.deeplab_server_dir) / SERVER_LAYOUT

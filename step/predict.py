@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from misc.crf import require_densecrf
+from misc.crf import require_backend
 from misc.errors import InputError
 from misc.files.atomic import write_json
 from misc.files.images import IMAGE_SUFFIXES, read_image, write_jpeg, write_palette
@@ -65,7 +65,7 @@ def _output_names(paths: list[Path]) -> list[str]:
 def check(args: Config, planned: Planned) -> Planned:
     """Raise `InputError` for bad input; return the outputs of this step (none that others read)."""
     if args.predict_crf:
-        require_densecrf("--predict_crf True", advice="--predict_crf False works without it")
+        require_backend(args.crf)
     paths = _photographs(args.predict_input)
     if Path(args.predict_out_dir).resolve() == paths[0].parent.resolve():
         raise InputError(
@@ -89,7 +89,7 @@ def run(args: Config) -> None:
     reduced = Photographs(paths, long_side=args.predict_long_side)
     loader = sequential_loader(reduced, num_workers=args.num_workers, device=device)
     if args.predict_crf:
-        pairs = plain_and_refined_masks(model, loader, device=device, workers=args.crf_workers)
+        pairs = plain_and_refined_masks(model, loader, device=device, workers=args.crf_workers, backend=args.crf)
         masks = (refined for _, refined in pairs)
     else:
         masks = plain_masks(model, loader, device=device)
