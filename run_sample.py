@@ -93,12 +93,9 @@ def sample_configs(config: Config, arguments: Sequence[str]) -> list[tuple[str, 
 
     `arguments`: the command line, whose flags change the sample's (its data, switches and control outputs stay).
     """
-    from misc.crf import has_densecrf
     from misc.run.sample_runs import sample_runs
 
-    if not has_densecrf():
-        log.info("notice: pydensecrf is missing (it needs Python 3.10 to 3.12): the sample stops at the CAMs")
-    runs = sample_runs(config.sample_root, arguments, with_crf=has_densecrf())
+    runs = sample_runs(config.sample_root, arguments)
     return [(f"built-in sample: {title}", parse_config(flags)) for title, flags in runs]
 
 

@@ -216,6 +216,18 @@ STEPS = {
         {"cpu": 1.7, "cuda": 1.7},
         words={"cuda": "CPU work, no core idle: "},
     ),
+    "crf_of_labels": Step(
+        "dense CRF against pydensecrf, two label maps, all cores",
+        "image",
+        partial(_one_row, workloads.crf_of_labels),
+        {"cpu": 1, "cuda": 10},
+    ),
+    "crf_of_classes": Step(
+        "dense CRF against pydensecrf, 21 classes, all cores",
+        "image",
+        partial(_one_row, workloads.crf_of_classes),
+        {"cpu": 1.3, "cuda": 10},
+    ),
     "train_deeplab": Step("DeepLab training step", "update", partial(_one_row, workloads.deeplab_step), {}),
     "eval_deeplab": Step("eval_deeplab with CRF, all cores", "image", partial(_one_row, workloads.segmentation), {}),
 }

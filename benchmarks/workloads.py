@@ -4,23 +4,27 @@ import dataclasses
 import json
 import math
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
 from benchmarks import inputs, plain
 from benchmarks.inputs import Size
 from benchmarks.measure import Way, require_shared_memory
-from misc.cam import CAM_STRIDE
+from misc.cam import CAM_STRIDE, confident_label
+from misc.crf import Backend, device_of
 from misc.files import camfile
 from misc.indexing import chebyshev_coefficients, propagate_to_edge
 from misc.run.config import Config, parse_config, to_arguments
 from misc.run.device import resolve_device, set_precision, set_seed
 from misc.run.memory import keep_freed_memory
+from misc.run.parallel import ordered_map, usable_cores
+from misc.segmentation import plain_and_refined_masks
 from net.weights import read_checkpoint
 from step import (
     cam_to_ir_label,
@@ -33,9 +37,11 @@ from step import (
     train_deeplab,
     train_irn,
 )
+from voc12.classes import VOC_CLASSES
 
 WALK_SQUARINGS, WALK_NEIGHBOURS = 8, 69
 CRF_RUNS, CRF_ITERATIONS = 2, 10
+N_CLASSES, SEGMENTER_STRIDE = len(VOC_CLASSES) + 1, 8
 SPARSE_ENTRY_BYTES, FLOAT_BYTES, DOUBLE_BYTES = 12, 4, 8
 BATCHES_AHEAD = 2
 """Of each worker process of a loader of PyTorch's."""
@@ -59,6 +65,7 @@ class Sizes:
         crop, batch: of train_cam; the OoD batch is as large.
         irn_crop, irn_batch: of train_irn.
         segmented: the images of eval_deeplab.
+        crf: the images of dense CRF alone.
         deeplab_crop, deeplab_batch: of train_deeplab.
         timed_updates: of a training run, besides the `untimed_updates()` at each end.
     """
@@ -81,6 +88,7 @@ class Sizes:
     irn_crop: int
     irn_batch: int
     segmented: tuple[Size, ...]
+    crf: tuple[Size, ...]
     deeplab_crop: int
     deeplab_batch: int
     timed_updates: int
@@ -110,6 +118,7 @@ CPU_SIZES = Sizes(
     irn_crop=512,
     irn_batch=2,
     segmented=((250, 333), (333, 250)),
+    crf=_VOC_SIZES * 2,
     deeplab_crop=97,
     deeplab_batch=2,
     timed_updates=5,
@@ -131,6 +140,7 @@ GPU_SIZES = dataclasses.replace(
     batch=16,
     irn_batch=32,
     segmented=_VOC_SIZES * 4,
+    crf=_VOC_SIZES * 8,
     deeplab_crop=321,
     deeplab_batch=5,
     timed_updates=20,
@@ -468,6 +478,72 @@ def segmentation(data: Inputs, sizes: Sizes) -> Workload:
     outputs = ["deeplab_out_dir", "deeplab_crf_out_dir"]
     workload = Workload(**_over_images(data, eval_deeplab.run, plain.eval_deeplab, outputs, sizes.segmented))
     return dataclasses.replace(workload, on=f"{workload.on}, ResNet-101, 21 classes")
+
+
+def crf_of_labels(data: Inputs, sizes: Sizes) -> Workload:
+    """Dense CRF of cam_to_ir_label, two label maps an image, against pydensecrf, a process for each core."""
+    rng = np.random.default_rng(0)
+    keys = np.arange(inputs.N_OBJECTS)
+    items = []
+    for size in sizes.crf:
+        image, mask = inputs.photograph(size, keys, rng)
+        items.append((image, inputs.activation_maps(mask, keys, rng)[1], keys))
+
+    def labels(backend: Backend) -> Iterable[np.ndarray]:
+        device = device_of(backend, resolve_device(data.device))
+        refine = partial(_confident_label, backend=backend, device=device)
+        return ordered_map(refine, items, workers=usable_cores() if device.type == "cpu" else 0, flag="crf_workers")
+
+    n_labels = CRF_RUNS * (len(keys) + 1)
+    return _crf_workload(labels, sizes, f"{len(keys) + 1} labels, {CRF_RUNS} maps", n_labels)
+
+
+def _confident_label(item: tuple[np.ndarray, np.ndarray, np.ndarray], **how: object) -> np.ndarray:
+    return confident_label(*item, foreground_score=0.3, background_score=0.15, **how)
+
+
+def crf_of_classes(data: Inputs, sizes: Sizes) -> Workload:
+    """Dense CRF of eval_deeplab, on random logits of a network's size, against pydensecrf, a process for each core."""
+    rng = np.random.default_rng(0)
+    images = [torch.from_numpy(inputs.photograph(size, (), rng)[0]).permute(2, 0, 1) for size in sizes.crf]
+    device = resolve_device(data.device)
+
+    def masks(backend: Backend) -> Iterable[np.ndarray]:
+        pairs = plain_and_refined_masks(_RandomLogits(), images, device=device, workers=usable_cores(), backend=backend)
+        return (refined for _, refined in pairs)
+
+    return _crf_workload(masks, sizes, f"{N_CLASSES} classes", N_CLASSES)
+
+
+class _RandomLogits(torch.nn.Module):
+    """In place of a segmentation network, the same for every image of a size."""
+
+    def network_logits(self, images: torch.Tensor) -> torch.Tensor:
+        size = [math.ceil(side / SEGMENTER_STRIDE) for side in images.shape[-2:]]
+        generator = torch.Generator().manual_seed(0)
+        return 2 * torch.randn(1, N_CLASSES, *size, generator=generator).to(images.device)
+
+
+def _crf_workload(
+    masks: Callable[[Backend], Iterable[np.ndarray]], sizes: Sizes, words: str, n_labels: int
+) -> Workload:
+    """`masks(backend)`: of all images."""
+
+    def way(backend: Backend) -> Way:
+        made: dict[str, np.ndarray] = {}
+
+        def call() -> None:
+            made.update({str(number): mask for number, mask in enumerate(masks(backend))})
+
+        return Way(call, lambda: made, units=len(sizes.crf))
+
+    pixels = sum(map(math.prod, sizes.crf)) / len(sizes.crf)
+    return Workload(
+        on=f"{_images_text(sizes.crf)}, {words}",
+        ours=lambda: way("torch"),
+        plain=lambda: way("pydensecrf"),
+        bytes=CRF_ITERATIONS * 2 * n_labels * FLOAT_BYTES * pixels,
+    )
 
 
 def prepare(make: Callable[..., Workload], arguments: tuple, name: str, *, device: str, precision: str) -> Way:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from misc.crf import crf_inference_labels
+from misc.crf import CPU, Backend, crf_inference_labels
 from misc.imutils import IGNORE_LABEL, mirror_pair, normalize
 
 CAM_STRIDE = 4
@@ -79,7 +79,14 @@ def label_map(maps: np.ndarray, keys: Sequence[int], background_score: float) ->
 
 
 def confident_label(
-    image: np.ndarray, high_res: np.ndarray, keys: Sequence[int], *, foreground_score: float, background_score: float
+    image: np.ndarray,
+    high_res: np.ndarray,
+    keys: Sequence[int],
+    *,
+    foreground_score: float,
+    background_score: float,
+    backend: Backend = "auto",
+    device: torch.device = CPU,
 ) -> np.ndarray:
     """CAM -> label map of the pixels one can be sure of, for IRN's training (IRN section 4.1).
 
@@ -89,13 +96,14 @@ def confident_label(
     Args:
         image: (H, W, 3) uint8 RGB.
         high_res: (K, H, W) float32 maps of the classes `keys` (0-based).
+        backend, device: of dense CRF (`misc.crf`).
 
     Returns:
         (H, W) uint8: a class id where the first says so, 0 where both say background, 255 elsewhere.
     """
 
     ranks = [label_map(high_res, range(len(keys)), score) for score in (foreground_score, background_score)]
-    foreground, background = crf_inference_labels(image, ranks, n_labels=len(keys) + 1)
+    foreground, background = crf_inference_labels(image, ranks, n_labels=len(keys) + 1, backend=backend, device=device)
     label = np.append(0, np.asarray(keys, dtype=np.int64) + 1).astype(np.uint8)[foreground]
     label[(foreground == 0) & (background != 0)] = IGNORE_LABEL
     return label

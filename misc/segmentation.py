@@ -1,6 +1,7 @@
 """Whole images through a segmentation network: class ids, without and with dense CRF."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from misc.crf import crf_inference_softmax
+from misc.crf import Backend, crf_inference_softmax, device_of, refine_softmax
 from misc.errors import InputError
 from misc.run.parallel import ordered_map
 
@@ -32,7 +33,7 @@ def _probabilities(logits: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def plain_masks(
-    model: nn.Module, images: Iterable[Tensor], *, device: torch.device, paths: Sequence[Path]
+    model: nn.Module, images: Iterable[Tensor], *, device: torch.device, paths: Sequence[str | Path]
 ) -> Iterator[np.ndarray]:
     """The most probable class of each pixel, (H, W) uint8, of each image, (3, H, W) uint8.
 
@@ -47,25 +48,34 @@ def plain_masks(
 
 
 def plain_and_refined_masks(
-    model: nn.Module, images: Iterable[Tensor], *, device: torch.device, paths: Sequence[Path], workers: int
+    model: nn.Module,
+    images: Iterable[Tensor],
+    *,
+    device: torch.device,
+    paths: Sequence[str | Path],
+    workers: int,
+    backend: Backend = "auto",
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """`plain_masks`, each with the same after dense CRF, which runs in `workers` processes beside the network.
+    """`plain_masks`, each with the same after dense CRF (`backend`, see `misc.crf`).
 
-    The processes are sent the network's own logits: those of full size would take 64 times the memory.
+    On a GPU the CRF runs there, else in `workers` processes beside the network. These are sent the network's own
+    logits: those of full size would take 64 times the memory.
     """
+    pairs = zip(paths, images, strict=True)
+    if device_of(backend, device).type != "cpu":
+        return (_plain_and_refined_on_device(model, image.to(device), path) for path, image in pairs)
 
     @torch.no_grad()
-    def network_logits(image: Tensor, path: Path) -> np.ndarray:
+    def network_logits(image: Tensor, path: str | Path) -> np.ndarray:
         logits = model.network_logits(image[None].to(device)).cpu().numpy()
         _require_finite(bool(np.isfinite(logits).all()), path)
         return logits
 
-    pairs = zip(paths, images, strict=True)
     inputs = ((image.numpy().transpose(1, 2, 0), network_logits(image, path)) for path, image in pairs)
-    return ordered_map(_plain_and_refined, inputs, workers=workers, flag="crf_workers")
+    return ordered_map(partial(_plain_and_refined, backend=backend), inputs, workers=workers, flag="crf_workers")
 
 
-def _require_finite(is_finite: bool, path: Path) -> None:
+def _require_finite(is_finite: bool, path: str | Path) -> None:
     if not is_finite:
         raise InputError(
             f"--deeplab_weights_name: the network gives NaN or infinity for {path}; name other weights, or train these "
@@ -73,8 +83,16 @@ def _require_finite(is_finite: bool, path: Path) -> None:
         )
 
 
-def _plain_and_refined(inputs: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+def _plain_and_refined_on_device(model: nn.Module, image: Tensor, path: str | Path) -> tuple[np.ndarray, np.ndarray]:
+    probabilities = class_probabilities(model, image)
+    _require_finite(bool(probabilities.isfinite().all()), path)
+    refined = refine_softmax(image.permute(1, 2, 0), probabilities)
+    plain, refined = (mask.to(torch.uint8).cpu().numpy() for mask in (probabilities.argmax(dim=0), refined))
+    return plain, refined
+
+
+def _plain_and_refined(inputs: tuple[np.ndarray, np.ndarray], *, backend: Backend) -> tuple[np.ndarray, np.ndarray]:
     image, logits = inputs
     probabilities = _probabilities(torch.from_numpy(logits), image.shape[:2]).numpy()
-    refined = crf_inference_softmax(image, probabilities)
+    refined = crf_inference_softmax(image, probabilities, backend=backend)
     return probabilities.argmax(axis=0).astype(np.uint8), refined.astype(np.uint8)

@@ -1,24 +1,28 @@
 """Step 4: confident labels for IRN: CAM and dense CRF, twice."""
 
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from misc.cam import confident_label
-from misc.crf import require_densecrf
+from misc.crf import device_of, require_backend
 from misc.errors import InputError
 from misc.files import camfile
+from misc.files.atomic import background_writer
 from misc.files.images import read_image, write_label
 from misc.files.paths import Paths
 from misc.run.config import Config
 from misc.run.depends import source_of_files
+from misc.run.device import resolve_device
 from misc.run.distributed import share
 from misc.run.done import finished_files
 from misc.run.parallel import ordered_map
 from misc.run.plan import Planned, require_outputs, require_writable
 from misc.run.progress import progress
-from misc.run.step import PACKAGES, Files, Inputs, Step
+from misc.run.step import Files, Inputs, Step
 from voc12.devkit import open_devkit
 from voc12.lists import read_list
 from voc12.verify import require_readable
@@ -29,14 +33,13 @@ STEP = Step(
     reads=("voc12_root", "class_list", "train_list", "masks_from", "cam_out_dir", "advcam_out_dir"),
     writes=("ir_label_out_dir",),
     flags=("conf_fg_thres", "conf_bg_thres"),
-    packages=(*PACKAGES, "pydensecrf2"),
     shared=True,
 )
 
 
 def check(args: Config, planned: Planned) -> Planned:
     """Raise `InputError` for bad input; return the outputs of this step."""
-    require_densecrf()
+    require_backend(args.crf)
     devkit = open_devkit(args.voc12_root, args.class_list)
     ids = read_list(devkit, args.train_list, flag="train_list")
     cams = args.mask_cams
@@ -71,16 +74,35 @@ def outputs(args: Config) -> list[str | Path]:
     return Paths(args.ir_label_out_dir, (f"{image_id}.png" for image_id in ids))
 
 
-def _confident_label(
-    paths: tuple[str, str], *, n_classes: int, foreground_score: float, background_score: float
-) -> np.ndarray:
-    """The label map of an image file and its CAM file."""
+def _read(paths: tuple[str, str], *, n_classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """An image and its CAM's maps and classes, of an image file and its CAM file."""
     image_path, cam_path = paths
     image = read_image(image_path)
     keys, _, high_res = camfile.load(cam_path, n_classes)
     if high_res.shape[1:] != image.shape[:2]:
         raise InputError(f"CAM file {cam_path} is not of the size of {image_path}; make it again.")
-    return confident_label(image, high_res, keys, foreground_score=foreground_score, background_score=background_score)
+    return image, high_res, keys
+
+
+def _read_and_refine(paths: tuple[Path, Path], *, n_classes: int, **how: Any) -> np.ndarray:
+    """The label map of an image file and its CAM file; `how`: as `confident_label` takes it."""
+    return confident_label(*_read(paths, n_classes=n_classes), **how)
+
+
+def _labels(args: Config, paths: Sequence[tuple[Path, Path]], n_classes: int) -> Iterator[np.ndarray]:
+    """The label map of each image file and its CAM file, by processes on the CPU, or on the GPU beside the reading."""
+    device = device_of(args.crf, resolve_device(args.device))
+    how = {
+        "foreground_score": args.conf_fg_thres,
+        "background_score": args.conf_bg_thres,
+        "backend": args.crf,
+        "device": device,
+    }
+    if device.type == "cpu":
+        refine = partial(_read_and_refine, n_classes=n_classes, **how)
+        return ordered_map(refine, paths, workers=args.crf_workers, flag="crf_workers")
+    inputs = ordered_map(partial(_read, n_classes=n_classes), paths, workers=args.num_workers, flag="num_workers")
+    return (confident_label(*of_image, **how) for of_image in inputs)
 
 
 def run(args: Config) -> None:
@@ -94,15 +116,9 @@ def run(args: Config) -> None:
     finished = finished_files(STEP, args, {"class_list": devkit.classes})
     items = [[Path(args.ir_label_out_dir) / f"{image_id}.png"] for image_id in ids]
     pending = finished.pending(items, lambda number: source_of_files(images[number], cams[number]))
-    label_of = partial(
-        _confident_label,
-        n_classes=len(devkit.classes),
-        foreground_score=args.conf_fg_thres,
-        background_score=args.conf_bg_thres,
-    )
     paths = [(images[number], cams[number]) for number in pending]
-    labels = ordered_map(label_of, paths, workers=args.crf_workers, flag="crf_workers")
-    bar = progress(labels, desc="cam_to_ir_label", unit="image", total=len(paths))
-    for number, of_image, label in zip(pending, paths, bar, strict=True):
-        (path,) = items[number]
-        finished.write([path], partial(source_of_files, *of_image), write_label, path, label)
+    bar = progress(_labels(args, paths, len(devkit.classes)), desc="cam_to_ir_label", unit="image", total=len(paths))
+    with background_writer() as submit:
+        for number, of_image, label in zip(pending, paths, bar, strict=True):
+            (path,) = items[number]
+            submit(finished.write, [path], partial(source_of_files, *of_image), write_label, path, label)

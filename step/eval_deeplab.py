@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from misc.crf import require_densecrf
+from misc.crf import require_backend
 from misc.files.images import write_palette
 from misc.run.config import Config
 from misc.run.depends import source_of_files
@@ -19,7 +19,7 @@ from misc.run.loaders import sequential_loader
 from misc.run.plan import Planned, require_writable
 from misc.run.progress import progress
 from misc.run.record import discard_scores, scores_path
-from misc.run.step import PACKAGES, Files, Inputs, Step
+from misc.run.step import Files, Inputs, Step
 from misc.segmentation import plain_and_refined_masks, plain_masks
 from net.build import inputs_of_network, require_network
 from net.deeplab import load_segmenter
@@ -38,7 +38,6 @@ STEP = Step(
     writes=("deeplab_out_dir", "deeplab_crf_out_dir", "deeplab_server_dir", "result_dir"),
     flags=("deeplab_crf", "precision"),
     shared=True,
-    packages=(*PACKAGES, "pydensecrf2"),
     bytes_per_pixel=BYTES_PER_PIXEL,
 )
 
@@ -57,7 +56,7 @@ def _is_scored(devkit: Devkit, split: str, ids: list[str]) -> bool:
 def check(args: Config, planned: Planned) -> Planned:
     """Raise `InputError` for bad input; return the outputs of this step (none that others read)."""
     if args.deeplab_crf:
-        require_densecrf("eval_deeplab", advice="--deeplab_crf False evaluates without it")
+        require_backend(args.crf)
     devkit = open_devkit(args.voc12_root, args.class_list)
     ids = read_split(devkit, args.deeplab_eval_set, flag="deeplab_eval_set")
     require_classes_of_network(devkit, args.deeplab_weights_name, planned=planned)
@@ -141,7 +140,9 @@ def _make_masks(args: Config, devkit: Devkit, ids: list[str]) -> None:
     images = WholeImages(pending_paths)
     loader = sequential_loader(images, num_workers=args.num_workers, device=device)
     if args.deeplab_crf:
-        masks = plain_and_refined_masks(model, loader, device=device, paths=paths, workers=args.crf_workers)
+        masks = plain_and_refined_masks(
+            model, loader, device=device, paths=pending_paths, workers=args.crf_workers, backend=args.crf
+        )
     else:
         masks = ((mask,) for mask in plain_masks(model, loader, device=device, paths=pending_paths))
     bar = progress(masks, total=len(pending), desc="DeepLab masks", unit="image")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from misc.crf import require_densecrf
+from misc.crf import require_backend
 from misc.errors import InputError
 from misc.files.atomic import LONGEST_NAME, write_json
 from misc.files.images import IMAGE_SUFFIXES, read_image, read_label, write_jpeg, write_palette
@@ -20,7 +20,7 @@ from misc.run.done import finished_files
 from misc.run.loaders import sequential_loader
 from misc.run.plan import Planned, require_writable
 from misc.run.progress import progress
-from misc.run.step import PACKAGES, Files, Inputs, Step
+from misc.run.step import Files, Inputs, Step
 from misc.segmentation import plain_and_refined_masks, plain_masks
 from net.build import inputs_of_network, require_network
 from net.deeplab import load_segmenter
@@ -35,7 +35,6 @@ STEP = Step(
     reads=("voc12_root", "class_list", "deeplab_network", "deeplab_weights_name", "predict_input"),
     writes=("predict_out_dir",),
     flags=("predict_long_side", "predict_crf", "precision"),
-    packages=(*PACKAGES, "pydensecrf2"),
 )
 
 SHARES = "classes.json"
@@ -74,7 +73,7 @@ def _output_names(paths: list[Path]) -> list[str]:
 def check(args: Config, planned: Planned) -> Planned:
     """Raise `InputError` for bad input; return the outputs of this step (none that others read)."""
     if args.predict_crf:
-        require_densecrf("--predict_crf True", advice="--predict_crf False works without it")
+        require_backend(args.crf)
     paths = _photographs(args.predict_input)
     if Path(args.predict_out_dir).resolve() == paths[0].parent.resolve():
         raise InputError(
@@ -127,13 +126,16 @@ def run(args: Config) -> None:
     pending = finished.pending(items, lambda number: source_of_files(paths[number]))
     model = load_segmenter(args.deeplab_network, args.deeplab_weights_name, device, n_classes=len(names))
 
-    reduced = Photographs([paths[number] for number in pending], long_side=args.predict_long_side)
+    pending_paths = [paths[number] for number in pending]
+    reduced = Photographs(pending_paths, long_side=args.predict_long_side)
     loader = sequential_loader(reduced, num_workers=args.num_workers, device=device)
     if args.predict_crf:
-        pairs = plain_and_refined_masks(model, loader, device=device, paths=paths, workers=args.crf_workers)
+        pairs = plain_and_refined_masks(
+            model, loader, device=device, paths=pending_paths, workers=args.crf_workers, backend=args.crf
+        )
         masks = (refined for _, refined in pairs)
     else:
-        masks = plain_masks(model, loader, device=device)
+        masks = plain_masks(model, loader, device=device, paths=pending_paths)
     bar = progress(masks, total=len(pending), desc="predict", unit="image")
     for number, small in zip(pending, bar, strict=True):
         photograph = read_image(paths[number], upright=True)

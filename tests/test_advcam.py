@@ -109,7 +109,6 @@ def run(toy, **flags):
 
 
 def test_labels_and_masks_are_made_from_the_maps_that_are_asked_for(toy):
-    pytest.importorskip("pydensecrf")
     save_weights(EdgeDisplacement(), "sess/res50_irn_ood.pth")
     for key, folder in enumerate(("cam_ood", "cam_ood_advcam")):
         for image_id, (height, width) in zip(toy.ids, TOY_SIZES, strict=True):

@@ -204,7 +204,6 @@ def test_chain_refuses(toy, name, monkeypatch):
     spoil, sentence = WRONG[name]
     flags = {**ALL_STEPS, **spoil(toy)}
     monkeypatch.setattr("step.train_classifier.run", lambda args: pytest.fail("work began"))
-    monkeypatch.setattr("step.cam_to_ir_label.require_densecrf", lambda: None)
     with pytest.raises(InputError, match=sentence) as caught:
         run_sample.run(toy.flags(**flags))
     assert "\n" not in str(caught.value)
@@ -282,7 +281,6 @@ def test_a_damaged_image_stops_advcam_before_work(cams, toy, monkeypatch):
     ],
 )
 def test_folders_that_lack_images_are_refused(toy, step, folder, flag, maker, monkeypatch):
-    monkeypatch.setattr("step.cam_to_ir_label.require_densecrf", lambda: None)
     arguments = toy.flags(**NO_STEPS | {f"{step}_pass": True})
     assert f"--{flag}: folder {folder} is missing; run {maker} first" in refusal(arguments)
     (toy.work / folder).mkdir(parents=True)
@@ -295,7 +293,6 @@ def test_folders_that_lack_images_are_refused(toy, step, folder, flag, maker, mo
 
 @pytest.mark.parametrize("step", ["eval_advcam", "cam_to_ir_label", "make_sem_seg"])
 def test_folders_that_lack_advcams_are_refused(toy, step, monkeypatch):
-    monkeypatch.setattr("step.cam_to_ir_label.require_densecrf", lambda: None)
     (toy.work / "result/cam_ood").mkdir(parents=True)
     for image_id in toy.ids:
         (toy.work / "result/cam_ood" / f"{image_id}.npy").touch()
@@ -340,9 +337,11 @@ def test_cuda_without_a_gpu(toy, monkeypatch):
     assert "--device cuda: PyTorch finds no GPU here" in refusal(toy.flags(device="cuda"))
 
 
-def test_missing_densecrf_is_said_before_work(toy, monkeypatch):
+def test_a_missing_pydensecrf_is_said_before_work(toy, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "pydensecrf.densecrf", None)
-    assert "needs pydensecrf: `pip install pydensecrf2` with Python 3.10 to 3.12" in refusal(toy.flags(**ALL_STEPS))
+    sentence = refusal(toy.flags(**ALL_STEPS, crf="pydensecrf"))
+    assert "--crf pydensecrf: pydensecrf is not installed" in sentence
+    assert "leave --crf out, or pass --crf torch" in sentence
 
 
 def test_cams_of_another_class_list_are_refused(toy):

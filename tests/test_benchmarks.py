@@ -31,6 +31,7 @@ TINY = dataclasses.replace(
     refined=SMALL,
     plain_refined=1,
     segmented=SMALL[:1],
+    crf=SMALL,
     timed_updates=1,
     crop=64,
     irn_crop=96,
@@ -89,6 +90,15 @@ def test_confident_labels_agree(data):
     pytest.importorskip("pydensecrf")
     ours, other = results(workloads.refinement(data, TINY))
     assert len(ours) == 2 * len(other)
+    assert all(len(np.unique(label)) > 1 for label in other.values())
+    assert difference(ours, other) == 0
+
+
+@pytest.mark.parametrize("make", [workloads.crf_of_labels, workloads.crf_of_classes])
+def test_both_dense_crfs_agree(data, make):
+    pytest.importorskip("pydensecrf")
+    ours, other = results(make(data, TINY))
+    assert len(ours) == len(other) == len(SMALL)
     assert all(len(np.unique(label)) > 1 for label in other.values())
     assert difference(ours, other) == 0
 

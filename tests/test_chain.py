@@ -35,7 +35,6 @@ def run(toy, **flags):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """The toy data after the whole chain, with ResNet-18, has run on it, for tests that only look."""
-    pytest.importorskip("pydensecrf")
     toy = make_toy_data(tmp_path_factory.mktemp("chain"))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(toy.work)

@@ -41,7 +41,6 @@ def ready(prepared, tmp_path, monkeypatch) -> ToyData:
     shutil.copytree(old, new)
     moved = {name: new / getattr(prepared, name).relative_to(old) for name in ("root", "ood_root", "ood_list", "work")}
     monkeypatch.chdir(moved["work"])
-    monkeypatch.setattr("misc.crf.has_densecrf", lambda: True)
     monkeypatch.setattr("run_sample.run_chain", lambda config, steps: pytest.fail("work began"))
     return replace(prepared, **moved)
 
@@ -419,21 +418,12 @@ def test_sound_input_passes(ready, step, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("step", "flags", "sentence"),
-    [
-        ("cam_to_ir_label", {}, "cam_to_ir_label needs pydensecrf: .*; every other step works without it"),
-        ("eval_deeplab", {}, "eval_deeplab needs pydensecrf: .*; --deeplab_crf False evaluates without it"),
-        (
-            "predict",
-            {"predict_crf": True},
-            "--predict_crf True needs pydensecrf: .*; --predict_crf False works without",
-        ),
-    ],
+    ("step", "flags"), [("cam_to_ir_label", {}), ("eval_deeplab", {}), ("predict", {"predict_crf": True})]
 )
-def test_steps_that_need_dense_crf_say_so(ready, monkeypatch, step, flags, sentence):
-    monkeypatch.setattr("misc.crf.has_densecrf", lambda: False)
-    with pytest.raises(InputError, match=sentence):
-        run_sample.run(arguments(ready, step, **flags))
+def test_a_dense_crf_that_is_missing_is_told(ready, monkeypatch, step, flags):
+    monkeypatch.setattr("misc.crf.has_pydensecrf", lambda: False)
+    with pytest.raises(InputError, match="--crf pydensecrf: pydensecrf is not installed"):
+        run_sample.run(arguments(ready, step, crf="pydensecrf", **flags))
 
 
 @pytest.mark.parametrize(
@@ -447,10 +437,12 @@ def test_steps_that_need_dense_crf_say_so(ready, monkeypatch, step, flags, sente
         ("train_cam", {"cam_select": "last"}),
         ("train_irn", {"irn_batch_size": 6}),
         ("train_deeplab", {"deeplab_batch_size": 6}),
-        ("eval_deeplab", {"deeplab_crf": False, "deeplab_crf_out_dir": "photos/a.jpg/x"}),
+        ("eval_deeplab", {"deeplab_crf": False, "deeplab_crf_out_dir": "photos/a.jpg/x", "crf": "pydensecrf"}),
+        ("predict", {"crf": "pydensecrf"}),  # without --predict_crf
     ],
 )
 def test_just_enough_and_what_is_not_used_pass(ready, monkeypatch, step, flags):
+    monkeypatch.setattr("misc.crf.has_pydensecrf", lambda: False)
     begun = []
     monkeypatch.setattr("run_sample.run_chain", lambda config, steps: begun.extend(name for name, _ in steps))
     monkeypatch.setattr("step.train_cam.n_processes", lambda: 5)

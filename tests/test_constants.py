@@ -314,6 +314,7 @@ def densecrf(monkeypatch):
 
 
 IMAGE = np.zeros((4, 6, 3), np.uint8)
+PYDENSECRF = "pydensecrf"
 # Nothing else is given: kernels and normalisation are pydensecrf's defaults
 OF_CAMS = [
     ("unary_from_labels", (3,), {"gt_prob": 0.7, "zero_unsure": False}),
@@ -335,12 +336,17 @@ OF_DEEPLAB = [
 @pytest.mark.parametrize(
     ("refine", "expected"),
     [
-        (lambda: crf_inference_label(IMAGE, np.zeros((4, 6), np.int64), 3), OF_CAMS),
-        (lambda: crf_inference_labels(IMAGE, [np.zeros((4, 6), np.int64)], 3), OF_CAMS),
-        (lambda: crf_inference_softmax(IMAGE, np.ones((3, 4, 6), np.float32) / 3), OF_DEEPLAB),
+        (lambda: crf_inference_label(IMAGE, np.zeros((4, 6), np.int64), 3, backend=PYDENSECRF), OF_CAMS),
+        (lambda: crf_inference_labels(IMAGE, [np.zeros((4, 6), np.int64)], 3, backend=PYDENSECRF), OF_CAMS),
+        (lambda: crf_inference_softmax(IMAGE, np.ones((3, 4, 6), np.float32) / 3, backend=PYDENSECRF), OF_DEEPLAB),
         (
             lambda: cam.confident_label(
-                IMAGE, np.zeros((2, 4, 6), np.float32), [0, 1], foreground_score=0.3, background_score=0.15
+                IMAGE,
+                np.zeros((2, 4, 6), np.float32),
+                [0, 1],
+                foreground_score=0.3,
+                background_score=0.15,
+                backend=PYDENSECRF,
             ),
             # Both scores of one image
             [OF_CAMS[0], *OF_CAMS, *OF_CAMS[-2:]],
@@ -348,9 +354,31 @@ OF_DEEPLAB = [
     ],
     ids=["label", "labels", "softmax", "confident label"],
 )
-def test_dense_crf_is_asked_for_what_the_papers_say(densecrf, refine, expected):
+def test_pydensecrf_is_asked_for_what_the_papers_say(densecrf, refine, expected):
     refine()
     assert densecrf == expected
+
+
+@pytest.mark.parametrize(
+    ("refine", "kernels", "unary"),
+    [
+        (lambda: crf_inference_label(IMAGE, np.zeros((4, 6), np.int64), 3), (3, 3, 50, 5, 10), [0.7, 0.15, 0.15]),
+        (lambda: crf_inference_softmax(IMAGE, np.ones((4, 4, 6), np.float32) / 4), (1, 3, 67, 3, 4), [0.25] * 4),
+    ],
+    ids=["label", "softmax"],
+)
+def test_our_dense_crf_is_asked_for_the_same(monkeypatch, refine, kernels, unary):
+    asked = []
+
+    def mean_field(image, logits, *settings, read):
+        asked.append((logits(slice(0, 24)).exp(), *settings))
+        return [torch.zeros(24, 1, dtype=torch.int64)]
+
+    monkeypatch.setattr("misc.crf.mean_field", mean_field)
+    refine()
+    ((given, *settings),) = asked
+    assert settings == [kernels, 10]
+    torch.testing.assert_close(given, torch.tensor(unary).expand_as(given))
 
 
 class Draws:

@@ -50,7 +50,6 @@ def one_and_two(tmp_path_factory):
     The toy data's network is smooth. In one with max-pooling, equal values in the padding of a crop are told apart by
     rounding, differently on each processor, and after two steps of W-OoD the weights differ in their second digit.
     """
-    pytest.importorskip("pydensecrf")
     flags = {
         **ALL_STEPS,
         "make_advcam_pass": True,
@@ -210,7 +209,6 @@ def test_a_training_is_resumed_by_another_number_of_processes(toy, monkeypatch):
 
 
 def test_bad_input_of_one_process_stops_all_and_keeps_what_is_done(toy):
-    pytest.importorskip("pydensecrf")
     for image_id in toy.ids[:6]:
         mask = read_label(toy.root / "SegmentationClass" / f"{image_id}.png")
         maps = np.zeros((1, *mask.shape), dtype=np.float32)

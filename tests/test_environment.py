@@ -4,6 +4,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from misc.run import check_requirements
 from misc.run.check_requirements import problems
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -20,6 +23,55 @@ def test_what_is_missing_or_too_old_is_named(tmp_path):
     assert len(found) == 2
     assert found[0].startswith("numpy>=999 is needed, ")
     assert found[1] == "no-such-package>=1 is missing"
+
+
+def test_what_is_optional_may_be_missing(tmp_path, capsys, monkeypatch):
+    path = tmp_path / "r.txt"
+    path.write_text('pytest>=1\npydensecrf2>=999; python_version < "99"\n')
+    assert problems(path) == []
+    for part, expected in (("required", "pytest>=1"), ("optional", 'pydensecrf2>=999; python_version < "99"')):
+        monkeypatch.setattr(sys, "argv", ["check_requirements.py", str(path), part])
+        assert check_requirements.main() == 0
+        assert capsys.readouterr().out == f"{expected}\n"
+
+
+STAND_IN = """#!/usr/bin/env bash
+# Stands for the Python of .venv: notes what pip is to install, and can't build one package
+case "$*" in
+*"pip install"*)
+    wanted=$(cat)
+    echo "installed $wanted" >>installed.txt
+    if [[ $wanted == *pydensecrf2* && -n $NO_COMPILER ]]; then echo "error: no compiler" >&2; exit 1; fi ;;
+*"import pydensecrf"*) [ -z "$NO_COMPILER" ] ;;
+*"-m pip --version"*) ;;
+*) exec "$REAL_PYTHON" "$@" ;;
+esac
+"""
+
+
+@pytest.mark.parametrize("no_compiler", ["", "1"])
+def test_set_up_goes_on_without_what_is_optional(tmp_path, no_compiler):
+    for name in ("environment.sh", "check_requirements.py"):
+        target = tmp_path / "misc/run" / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text((ROOT / "misc/run" / name).read_text())
+    (tmp_path / "r.txt").write_text("no-such-package>=1\npydensecrf2>=1.0\n")
+    python = tmp_path / ".venv/bin/python"
+    python.parent.mkdir(parents=True)
+    python.write_text(STAND_IN)
+    python.chmod(0o755)
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", 'source misc/run/environment.sh; use_environment r.txt; echo "$PYTHON"'],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+        env={"PATH": "/usr/bin:/bin", "NO_COMPILER": no_compiler, "REAL_PYTHON": sys.executable},
+    )
+    assert done.stdout.splitlines()[-1] == ".venv/bin/python"
+    assert (tmp_path / "installed.txt").read_text() == "installed no-such-package>=1\ninstalled pydensecrf2>=1.0\n"
+    assert done.stdout.count("note: pydensecrf2 was left out") == len(no_compiler)
+    assert done.stderr == ""
 
 
 def test_a_torchvision_without_its_torch_is_found(tmp_path, monkeypatch):

@@ -41,7 +41,6 @@ def test_the_guide_names_all_that_is_needed():
 
 @pytest.mark.parametrize("module", ["tests.own_network", "tests.bare_network"])
 def test_the_whole_chain_runs(toy, module):
-    pytest.importorskip("pydensecrf")
     run_sample.run(toy.flags(**WITH_ADVCAM, **networks(module)))
     for name in ("eval_cam", "eval_advcam", "eval_ir_label", "eval_sem_seg"):
         assert 0 < json.loads(Path(f"result/scores/{name}.json").read_text()).get("images") == 6
@@ -60,7 +59,6 @@ def test_the_whole_chain_runs(toy, module):
 def refusal(toy, monkeypatch, **flags):
     for step in ("train_classifier", "cam_to_ir_label"):
         monkeypatch.setattr(f"step.{step}.run", lambda args: pytest.fail("work began"))
-    monkeypatch.setattr("step.cam_to_ir_label.require_densecrf", lambda: None)
     with pytest.raises(InputError) as caught:
         run_sample.run(toy.flags(**{**WITH_ADVCAM, **networks("tests.bare_network"), **flags}))
     assert "\n" not in str(caught.value)

@@ -133,9 +133,11 @@ def test_cam_evaluation(recorded, voc_subset):
             np.testing.assert_allclose(scored[name], np.array(expected[name], dtype=float), atol=1e-9)
 
 
+@pytest.mark.parametrize("backend", ["torch", "pydensecrf"])
 @pytest.mark.parametrize("image_id", IDS)
-def test_confident_labels(recorded, photograph, image_id):
-    pytest.importorskip("pydensecrf")
+def test_confident_labels(recorded, photograph, image_id, backend):
+    if backend == "pydensecrf":
+        pytest.importorskip("pydensecrf")
     recording = recorded("ir_label.npz")
     label = confident_label(
         photograph(image_id),
@@ -143,6 +145,7 @@ def test_confident_labels(recorded, photograph, image_id):
         recording[f"{image_id}_keys"],
         foreground_score=0.30,
         background_score=0.15,
+        backend=backend,
     )
     assert (label == recording[f"{image_id}_ir"]).mean() >= 0.999
 

@@ -51,7 +51,6 @@ def run(toy, **flags):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """The toy data after both arms of the chain, with its report."""
-    pytest.importorskip("pydensecrf")
     toy = make_toy_data(tmp_path_factory.mktemp("report"))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(toy.work)

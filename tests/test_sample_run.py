@@ -46,7 +46,6 @@ def tiny_sample(monkeypatch, tmp_path):
 
 
 def test_the_whole_story_in_one_command_and_one_folder(tiny_sample):
-    pytest.importorskip("pydensecrf")
     run_sample.run([*TINY_FLAGS, *WORK_DIR])
     assert {path.name for path in Path().iterdir()} == {"Data", "project", "voc12"}  # data, outputs, the data's labels
     assert {path.name for path in Path("project").iterdir()} == {"sess", "result", "sample_train_eval.log"}
@@ -164,8 +163,3 @@ def test_wrong_flags_stop_the_sample_before_any_work(tiny_sample, monkeypatch, f
     Path("file").touch()
     with pytest.raises(InputError, match=sentence):
         run_sample.run([*TINY_FLAGS, *flags])
-
-
-def test_without_dense_crf_the_sample_ends_with_the_cams_and_a_report(monkeypatch):
-    *_, (_, flags) = sample_runs("Data/sample", [], with_crf=False)
-    assert enabled_steps(parse_config(flags)) == ["make_report"]

@@ -55,7 +55,7 @@ def test_predictions_are_those_of_enlarged_logits():
 def test_evaluation_with_crf_starts_from_enlarged_logits(monkeypatch):
     seen = []
 
-    def crf(image, probabilities):
+    def crf(image, probabilities, *, backend):
         seen.append((image, probabilities))
         return np.full(image.shape[:2], 7)
 
@@ -69,6 +69,20 @@ def test_evaluation_with_crf_starts_from_enlarged_logits(monkeypatch):
     ((given_image, probabilities),) = seen
     np.testing.assert_array_equal(given_image, image.permute(1, 2, 0))
     np.testing.assert_allclose(probabilities[0, 0], 1 / (1 + np.exp(4.25 - np.array(LARGE))), rtol=1e-6)
+
+
+def test_a_device_of_its_own_refines_what_processes_do(monkeypatch):
+    """The way of a GPU, whose part the CPU plays."""
+    cpu = torch.device("cpu")
+    images = [torch.randint(0, 256, (3, *SIZE), dtype=torch.uint8) for _ in range(2)]
+    of_processes = list(plain_and_refined_masks(TwoClasses(), images, device=cpu, workers=0))
+    monkeypatch.setattr("misc.segmentation.device_of", lambda backend, device: torch.device("cuda"))
+    monkeypatch.setattr("misc.segmentation.ordered_map", lambda *args, **how: pytest.fail("processes began"))
+    on_device = list(plain_and_refined_masks(TwoClasses(), images, device=cpu, workers=0))
+    for masks, expected in zip(on_device, of_processes, strict=True):
+        for mask, same in zip(masks, expected, strict=True):
+            assert mask.dtype == np.uint8
+            np.testing.assert_array_equal(mask, same)
 
 
 @pytest.mark.parametrize("batch", [1, 2])

@@ -24,6 +24,7 @@ from voc12.classes import voc_palette
 FLAGS = {
     "conf_fg_thres": 0.41,
     "conf_bg_thres": 0.13,
+    "crf": "torch",
     "np_power": 1.3,
     "sem_seg_bg_thres": 0.31,
     "ins_seg_bg_thres": 0.33,
@@ -47,7 +48,6 @@ FLAGS = {
 def ready(toy, monkeypatch):
     """The toy data with all inputs of all steps."""
     make_all_inputs(toy)
-    monkeypatch.setattr("misc.crf.has_densecrf", lambda: True)
     monkeypatch.setattr("net.irn.MIN_PADDED_SIDE", 16)  # or every small image takes the time of 512 x 512
     return toy
 
@@ -83,7 +83,7 @@ HANDED_ON = {
     "cam_to_ir_label": (
         "step.cam_to_ir_label.confident_label",
         lambda image, high_res, keys, **_: np.full(image.shape[:2], keys[0] + 1, np.uint8),
-        {"foreground_score": 0.41, "background_score": 0.13},
+        {"foreground_score": 0.41, "background_score": 0.13, "backend": "torch"},
     ),
     "make_sem_seg": (
         "step.make_sem_seg_labels.semantic_mask",
@@ -129,6 +129,17 @@ def test_flags_reach_the_work_and_each_image_its_own_file(ready, monkeypatch, st
     assert settings(calls, expected) == tuple(expected.values())
     for number, (image_id, size) in enumerate(zip(ready.ids[:6], TOY_SIZES, strict=False)):
         assert class_in_output(step, image_id) == (1 + number % 3, size)
+
+
+def test_on_a_gpu_labels_are_refined_there_beside_the_reading(ready, monkeypatch):
+    gpu = torch.device("cuda", 0)
+    monkeypatch.setattr("step.cam_to_ir_label.device_of", lambda backend, device: gpu)
+    path, instead, _ = HANDED_ON["cam_to_ir_label"]
+    calls = watch(monkeypatch, path, instead)
+    run(ready, "cam_to_ir_label", num_workers=1)
+    assert settings(calls, ["backend", "device"]) == ("torch", gpu)
+    assert len(calls) == 6  # in this process
+    assert class_in_output("cam_to_ir_label", ready.ids[1])[0] == 2
 
 
 def test_palette_masks_hold_the_same_in_colour(ready):

@@ -64,7 +64,6 @@ def pixels(path):
 
 
 def test_chain_with_resnet50_on_real_photographs(small_subset):
-    pytest.importorskip("pydensecrf")
     run(
         {
             **small_subset,
@@ -123,7 +122,6 @@ def blurred_truth(mask, keys):
 
 
 def test_cams_of_the_ground_truth_give_good_labels(small_subset):
-    pytest.importorskip("pydensecrf")
     ids = (small_subset["voc12_root"] / "ImageSets/Segmentation/train.txt").read_text().splitlines()
     truth = {i: pixels(small_subset["voc12_root"] / "SegmentationClass" / f"{i}.png") for i in ids}
     for image_id, mask in truth.items():

@@ -202,6 +202,19 @@ class _PickledTensor(_Sealed):
         return torch.as_strided(numbers, sides, strides, offset).clone() if size else numbers.new_empty(sides)
 
 
+class _PickledTensorOfArray(_Sealed):
+    """Stands for `torch.from_numpy`."""
+
+    __slots__ = ("array",)
+
+    def __init__(self, array: object) -> None:
+        require(type(array) is _PickledArray, "a tensor without numbers")
+        self.array = array
+
+    def build(self) -> Tensor:
+        return torch.from_numpy(self.array.build())
+
+
 _MULTIARRAY = {"_reconstruct": _Function(_reconstruct), "scalar": _Function(_scalar)}
 NUMPY_STAND_INS = {
     "numpy.dtype": _PickledType,
@@ -217,6 +230,7 @@ _ADMITTED = {
     **dict.fromkeys(("__builtin__.bytes", "builtins.bytes"), _Function(_no_bytes)),
     "collections.OrderedDict": _Function(ordered_dict),
     "torch._utils._rebuild_tensor_v2": _PickledTensor,
+    "torch.from_numpy": _PickledTensorOfArray,
     "torch.storage._load_from_bytes": _PickledStorage,
 }
 
@@ -232,18 +246,30 @@ class _ArrayUnpickler(BoundedUnpickler):
 
 
 def _built(value: object) -> object:
-    return value.build() if type(value) in (_PickledArray, _PickledTensor) else value
+    return value.build() if type(value) in (_PickledArray, _PickledTensor, _PickledTensorOfArray) else value
 
 
 class _PortablePickler(pickle._Pickler):
-    """Names NumPy's functions by modules that old and new NumPy know, so that older projects read our files."""
+    """Names NumPy's functions by modules that old and new NumPy know, so that older projects read our files.
+
+    A tensor is the same bytes whenever it is written, which PyTorch's own pickles, with addresses in memory, are not.
+    """
+
+    def reducer_override(self, obj: Any) -> Any:
+        if isinstance(obj, Tensor):
+            return torch.from_numpy, (obj.detach().cpu().contiguous().numpy(),)
+        return NotImplemented
 
     def save_global(self, obj: Any, name: str | None = None) -> None:
         module = getattr(obj, "__module__", None)
-        if module not in _NUMPY_MODULES:
+        if obj is torch.from_numpy:
+            place = "torch\nfrom_numpy"
+        elif module in _NUMPY_MODULES:
+            place = f"{_NUMPY_MODULES[module]}\n{name or obj.__qualname__}"
+        else:
             super().save_global(obj, name)
             return
-        self.write(pickle.GLOBAL + f"{_NUMPY_MODULES[module]}\n{name or obj.__qualname__}\n".encode())
+        self.write(pickle.GLOBAL + f"{place}\n".encode())
         self.memoize(obj)
 
     dispatch = {**pickle._Pickler.dispatch, type(np.zeros(1).__reduce__()[0]): save_global}

@@ -1,5 +1,8 @@
 """Say whether this Python environment satisfies a requirements file: exit code 0 if so, 1 and the reasons if not.
 
+With a second argument, `required` or `optional`, print these of the file's requirements instead, one a line. What is
+optional may be missing: where pydensecrf2 cannot be compiled, PyTorch computes dense CRF.
+
 Looks at installed packages only, one level deep: what a listed package needs itself is checked too. A torchvision
 beside a torch that it was not built for can pass that and still fail to load, so it is imported as well.
 """
@@ -13,6 +16,8 @@ try:
     from packaging.requirements import Requirement
 except ImportError:
     from pip._vendor.packaging.requirements import Requirement
+
+OPTIONAL = {"pydensecrf2"}
 
 
 def read_requirements(path: Path) -> list[Requirement]:
@@ -41,8 +46,8 @@ def problem_of(requirement: Requirement) -> str | None:
 
 
 def problems(path: Path) -> list[str]:
-    """All that is missing or does not fit together."""
-    requirements = read_requirements(path)
+    """All that is missing or does not fit together, of what is required."""
+    requirements = [requirement for requirement in read_requirements(path) if requirement.name not in OPTIONAL]
     found = [problem for requirement in requirements if (problem := problem_of(requirement))]
     if found:
         return found
@@ -60,8 +65,13 @@ def problems(path: Path) -> list[str]:
 
 
 def main() -> int:
-    """Check the file that the command line names."""
-    found = problems(Path(sys.argv[1]))
+    """Check the file that the command line names, or print a part of it."""
+    path, *part = sys.argv[1:]
+    if part:
+        chosen = [r for r in read_requirements(Path(path)) if (r.name in OPTIONAL) == (part == ["optional"])]
+        print(*chosen, sep="\n")
+        return 0
+    found = problems(Path(path))
     for problem in found:
         print(problem, file=sys.stderr)
     return 1 if found else 0

@@ -110,9 +110,15 @@ class Config:
     num_workers: int = flag(
         half_the_cores, "processes that read and prepare images, for each of torchrun's; 0: none", low=0
     )
+    crf: Literal["auto", "torch", "pydensecrf"] = flag(
+        "auto",
+        "who computes dense CRF, with the same labels: torch, on any device, which auto takes; or pydensecrf, on CPU "
+        "cores, where it is installed (not in the original)",
+    )
     crf_workers: int = flag(
         usable_cores,
-        "processes of dense CRF, for each of torchrun's; by default one a core; 0: none (not in the original)",
+        "processes of dense CRF where CPU cores compute it, for each of torchrun's; by default one a core; 0: none "
+        "(not in the original)",
         low=0,
     )
     resume: bool = flag(

@@ -7,7 +7,7 @@ satisfies() { # python requirements
 
 supported_python() { # prints the first Python of a supported version
     local name
-    for name in ${WOOD_PYTHON:-} python3.12 python3.11 python3.10 python3 python; do
+    for name in ${WOOD_PYTHON:-} python3.12 python3.11 python3.10 python3.13 python3 python; do
         if command -v "$name" >/dev/null 2>&1 &&
             "$name" -c 'import sys, venv; sys.exit(not (3, 10) <= sys.version_info[:2])' 2>/dev/null; then
             echo "$name"
@@ -16,6 +16,11 @@ supported_python() { # prints the first Python of a supported version
     done
     echo "error: no Python from 3.10 on was found; install Python 3.12, or set WOOD_PYTHON to one." >&2
     return 2
+}
+
+install() { # requirements required|optional
+    "$PYTHON" misc/run/check_requirements.py "$1" "$2" |
+        "$PYTHON" -m pip install --quiet --disable-pip-version-check -r /dev/stdin
 }
 
 use_environment() { # requirements
@@ -36,12 +41,12 @@ use_environment() { # requirements
         "$base" -m venv .venv || return
     fi
     "$PYTHON" -m pip --version >/dev/null 2>&1 || "$PYTHON" -m ensurepip >/dev/null || return
-    if ! "$PYTHON" -c 'import sys; sys.exit(sys.version_info[:2] >= (3, 13))'; then
-        echo "note: pydensecrf2 does not compile on Python 3.13: every step works but cam_to_ir_label (use 3.10 to 3.12)."
-    fi
     echo "installing $1 into .venv (some minutes: PyTorch is large)"
-    if ! "$PYTHON" -m pip install --quiet --disable-pip-version-check -r "$1"; then
+    if ! install "$1" required; then
         echo "error: the packages of $1 could not be installed into .venv; see pip's message above." >&2
         return 2
+    fi
+    if ! { install "$1" optional && "$PYTHON" -c 'import pydensecrf.densecrf'; } >/dev/null 2>&1; then
+        echo "note: pydensecrf2 was left out, which needs a C++ compiler and Python 3.10 to 3.12; PyTorch does its work."
     fi
 }

@@ -30,11 +30,11 @@ CONTROL = {
 DEEPLAB = {"deeplab_weights_name": "sess/sample_deeplab.pth", **SMALL_DEEPLAB}
 
 
-def sample_runs(root: str, user_flags: Sequence[str], *, with_crf: bool = True) -> list[tuple[str, list[str]]]:
+def sample_runs(root: str, user_flags: Sequence[str]) -> list[tuple[str, list[str]]]:
     """Title and command line of each run on the sample at `root`, in order.
 
     All are of the recipe `sample`. The user's flags come after an arm's, and so replace them; what tells the runs apart
-    comes last: the switches and the control's outputs. Without dense CRF there are no confident labels, and no masks.
+    comes last: the switches and the control's outputs.
 
     Raises `InputError` if the user's flags name other data, or switch steps otherwise than the sample does.
     """
@@ -57,7 +57,6 @@ def sample_runs(root: str, user_flags: Sequence[str], *, with_crf: bool = True) 
     advcams = ("make_advcam", "eval_advcam") if given.get("masks_from") == "advcam" else ()
     labels, masks = ("cam_to_ir_label", "eval_ir_label", "train_irn"), ("make_sem_seg", "eval_sem_seg")
     instances, deeplab = ("make_ins_seg", "eval_ins_seg"), ("train_deeplab", "eval_deeplab")
-    last = (*labels, *masks, *instances, *deeplab) if with_crf else ()
     runs = (
         ("in-distribution classifier", CLASSIFIER, {}, ("train_classifier",)),
         ("W-OoD training and its CAMs", TRAINING | WOOD, {}, (*cams, *advcams)),
@@ -66,7 +65,7 @@ def sample_runs(root: str, user_flags: Sequence[str], *, with_crf: bool = True) 
             "masks and instances from the W-OoD CAMs, DeepLab, and the report",
             TRAINING | WOOD | SMALL_MASKS | DEEPLAB,
             {},
-            (*last, "make_report"),
+            (*labels, *masks, *instances, *deeplab, "make_report"),
         ),
     )
     own = switches(*(step for *_, steps in runs for step in steps))
