@@ -16,17 +16,17 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # The processes that load images share the cores out already: OpenCV would start a thread a core in each
 os.environ.setdefault("OPENCV_FOR_THREADS_NUM", "1")
 
-from misc.errors import InputError, ProcessLost, message_of, raise_all
+from misc.errors import InputError, ProcessLost, message_of, raise_all, reason_of
 from misc.files.look import forget, one_look
 from misc.run.config import STEP_MODULES, Config, enabled_steps, parse_config
 from misc.run.parallel import launched_rank
 from misc.run.plan import Plan, require_writable, require_writable_file, require_writable_results
 from misc.run.step import StepModule
-from misc.run.stopping import Told, end_workers, ending_when_told
+from misc.run.stopping import GRACE_SECONDS, Told, end_workers, ending_when_told, is_told, told
 
 log = logging.getLogger(__name__)
 
-EXIT_BAD_INPUT, EXIT_LOST, EXIT_INTERRUPTED = 2, 3, 130
+EXIT_UNFORESEEN, EXIT_BAD_INPUT, EXIT_LOST, EXIT_INTERRUPTED = 1, 2, 3, 130
 
 
 def check_chain(config: Config, planned: Plan) -> list[StepModule]:
@@ -183,21 +183,41 @@ def run(arguments: Sequence[str]) -> None:
 
 def main() -> int:
     """Run from the command line; returns the exit code."""
-    try:
-        with ending_when_told():
+    with ending_when_told():
+        try:
             run(sys.argv[1:])
-    except ProcessLost:
-        return EXIT_LOST  # the other process has said why
-    except InputError as error:
-        if logging.getLogger().handlers:
-            log.error("error: %s", message_of(error))
-        elif launched_rank() == 0:  # the others find the same
-            print(f"error: {message_of(error)}", file=sys.stderr)
-        return EXIT_BAD_INPUT
-    except KeyboardInterrupt as error:
-        print("interrupted; what is finished is kept, and the same command goes on from there", file=sys.stderr)
-        return error.exit_code if isinstance(error, Told) else EXIT_INTERRUPTED
+        except ProcessLost:
+            return EXIT_LOST  # the other process has said why
+        except InputError as error:
+            _say_error(message_of(error))
+            return EXIT_BAD_INPUT
+        except KeyboardInterrupt as error:
+            return _interrupted(error)
+        except Exception as error:
+            if is_told(grace=GRACE_SECONDS):  # its workers were told as well, and were first
+                return _interrupted(told())
+            if not logging.getLogger().handlers:
+                raise
+            log.exception(
+                "error: something unforeseen (%s: %s); the log has the traceback, what is finished is kept, and the "
+                "same command goes on from there",
+                type(error).__name__,
+                reason_of(error),
+            )
+            return EXIT_UNFORESEEN
     return 0
+
+
+def _say_error(sentence: str) -> None:
+    if logging.getLogger().handlers:
+        log.error("error: %s", sentence)
+    elif launched_rank() == 0:  # the others find the same
+        print(f"error: {sentence}", file=sys.stderr)
+
+
+def _interrupted(error: KeyboardInterrupt) -> int:
+    print("interrupted; what is finished is kept, and the same command goes on from there", file=sys.stderr)
+    return error.exit_code if isinstance(error, Told) else EXIT_INTERRUPTED
 
 
 def leave(code: int) -> NoReturn:

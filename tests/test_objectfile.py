@@ -325,3 +325,25 @@ def test_the_pickle_that_crashes_numpy_is_refused(answers):
     if CRASHING.name not in answers:
         pytest.skip(f"{CRASHING} is not here")
     assert "can't be read (an array of the type V8, expected numbers or truth values)" in answers[CRASHING.name]
+
+
+def test_a_file_of_tensors_is_the_same_bytes_whenever_it_is_written(tmp_path):
+    """So that a step that gives the same again makes no work for those that read its files."""
+    written = []
+    for number in range(2):
+        unrelated = [torch.zeros(number + 1)]  # other addresses in memory
+        camfile.save(tmp_path / "x.npy", np.array([1]), torch.arange(6.0).reshape(1, 2, 3), torch.ones(1, 8, 12))
+        written.append((tmp_path / "x.npy").read_bytes())
+        (tmp_path / "x.npy").unlink()
+        del unrelated
+    assert written[0] == written[1]
+    (tmp_path / "x.npy").write_bytes(written[0])
+    content = np.load(tmp_path / "x.npy", allow_pickle=True).item()  # as the originals read it
+    assert torch.equal(content["cam"], torch.arange(6.0).reshape(1, 2, 3))
+
+
+@pytest.mark.parametrize("argument", [Name("os.system"), "text", [1.0], Call("numpy.dtype", "f4"), None])
+def test_a_tensor_is_made_of_an_array_of_numbers_alone(tmp_path, argument):
+    path = write(tmp_path / "x.npy", {"cam": Call("torch.from_numpy", argument)})
+    with pytest.raises(InputError, match="CAM file"):
+        load_object(path, kind="CAM file")

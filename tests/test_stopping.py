@@ -294,3 +294,18 @@ def test_a_killed_process_of_several_ends_the_job_and_a_restart_goes_on(toy):
     given, expected = (read_checkpoint(f"sess/{name}.pth") for name in ("res50_cam_orig", "expected"))
     for name, tensor in expected.items():
         assert (given[name] - tensor).abs().max() <= 1e-5 * tensor.abs().max(), name
+
+
+def test_what_nobody_foresaw_is_one_sentence_on_the_screen_and_a_traceback_in_the_log(toy, monkeypatch, capsys):
+    def fail(*_, **__):
+        raise ZeroDivisionError("nobody\nthought of this")
+
+    monkeypatch.setattr("step.train_classifier.fit", fail)
+    monkeypatch.setattr(sys, "argv", ["run_sample.py", *toy.flags(**NO_STEPS | {"train_classifier_pass": True})])
+    assert run_sample.main() == 1
+    said = capsys.readouterr().err
+    assert "error: something unforeseen (ZeroDivisionError: nobody thought of this); the log has the traceback" in said
+    assert "Traceback" not in said
+    assert "Traceback" in Path("sample_train_eval.log").read_text()
+    (record,) = Path("result/runs").iterdir()
+    assert json.loads(record.read_text())["ended_early"]["by"] == "ZeroDivisionError: nobody thought of this"

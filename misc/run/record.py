@@ -1,5 +1,6 @@
 """What a run leaves behind besides its outputs: the log, the run record, and losses as JSON lines."""
 
+import copy
 import dataclasses
 import json
 import logging
@@ -9,7 +10,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from misc.errors import InputError
+from misc.errors import InputError, printable
 from misc.files.atomic import write_json
 from misc.run.config import Config
 from misc.run.distributed import is_first_process, n_processes, rank
@@ -39,9 +40,16 @@ UNPRINTABLE = "backslashreplace"
 
 
 class _ScreenHandler(logging.StreamHandler):
-    """Writes to the screen without breaking a progress bar."""
+    """Writes to the screen without breaking a progress bar; where a file has the tracebacks, none of them."""
+
+    def __init__(self, *, tracebacks: bool) -> None:
+        super().__init__()
+        self._tracebacks = tracebacks
 
     def emit(self, record: logging.LogRecord) -> None:
+        if not self._tracebacks:
+            record = copy.copy(record)
+            record.exc_info = record.exc_text = None
         stream = sys.stderr if record.levelno >= logging.ERROR else sys.stdout
         encoding = getattr(stream, "encoding", None) or "utf-8"
         tqdm.write(self.format(record).encode(encoding, UNPRINTABLE).decode(encoding), file=stream)
@@ -54,7 +62,7 @@ def start_log(log_name: str) -> None:
     """
     if not is_first_process():
         line = f"process {rank()}: %(message)s"
-        logging.basicConfig(level=logging.ERROR, handlers=[_ScreenHandler()], format=line, force=True)
+        logging.basicConfig(level=logging.ERROR, handlers=[_ScreenHandler(tracebacks=True)], format=line, force=True)
         return
     path = Path(f"{log_name}.log")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -63,7 +71,9 @@ def start_log(log_name: str) -> None:
     except OSError as error:
         raise InputError(f"--log_name: can't write {path} ({error.strerror}); name another place.") from error
     file.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%Y-%m-%d %H:%M:%S"))
-    logging.basicConfig(level=logging.INFO, handlers=[_ScreenHandler(), file], format="%(message)s", force=True)
+    logging.basicConfig(
+        level=logging.INFO, handlers=[_ScreenHandler(tracebacks=False), file], format="%(message)s", force=True
+    )
 
 
 def package_versions() -> dict[str, str]:
@@ -120,13 +130,19 @@ class RunRecord:
 
     @contextmanager
     def step(self, name: str, description: str) -> Iterator[None]:
-        """Time a step, and add it to the record when it ends without an error."""
+        """Time a step, and add it to the record when it ends; the record tells what else has ended it."""
         log = logging.getLogger(__name__)
         log.info("== %s: %s", name, description)
         write_json(self.path, self._content)
         reset_peak_memory(self._device)
         started = time.perf_counter()
-        yield
+        try:
+            yield
+        except BaseException as error:
+            self._content["ended_early"] = {"step": name, "by": f"{type(error).__name__}: {printable(str(error))}"}
+            with suppress(OSError):  # a full disk, perhaps, of which the error tells
+                write_json(self.path, self._content)
+            raise
         seconds = time.perf_counter() - started
         peaks = peak_memory_mib(self._device)
         memory = ", ".join(f"{where} {mib:.0f} MiB" for where, mib in peaks.items())
