@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import FIXTURES, ROOT, SHARED
 
+from misc.errors import InputError
 from misc.files import camfile
 from misc.files.objectfile import load_object
 
