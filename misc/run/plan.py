@@ -62,6 +62,6 @@ def require_writable(folder: str | Path, *, flag: str) -> None:
     try:
         probe.parent.mkdir(parents=True, exist_ok=True)
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # another run on this folder may have removed it
     except OSError as error:
         raise InputError(f"--{flag}: can't write into {folder} ({error.strerror}); name another place.") from error
