@@ -757,6 +757,14 @@ def test_what_lies_in_the_way_is_told_before_anything_is_fetched(work, site):
     assert site.asked == []
 
 
+def test_what_an_earlier_one_puts_in_the_way_is_told_before_the_later_is_fetched(site, work, tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: DISK(10**12, 0, 10**12))
+    first = site.put("/voc", Page(archive_of(tmp_path / "voc", *VOC_AUG, "VOC2012/ImageSets/own.txt")))
+    with pytest.raises(InputError, match=r"--download voc2012: .*ImageSets is there, but lacks .*; move it away first"):
+        run_download(voc_aug=first, voc2012=f"{site.address}/other")
+    assert site.asked == [("/voc", None)]
+
+
 def test_a_disk_that_is_too_small_is_told_before_anything_is_fetched(work, site, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: DISK(10**10, 0, 2 * 10**9))
     with pytest.raises(

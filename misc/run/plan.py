@@ -12,7 +12,7 @@ Planned = Mapping[str, frozenset[str]]
 """What earlier steps of the same run will make: checkpoints, and folders with the ids of their files."""
 
 OUTPUT_SUFFIXES = (".npy", ".png", ".jpg", ".json", ".jsonl", ".pth", ".txt", ".html")
-RESULT_FOLDERS = ("runs", "scores", "metrics", "state", "report")
+RESULT_FOLDERS = ("runs", "scores", "metrics", "state", "steps", "report")
 
 
 class Plan(UserDict[str, frozenset[str]]):
@@ -72,7 +72,7 @@ def require_writable(folder: str | Path, *, flag: str = "", is_own: bool = True)
     try:
         probe.parent.mkdir(parents=True, exist_ok=True)
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # another run on this folder may have removed it
         with os.scandir(probe.parent) as entries:
             found = (e.path for e in entries if is_own and e.name.endswith(OUTPUT_SUFFIXES) and e.is_dir())
             in_the_way = next(found, None)
