@@ -245,3 +245,15 @@ def test_imagenet_weights_without_network_say_where_to_put_them(tmp_path, monkey
     with pytest.raises(InputError, match=r"no network.*put https://.*resnet50-0676ba61.pth into sess/,"):
         load_imagenet(resnet50(), "auto", folder="sess")
     load_imagenet(resnet50(), "none")
+
+
+def test_a_checkpoint_that_cannot_be_read_now_is_not_called_damaged(tmp_path, monkeypatch):
+    save_weights(Net(n_classes=3), tmp_path / "x.pth")
+
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(torch, "load", refuse)
+    with pytest.raises(InputError, match=r"x\.pth can't be read now \(Permission denied\)") as refused:
+        read_checkpoint(tmp_path / "x.pth")
+    assert "train it again" not in str(refused.value)
