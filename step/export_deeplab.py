@@ -63,6 +63,13 @@ def run(args: Config) -> None:
     names = names_of_network(args.deeplab_weights_name, voc12_root=args.voc12_root, class_list=args.class_list)
     cpu = torch.device("cpu")
     model = load_segmenter(args.deeplab_network, args.deeplab_weights_name, cpu, n_classes=len(names))
+    images = torch.randint(0, 256, TRIAL_SHAPE, dtype=torch.uint8)
+    expected = model(images)
+    if not expected.isfinite().all():
+        raise InputError(
+            f"--deeplab_weights_name {args.deeplab_weights_name}: the network gives NaN or infinity; name other "
+            "weights, or train these again with a lower --deeplab_learning_rate."
+        )
     height, width = (torch.export.Dim(side, min=SMALLEST_SIDE) for side in ("height", "width"))
     # Newer versions of torch need it for networks whose padding depends on the size
     known = inspect.signature(torch.export.export).parameters
@@ -76,13 +83,6 @@ def run(args: Config) -> None:
     )
     with atomic_path(args.deeplab_export_name) as temporary:
         torch.export.save(program, temporary, extra_files={CLASSES_FILE: "\n".join(names)})
-        images = torch.randint(0, 256, TRIAL_SHAPE, dtype=torch.uint8)
-        expected = model(images)
-        if not expected.isfinite().all():
-            raise InputError(
-                f"--deeplab_weights_name {args.deeplab_weights_name}: the network gives NaN or infinity; name other "
-                "weights, or train these again with a lower --deeplab_learning_rate."
-            )
         difference = (torch.export.load(temporary).module()(images) - expected).abs().max() / expected.abs().max()
         if not difference <= LARGEST_DIFFERENCE:
             raise RuntimeError(f"the exported program's logits differ from the network's, by {difference:.0e}")

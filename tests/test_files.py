@@ -251,7 +251,12 @@ def test_of_files_with_one_id_the_jpeg_counts(devkit, toy):
 
 def test_folders_are_listed_once_and_no_image_is_looked_at(devkit, toy, monkeypatch):
     looks = []
-    monkeypatch.setattr("os.stat", lambda *args, **kwargs: pytest.fail("a look at a file"))
+    stat = os.stat
+
+    def stat_of_a_list(path, **options):
+        return stat(path, **options) if str(path).endswith(".txt") else pytest.fail(f"a look at {path}")
+
+    monkeypatch.setattr("os.stat", stat_of_a_list)
     listing = os.listdir
     monkeypatch.setattr("os.listdir", lambda folder: looks.append(str(folder)) or listing(folder))
     monkeypatch.setattr("os.path.isdir", lambda folder: True)

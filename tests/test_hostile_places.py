@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support import NO_STEPS, answer, generated, make_all_inputs, make_toy_data
+from support import answer, generated, make_all_inputs, make_toy_data
 
 import run_sample
 from misc.errors import InputError, message_of
@@ -54,7 +54,6 @@ FOLDERS_WRITTEN = {
     "deeplab_crf_out_dir": "eval_deeplab",
     "predict_out_dir": "predict",
     "result_dir": "make_cam",
-    "work_dir": "make_cam",
 }
 FILES_WRITTEN = {
     "cam_init_weights_name": "train_classifier",
@@ -88,6 +87,9 @@ BAD_FILES = ("full.pth", "a_file/x", "pipe", "/dev/full", "/proc/none/x", ".", L
 BAD_INPUTS = ("full.pth", "a_file/x", "pipe", "/dev/zero", "/dev/null", "missing", ".", LONG_NAME, LONG_PATH)
 TRIES = [
     *((flag, step, place) for flag, step in FOLDERS_WRITTEN.items() for place in BAD_FOLDERS),
+    ("work_dir", "make_cam", "a_file"),
+    ("work_dir", "make_cam", "a_file/x"),
+    ("work_dir", "make_cam", LONG_NAME),
     *((flag, step, place) for flag, step in FILES_WRITTEN.items() for place in (*BAD_FILES, "")),
     *((flag, step, place) for flag, step in FILES_READ.items() for place in BAD_INPUTS),
     *((flag, step, place) for flag, step in WEIGHTS_READ.items() for place in BAD_INPUTS),
@@ -111,8 +113,6 @@ def names_of(tries):
 
 @pytest.mark.parametrize(("flag", "step", "place"), TRIES, ids=names_of(TRIES))
 def test_a_place_that_is_none_is_told_in_a_sentence(ready, flag, step, place):
-    if (flag, place) in {("work_dir", "outputs"), ("predict_input", "."), ("predict_input", "full.pth")}:
-        pytest.skip("it will do, or is told as a folder without photographs")
     flags = {"predict_input": "photos", flag: place}
     with pytest.raises(InputError) as caught:
         run_sample.run(ready.flags(**switches(step) | flags))
@@ -126,11 +126,11 @@ def test_files_in_the_place_of_the_projects_own_folder(ready, tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     (tmp_path / "voc12").write_text("x")
     with pytest.raises(InputError, match=r"can't write into voc12 \(.*\); work in another folder\."):
-        run_sample.run(ready.flags(**NO_STEPS, make_cam_pass=True))
+        run_sample.run(ready.flags(**switches("make_cam")))
     (tmp_path / "voc12").unlink()
     (tmp_path / "voc12/.verified.json").mkdir(parents=True)
     with pytest.raises(InputError, match=r"voc12/.verified.json is a folder, where a file may have to go"):
-        run_sample.run(ready.flags(**NO_STEPS, make_cam_pass=True))
+        run_sample.run(ready.flags(**switches("make_cam")))
 
 
 @pytest.mark.parametrize(

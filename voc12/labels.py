@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import numpy as np
 from torch import Tensor
 
-from misc.errors import InputError, first_three
+from misc.errors import InputError, first_three, printable
 from misc.files import look
 from misc.files.images import without_image_suffix
 from misc.files.objectfile import load_object, save_object
@@ -244,7 +244,11 @@ def _refuse(label: object, image_id: str, label_file: Path, n_classes: int) -> N
 
 def _shown(label: object) -> str:
     """A label in a message, short and on one line."""
-    text = " ".join(str(label.tolist() if isinstance(label, (np.ndarray, np.generic, Tensor)) else label).split())
+    plain = label.tolist() if isinstance(label, (np.ndarray, np.generic, Tensor)) else label
+    try:
+        text = printable(str(plain))
+    except RecursionError:
+        return "lists within lists"
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
