@@ -54,7 +54,7 @@ def inputs(args: Config) -> Inputs:
     return {
         "class_list": devkit.classes,
         "infer_list": Files(devkit.image_paths(ids)),
-        "ins_seg_out_dir": Files([instancefile.instance_path(args.ins_seg_out_dir, image_id) for image_id in ids]),
+        "ins_seg_out_dir": Files(instancefile.instance_paths(args.ins_seg_out_dir, ids)),
     }
 
 

@@ -60,7 +60,7 @@ def inputs(args: Config) -> Inputs:
 def outputs(args: Config) -> list[str | Path]:
     """The files that this step writes."""
     ids = read_list(open_devkit(args.voc12_root, args.class_list), args.infer_list, flag="infer_list")
-    return [instancefile.instance_path(args.ins_seg_out_dir, image_id) for image_id in ids]
+    return instancefile.instance_paths(args.ins_seg_out_dir, ids)
 
 
 def run(args: Config) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 
 from misc.files.atomic import background_writer
 from misc.files.images import write_label, write_palette
+from misc.files.paths import Paths
 from misc.masks import semantic_mask
 from misc.run.config import Config
 from misc.run.depends import source_of_item
@@ -64,7 +65,8 @@ def inputs(args: Config) -> Inputs:
 def outputs(args: Config) -> list[str | Path]:
     """The files that this step writes."""
     ids = read_list(open_devkit(args.voc12_root, args.class_list), args.infer_list, flag="infer_list")
-    return [path for image_id in ids for path in _paths(args, image_id)]
+    folder, names = Path(args.sem_seg_out_dir), [f"{image_id}.png" for image_id in ids]
+    return [*Paths(folder, names), *Paths(folder / PALETTE_FOLDER, names)]
 
 
 def _paths(args: Config, image_id: str) -> list[Path]:

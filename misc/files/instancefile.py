@@ -1,5 +1,6 @@
 """Instance files, `ID.npy`: the one reader and writer of the format that the IRN family exchanges."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import numpy as np
 
 from misc.errors import InputError, reason_of
 from misc.files.objectfile import load_object, save_object
+from misc.files.paths import Paths
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,11 @@ class Detections:
 def instance_path(folder: str | Path, image_id: str) -> Path:
     """Where the instances of an image lie."""
     return Path(folder) / f"{image_id}.npy"
+
+
+def instance_paths(folder: str | Path, ids: Iterable[str]) -> Paths:
+    """Where the instances of many images lie."""
+    return Paths(folder, (f"{image_id}.npy" for image_id in ids))
 
 
 def save(path: str | Path, detections: Detections) -> None:

@@ -5,6 +5,7 @@ where those of a list of files are as they were when its content was looked at, 
 """
 
 import json
+import os
 import zlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,8 @@ from hashlib import blake2b
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from misc.errors import InputError
 from misc.files import look
@@ -89,9 +92,9 @@ def fingerprint(given: Any, known: Mapping[str, str]) -> Fingerprint:
 def _seen(paths: Sequence[str | Path]) -> str:
     """A digest of the names, sizes, times and inodes of files."""
     states = look.states(paths)
-    for path in (path for path, size in zip(paths, states[:, 0], strict=True) if size == look.MISSING):
-        raise InputError(f"{path} was there and is gone; put it back, or take it out of its list.")
-    names = "\n".join(Path(path).name for path in paths)
+    for number in np.flatnonzero(states[:, 0] == look.MISSING):
+        raise InputError(f"{paths[number]} was there and is gone; put it back, or take it out of its list.")
+    names = "\n".join(os.fspath(path).rpartition("/")[2] for path in paths)
     return _digest(names.encode("utf-8", "surrogateescape") + states.tobytes())
 
 

@@ -6,6 +6,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from misc.files import look
 from misc.files.atomic import write_json
 from misc.files.jsonfile import read_dict
@@ -90,10 +92,10 @@ class DoneSteps:
         return None
 
     def _changed_output(self, before: Fingerprint | None, outputs: Sequence[str | Path]) -> str | None:
-        missing = [path for path, (size, *_) in zip(outputs, look.states(outputs), strict=True) if size == look.MISSING]
-        if missing:
+        missing = np.flatnonzero(look.states(outputs)[:, 0] == look.MISSING)
+        if len(missing):
             more = f" and {len(missing) - 1} more are" if len(missing) > 1 else " is"
-            return f"{missing[0]}{more} missing"
+            return f"{outputs[missing[0]]}{more} missing"
         now = fingerprint(Files(outputs), self.known_contents())
         if not isinstance(before, dict) or before.get("content") != now["content"]:
             return "what it wrote was changed since"
