@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import sys
 from collections import Counter
 from contextlib import contextmanager, nullcontext
@@ -11,6 +12,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from support import ALL_STEPS, NO_STEPS
 
@@ -20,9 +22,11 @@ from misc.files import look
 from misc.files.look import digest, folder_at, forget, one_look, read_once, remembered, states
 from misc.files.paths import Paths
 from misc.run.config import parse_config
+from misc.run.device import UnfilledNetworks
 from misc.run.plan import Plan, require_outputs
 from misc.run.provenance import data_digest
 from misc.run.step import Step
+from net.resnet18_cam import CAM
 from voc12.devkit import open_devkit
 from voc12.labels import Labels, read_labels
 from voc12.lists import read_list
@@ -255,3 +259,29 @@ def test_labels_in_bits_are_those_in_numbers(n_classes):
         np.testing.assert_array_equal(row, expected)
     np.testing.assert_array_equal(Labels.none(2, n_classes), np.zeros((2, n_classes)))
     assert data_digest([], labels) == data_digest([], rows)
+
+
+def test_paths_in_one_text_are_those_of_a_list(tmp_path):
+    names = ["b.jpg", "ä b.png", "", "\udcff.png"]
+    paths, expected = Paths(tmp_path, names), [f"{tmp_path}/{name}" for name in names]
+    assert list(paths) == [paths[n] for n in range(4)] == expected
+    assert paths[-1] == paths[np.int64(3)] == expected[3]
+    assert list(paths[::2]) == expected[::2]
+    assert list(paths[[3, 0]]) == [expected[3], expected[0]]
+    assert pickle.loads(pickle.dumps(paths)) == paths == Paths(f"{tmp_path}/", names) != paths[:3]
+    assert len({paths, Paths(tmp_path, names), Paths("", names), Paths(tmp_path, ["b.jpgä b.png", "", "", ""])}) == 3
+    assert list(Paths("", [])) == []
+    with pytest.raises(IndexError):
+        paths[4]
+
+
+def test_networks_that_are_only_compared_are_not_filled():
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    with UnfilledNetworks():
+        network = CAM(3)
+    assert torch.equal(torch.get_rng_state(), before)
+    shapes = {name: tensor.shape for name, tensor in CAM(3).state_dict().items()}
+    assert {name: tensor.shape for name, tensor in network.state_dict().items()} == shapes
+    assert not torch.equal(torch.get_rng_state(), before)
+    network.load_state_dict(CAM(3).state_dict())
