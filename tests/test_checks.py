@@ -412,7 +412,7 @@ def test_wrong_input_is_told_before_the_step_begins(ready, step, wrong, sentence
 @pytest.mark.parametrize("step", WRONG)
 def test_sound_input_passes(ready, step, monkeypatch):
     begun = []
-    monkeypatch.setattr("run_sample.run_chain", lambda config, steps: begun.extend(name for name, _ in steps))
+    monkeypatch.setattr("run_sample.run_chain", lambda config, steps: begun.extend(step.STEP.name for step in steps))
     run_sample.run(arguments(ready, step))
     assert begun == [step]
 
@@ -444,7 +444,7 @@ def test_a_dense_crf_that_is_missing_is_told(ready, monkeypatch, step, flags):
 def test_just_enough_and_what_is_not_used_pass(ready, monkeypatch, step, flags):
     monkeypatch.setattr("misc.crf.has_pydensecrf", lambda: False)
     begun = []
-    monkeypatch.setattr("run_sample.run_chain", lambda config, steps: begun.extend(name for name, _ in steps))
+    monkeypatch.setattr("run_sample.run_chain", lambda config, steps: begun.extend(step.STEP.name for step in steps))
     monkeypatch.setattr("step.train_cam.n_processes", lambda: 5)
     run_sample.run(arguments(ready, step, **flags))
     assert begun == [step]
@@ -476,7 +476,7 @@ HANDED_ON = [
 @pytest.mark.parametrize(("maker", "reader", "output"), HANDED_ON, ids=lambda value: value)
 def test_what_an_earlier_step_makes_may_be_missing(ready, monkeypatch, maker, reader, output):
     begun = []
-    monkeypatch.setattr("run_sample.run_chain", lambda config, steps: begun.extend(name for name, _ in steps))
+    monkeypatch.setattr("run_sample.run_chain", lambda config, steps: begun.extend(step.STEP.name for step in steps))
     Lost(f"work/{output}")(ready)
     run_sample.run(arguments(ready, maker, reader))
     assert begun == [maker, reader]
@@ -488,7 +488,7 @@ WITH_NAMES = [row for row in HANDED_ON if row[-1] in (CAM_START, CAM_WEIGHTS, DE
 @pytest.mark.parametrize(("maker", "reader", "weights"), WITH_NAMES, ids=lambda value: value)
 def test_names_beside_a_checkpoint_that_will_be_replaced_do_not_count(ready, monkeypatch, maker, reader, weights):
     begun = []
-    monkeypatch.setattr("run_sample.run_chain", lambda config, steps: begun.extend(name for name, _ in steps))
+    monkeypatch.setattr("run_sample.run_chain", lambda config, steps: begun.extend(step.STEP.name for step in steps))
     write_classes(classes_beside(weights), ["cat", "dog", "cow"])
     run_sample.run(arguments(ready, maker, reader))
     assert begun == [maker, reader]
@@ -497,7 +497,7 @@ def test_names_beside_a_checkpoint_that_will_be_replaced_do_not_count(ready, mon
 @pytest.mark.parametrize("step", ["make_cam", "make_advcam", "train_cam", "eval_deeplab"])
 def test_a_checkpoint_without_names_is_taken_at_its_word(ready, monkeypatch, step):
     begun = []
-    monkeypatch.setattr("run_sample.run_chain", lambda config, steps: begun.extend(name for name, _ in steps))
+    monkeypatch.setattr("run_sample.run_chain", lambda config, steps: begun.extend(step.STEP.name for step in steps))
     for weights in (CAM_START, CAM_WEIGHTS, DEEPLAB_WEIGHTS):
         classes_beside(weights).unlink()
     ANOTHER_ORDER(ready)
