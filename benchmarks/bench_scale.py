@@ -92,6 +92,10 @@ def memory(folder: Path, n_images: int) -> Iterator[tuple[str, float]]:
     yield "train_cam: features of all images for the prototypes (computed)", n_images * FEATURES * 4 / MIB
 
 
+def _sound(files: tuple[str, ...], **options: int) -> None:
+    """Finds no problem."""
+
+
 def _first_order(batches: ShuffledBatches) -> object:
     iterator = iter(batches)
     next(iterator)
@@ -181,7 +185,7 @@ def main() -> None:
         more = [(large[step][name] - small[step][name]) / (LARGE - SMALL) for name in (OPENED, WRITTEN)]
         print(f"| `{step}` | {more[0]:.1f} | {more[1]:.1f} |", flush=True)
     crf.has_densecrf = lambda: True  # nothing is refined here
-    verify._problem_of_image = verify._problem_of_mask = lambda files, **options: None  # nor any image read
+    verify._problem_of_image = verify._problem_of_mask = _sound  # nor any image read
     rows: dict[str, list[float]] = {}
     for n_images in arguments.images:
         for what, size in memory(folder, n_images):

@@ -166,7 +166,7 @@ def test_what_a_step_writes_is_seen_by_the_next(toy):
         require_outputs(config.cam_out_dir, ["a", "b"], ".npy", **flags)
         seen.append(states([cams / "a.npy"])[0, 0])
 
-    modules = [(each.name, SimpleNamespace(STEP=each, run=run)) for each, run in ((step, write), (other, note))]
+    modules = [SimpleNamespace(STEP=each, run=run) for each, run in ((step, write), (other, note))]
     with one_look():
         assert states([cams / "a.npy"])[0, 0] == 1
         run_sample.run_chain(parse_config(toy.flags()), modules)
