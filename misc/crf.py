@@ -198,14 +198,14 @@ def mean_field(
     for iteration in range(n_iter + 1):
         spread = None
         for index in range(len(parts)):
-            unary = logits_of(index)
+            unary, entries = logits_of(index), entries_of(index)
             if values is not None:
-                unary = entries_of(index).slice(values).view(unary.shape).add_(unary)
+                unary = entries.slice(values).view(unary.shape).add_(unary)
             marginals = _softmax(unary)
             if iteration == n_iter:
                 result.append(read(marginals))
             else:
-                spread = entries_of(index).splat(marginals.flatten(1), spread, pairwise.n_rows)
+                spread = entries.splat(marginals.flatten(1), spread, pairwise.n_rows)
         if spread is not None:
             values = pairwise.blur(spread)
     return result
