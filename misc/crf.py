@@ -6,8 +6,8 @@ iterations: the marginals are filtered by the kernels and added to the unary ter
 marginals.
 
 Two implementations give the same labels: that of `misc.permutohedral` on PyTorch, on any device, and pydensecrf, which
-is the one that the originals call, in C++ on one core. The former is what `auto` means: it was faster wherever both
-were measured (docs/speed.md), and it needs no compiler.
+is the one that the originals call, in C++ on one core. The former is what `auto` means: it needs no compiler, and was
+the faster one where both were measured on the CPU (docs/speed.md).
 """
 
 import math
