@@ -45,12 +45,23 @@ class Way:
         units: what the time is divided by, such as the images of a call.
         untimed_updates: None to time the call; else the call trains, and the time is that between its updates, all
             that belongs to them included, but for this many (at least 1) at the start and as many at the end.
+        busy_cores: None for the time of the wall; else the call keeps this many cores busy, and the time is that of the
+            CPU, of this process and of the workers that ended with the call, over this number. It is that of the wall
+            where nothing else runs, and hardly more where something does.
     """
 
     call: Callable[[], object]
     result: Callable[[], dict[str, np.ndarray]]
     units: int = 1
     untimed_updates: int | None = None
+    busy_cores: int | None = None
+
+    def clock(self) -> float:
+        """Seconds, from some start."""
+        if self.busy_cores is None:
+            return time.perf_counter()
+        spent = os.times()
+        return (spent.user + spent.system + spent.children_user + spent.children_system) / self.busy_cores
 
 
 @dataclass(frozen=True)
@@ -143,10 +154,10 @@ def run_once(way: Way, device: torch.device, *, count: bool = False) -> Run:
     counter = flop_counter() if count else None
     synchronize(device)
     with counter or nullcontext(), UpdateClock(device, counter) as clock:
-        started = time.perf_counter()
+        started = way.clock()
         way.call()
         synchronize(device)
-        seconds = time.perf_counter() - started
+        seconds = way.clock() - started
     if way.untimed_updates is None:
         return Run(seconds / way.units, counter.get_total_flops() / way.units if counter else 0.0)
     first, last = way.untimed_updates - 1, len(clock.times) - way.untimed_updates - 1

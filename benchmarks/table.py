@@ -271,8 +271,9 @@ Medians of {on.repeats} runs (fastest - slowest); ResNet-50 with random weights,
   images than ours, they are the first of ours. Its walk is in full float32 whatever the precision, as ours is.
 * Not timed: the checks of the input that `run_sample.py` makes before a run. Trainings are timed from one update to
   the next, without those at the start and at the end for which the loaders' workers have nothing to make.
-* cam_to_ir_label, eval_deeplab: the plain way is one process, with pydensecrf. Rows of dense CRF alone: both ways use
-  all cores, a process each (on a GPU ours runs there), and the plain one is pydensecrf.
+* cam_to_ir_label, eval_deeplab: the plain way is one process, with pydensecrf.
+* Dense CRF alone: both ways use all cores, a process each (on a GPU ours runs there); the plain one is pydensecrf. On
+  cores its time is that of the CPU over the number of cores, in which other work on the machine counts little.
 * On the CPU our way keeps freed memory for the next tensors (`misc.run.memory.keep_freed_memory`), as `run_sample.py`
   does; the plain way leaves that to the C library.
 * Memory, MiB: the peak of the process and its workers, PyTorch itself included, and that of the GPU's tensors where the

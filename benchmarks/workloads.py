@@ -118,7 +118,7 @@ CPU_SIZES = Sizes(
     irn_crop=512,
     irn_batch=2,
     segmented=((250, 333), (333, 250)),
-    crf=_VOC_SIZES * 2,
+    crf=_VOC_SIZES,
     deeplab_crop=97,
     deeplab_batch=2,
     timed_updates=5,
@@ -495,7 +495,7 @@ def crf_of_labels(data: Inputs, sizes: Sizes) -> Workload:
         return ordered_map(refine, items, workers=usable_cores() if device.type == "cpu" else 0, flag="crf_workers")
 
     n_labels = CRF_RUNS * (len(keys) + 1)
-    return _crf_workload(labels, sizes, f"{len(keys) + 1} labels, {CRF_RUNS} maps", n_labels)
+    return _crf_workload(labels, sizes, f"{len(keys) + 1} labels, {CRF_RUNS} maps", n_labels, device=data.device)
 
 
 def _confident_label(item: tuple[np.ndarray, np.ndarray, np.ndarray], **how: object) -> np.ndarray:
@@ -512,7 +512,7 @@ def crf_of_classes(data: Inputs, sizes: Sizes) -> Workload:
         pairs = plain_and_refined_masks(_RandomLogits(), images, device=device, workers=usable_cores(), backend=backend)
         return (refined for _, refined in pairs)
 
-    return _crf_workload(masks, sizes, f"{N_CLASSES} classes", N_CLASSES)
+    return _crf_workload(masks, sizes, f"{N_CLASSES} classes", N_CLASSES, device=data.device)
 
 
 class _RandomLogits(torch.nn.Module):
@@ -525,7 +525,7 @@ class _RandomLogits(torch.nn.Module):
 
 
 def _crf_workload(
-    masks: Callable[[Backend], Iterable[np.ndarray]], sizes: Sizes, words: str, n_labels: int
+    masks: Callable[[Backend], Iterable[np.ndarray]], sizes: Sizes, words: str, n_labels: int, *, device: str
 ) -> Workload:
     """`masks(backend)`: of all images."""
 
@@ -535,7 +535,8 @@ def _crf_workload(
         def call() -> None:
             made.update({str(number): mask for number, mask in enumerate(masks(backend))})
 
-        return Way(call, lambda: made, units=len(sizes.crf))
+        on_cpu = device_of(backend, resolve_device(device)).type == "cpu"
+        return Way(call, lambda: made, units=len(sizes.crf), busy_cores=usable_cores() if on_cpu else None)
 
     pixels = sum(map(math.prod, sizes.crf)) / len(sizes.crf)
     return Workload(

@@ -6,8 +6,8 @@ iterations: the marginals are filtered by the kernels and added to the unary ter
 marginals.
 
 Two implementations give the same labels: that of `misc.permutohedral` on PyTorch, on any device, and pydensecrf, which
-is the one that the originals call, in C++ on one core. The former is what `auto` means: it was faster wherever both
-were measured (docs/speed.md), and it needs no compiler.
+is the one that the originals call, in C++ on one core. The former is what `auto` means: it needs no compiler, and was
+the faster one where both were measured on the CPU (docs/speed.md).
 """
 
 import math
@@ -198,14 +198,14 @@ def mean_field(
     for iteration in range(n_iter + 1):
         spread = None
         for index in range(len(parts)):
-            unary = logits_of(index)
+            unary, entries = logits_of(index), entries_of(index)
             if values is not None:
-                unary = entries_of(index).slice(values).view(unary.shape).add_(unary)
+                unary = entries.slice(values).view(unary.shape).add_(unary)
             marginals = _softmax(unary)
             if iteration == n_iter:
                 result.append(read(marginals))
             else:
-                spread = entries_of(index).splat(marginals.flatten(1), spread, pairwise.n_rows)
+                spread = entries.splat(marginals.flatten(1), spread, pairwise.n_rows)
         if spread is not None:
             values = pairwise.blur(spread)
     return result

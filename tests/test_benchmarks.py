@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+import time
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from misc.errors import InputError
 from misc.files import camfile
 from misc.run.config import Config
 from misc.run.device import set_seed
+from misc.run.parallel import ordered_map, usable_cores
 from net.resnet50_irn import AffinityDisplacementLoss
 from net.weights import load_weights
 
@@ -97,7 +99,9 @@ def test_confident_labels_agree(data):
 @pytest.mark.parametrize("make", [workloads.crf_of_labels, workloads.crf_of_classes])
 def test_both_dense_crfs_agree(data, make):
     pytest.importorskip("pydensecrf")
-    ours, other = results(make(data, TINY))
+    workload = make(data, TINY)
+    assert workload.ours().busy_cores == workload.plain().busy_cores == usable_cores()
+    ours, other = results(workload)
     assert len(ours) == len(other) == len(SMALL)
     assert all(len(np.unique(label)) > 1 for label in other.values())
     assert difference(ours, other) == 0
@@ -439,3 +443,20 @@ def test_labels_that_agree_are_counted(tmp_path):
         compare_cams.agreement(tmp_path / "one", tmp_path / "two", (0.3,))
     with pytest.raises(InputError, match="don't hold CAM files of the same images, or hold none"):
         compare_cams.agreement(tmp_path, tmp_path, (0.3,))
+
+
+def test_the_time_of_the_cpu_counts_workers_and_no_waiting():
+    def worked(seconds, workers):
+        way = Way(lambda: list(ordered_map(keep_busy, [seconds] * 2, workers=workers, flag="x")), dict, busy_cores=2)
+        return run_once(way, CPU).seconds
+
+    for workers in (0, 2):
+        assert 0.09 <= worked(0.1, workers) < 0.3
+    waiting = Way(lambda: time.sleep(0.3), dict, busy_cores=1)
+    assert run_once(waiting, CPU).seconds < 0.2
+
+
+def keep_busy(seconds):
+    end = time.process_time() + seconds
+    while time.process_time() < end:
+        pass
