@@ -154,8 +154,9 @@ def test_what_a_step_writes_is_seen_by_the_next(toy):
     cams, seen = toy.work / "result/cam_ood", []
     cams.mkdir(parents=True)
     (cams / "a.npy").write_text("x")
-    step = Step(name="make_cam", description="", reads=(), writes=("cam_out_dir", "deeplab_mask_dir"))
-    other = Step(name="eval_cam", description="", reads=(), writes=())
+    alone = {"description": "", "reads": (), "remembered": False}
+    step = Step(name="make_cam", writes=("cam_out_dir", "deeplab_mask_dir"), **alone)
+    other = Step(name="eval_cam", writes=(), **alone)
 
     def write(config):
         for name in ("a", "b"):
