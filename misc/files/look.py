@@ -9,9 +9,9 @@ What a run writes itself must not be hidden by an older answer: `forget` its fol
 
 import os
 import stat
-import zlib
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from hashlib import blake2b
 from itertools import groupby
 from typing import Any, TypeVar
 
@@ -139,18 +139,16 @@ def states(paths: Sequence[str | os.PathLike[str]]) -> np.ndarray:
     return np.concatenate([np.zeros((0, 3), dtype=np.int64), *rows])
 
 
-def digest(paths: Sequence[str | os.PathLike[str]]) -> int:
-    """A checksum (crc32) that changes with the names, sizes, times or order of files; folders don't count.
+def digest(paths: Sequence[str | os.PathLike[str]]) -> str:
+    """A text that changes with the names, sizes, times, inodes or order of files; folders don't count.
 
     Raises `InputError` for a file that is not there.
     """
     of_files = states(paths)
-    lines = []
-    for path, (size, time, _) in zip(paths, of_files.tolist(), strict=True):
-        if size == MISSING:
-            raise InputError(f"{path} was there and is gone; put it back, or take it out of its list.")
-        lines.append(f"{os.fspath(path).rpartition('/')[2]} {size} {time}\n")
-    return zlib.crc32("".join(lines).encode("utf-8", "surrogateescape"))
+    for number in np.flatnonzero(of_files[:, 0] == MISSING):
+        raise InputError(f"{paths[number]} was there and is gone; put it back, or take it out of its list.")
+    names = "\n".join(os.fspath(path).rpartition("/")[2] for path in paths)
+    return blake2b(names.encode("utf-8", "surrogateescape") + of_files.tobytes(), digest_size=8).hexdigest()
 
 
 def remembered(key: Hashable, make: Callable[[], Result]) -> Result:

@@ -5,7 +5,6 @@ where those of a list of files are as they were when its content was looked at, 
 """
 
 import json
-import os
 import zlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,8 +12,6 @@ from hashlib import blake2b
 from importlib import metadata
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from misc.errors import InputError
 from misc.files import look
@@ -79,7 +76,7 @@ def fingerprint(given: Any, known: Mapping[str, str]) -> Fingerprint:
     """
     if not isinstance(given, Files):
         return {"content": _digest(given if isinstance(given, bytes) else json.dumps(given).encode())}
-    seen = _seen(given.paths)
+    seen = look.digest(given.paths)
     content = known.get(seen)
     if content is None:
         pairs = zip(given.paths, checksums(given.paths), strict=True)
@@ -87,15 +84,6 @@ def fingerprint(given: Any, known: Mapping[str, str]) -> Fingerprint:
             "".join(f"{Path(path).name} {of_file}\n" for path, of_file in pairs).encode("utf-8", "surrogateescape")
         )
     return {"files": len(given.paths), "look": seen, "content": content}
-
-
-def _seen(paths: Sequence[str | Path]) -> str:
-    """A digest of the names, sizes, times and inodes of files."""
-    states = look.states(paths)
-    for number in np.flatnonzero(states[:, 0] == look.MISSING):
-        raise InputError(f"{paths[number]} was there and is gone; put it back, or take it out of its list.")
-    names = "\n".join(os.fspath(path).rpartition("/")[2] for path in paths)
-    return _digest(names.encode("utf-8", "surrogateescape") + states.tobytes())
 
 
 def _digest(raw: bytes) -> str:
