@@ -29,7 +29,6 @@ from support import ALL_STEPS, CAM_START, NO_STEPS, make_toy_data  # noqa: E402
 
 import run_sample  # noqa: E402
 from benchmarks.bench_start import COCO_TRAIN, VOC_TRAIN_AUG, flags, make_devkit  # noqa: E402
-from misc import crf  # noqa: E402
 from misc.files.look import one_look  # noqa: E402
 from misc.run.config import parse_config  # noqa: E402
 from misc.run.loaders import ShuffledBatches, size_groups  # noqa: E402
@@ -184,7 +183,6 @@ def main() -> None:
     for step in STEPS:
         more = [(large[step][name] - small[step][name]) / (LARGE - SMALL) for name in (OPENED, WRITTEN)]
         print(f"| `{step}` | {more[0]:.1f} | {more[1]:.1f} |", flush=True)
-    crf.has_densecrf = lambda: True  # nothing is refined here
     verify._problem_of_image = verify._problem_of_mask = _sound  # nor any image read
     rows: dict[str, list[float]] = {}
     for n_images in arguments.images:

@@ -97,12 +97,10 @@ def start(what: str) -> dict[str, float]:
     import importlib
 
     import run_sample
-    from misc import crf
     from misc.files.look import one_look
     from misc.run.config import STEP_MODULES, parse_config
     from misc.run.plan import Plan
 
-    crf.has_densecrf = lambda: True  # that it is installed is not what is measured
     for step in STEPS:
         importlib.import_module(STEP_MODULES[step])
     for network in ("cam", "irn"):

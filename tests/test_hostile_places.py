@@ -31,7 +31,6 @@ def ready(tmp_path_factory):
     make_all_inputs(toy)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(toy.work)
-        patch.setattr("misc.crf.has_densecrf", lambda: True)
         patch.setattr("run_sample.run_chain", lambda config, steps: pytest.fail("work began"))
         os.mkfifo("pipe")
         Path("a_file").write_text("x")
