@@ -15,7 +15,7 @@ from misc.run.done import DoneSteps
 from misc.run.step import Files, Inputs, StepModule
 from misc.run.training_state import saved_step
 
-SAMPLED = 50
+SAMPLED = 8
 """Images whose sizes stand for all."""
 MB, GB = 10**6, 10**9
 DONE = "done"
@@ -88,8 +88,12 @@ def _disk(config: Config, step: StepModule, inputs: Inputs, outputs: Sequence[st
     sample = images[:: max(1, len(images) // SAMPLED)]
     if not (n_missing and sample):
         return 0
-    pixels = fmean(height * width for height, width in map(image_size, sample))
+    pixels = look.remembered(("pixels", *map(str, sample)), lambda: _mean_pixels(sample))
     return int(step.STEP.bytes_per_pixel * pixels * len(images) * n_missing / len(outputs))
+
+
+def _mean_pixels(images: Sequence[str | Path]) -> float:
+    return fmean(height * width for height, width in map(image_size, images))
 
 
 def table_of(rows: Sequence[Row], config: Config) -> str:
