@@ -20,7 +20,7 @@ from misc.errors import InputError, ProcessLost, message_of, raise_all, reason_o
 from misc.files.look import forget, one_look
 from misc.run.config import STEP_MODULES, Config, enabled_steps, parse_config
 from misc.run.parallel import launched_rank
-from misc.run.plan import Plan, require_writable, require_writable_file, require_writable_results
+from misc.run.plan import EVERYTHING, Plan, require_writable, require_writable_file, require_writable_results
 from misc.run.step import StepModule
 from misc.run.stopping import GRACE_SECONDS, Told, end_workers, ending_when_told, is_told, told
 
@@ -50,6 +50,8 @@ def check_chain(config: Config, planned: Plan) -> list[StepModule]:
                     planned.update(step.check(config, planned))
                 except InputError as error:
                     problems.append(error)
+                    places = (getattr(config, flag) for flag in step.STEP.writes)
+                    planned.update(dict.fromkeys(filter(None, places), EVERYTHING))  # not to be told again of each
         raise_all(problems)
 
     on_first_process(check)
@@ -114,13 +116,12 @@ def writing_alone(configs: Sequence[Config]) -> Iterator[None]:
     from misc.run.lock import locked
     from misc.run.training_state import remove_unfinished_metrics
 
-    folders, files = {config.result_dir for config in configs}, set()
+    places = {config.result_dir for config in configs}
     for config in configs:
         declared = [importlib.import_module(STEP_MODULES[name]).STEP for name in enabled_steps(config)]
-        for flag in (flag for step in declared if step.remembered for flag in step.writes):
-            (folders if flag.endswith("_dir") else files).add(getattr(config, flag))
+        places |= {getattr(config, flag) for step in declared if step.remembered for flag in step.writes}
     with ExitStack() as stack:
-        on_first_process(stack.enter_context, locked(folders=folders, files=files))
+        on_first_process(stack.enter_context, locked(filter(None, places)))
         if is_first_process():
             for config in configs:
                 remove_unfinished_metrics(config.result_dir)

@@ -105,7 +105,9 @@ def test_iterations_and_factors_are_the_originals():
 
 def run(toy, **flags):
     networks = {"cam_network": "tests.own_network", "irn_network": "tests.own_network"}
-    run_sample.run(toy.flags(**{**NO_STEPS, **networks, "adv_iter": 2, "infer_list": "voc12/train.txt", **flags}))
+    run_sample.run(
+        toy.flags(**{**NO_STEPS, **networks, "adv_iter": 2, "infer_list": "voc12/train.txt", "redo": (), **flags})
+    )
 
 
 def test_labels_and_masks_are_made_from_the_maps_that_are_asked_for(toy):

@@ -21,7 +21,7 @@ from misc.selection import CheckpointSelection
 from misc.torchutils import two_rate_optimizer
 from tests import own_network
 from voc12.classes import names_with_background
-from voc12.derived import DERIVED_RECORD, is_derived, record_derived
+from voc12.derived import DERIVED_RECORD, derived_file, is_derived
 from voc12.sample.storage import check_replaceable, matches_manifest
 
 # JSON, or what looks like it, that no reader may stumble over
@@ -240,7 +240,8 @@ def test_damaged_records_of_derived_files(tmp_path, name):
     (tmp_path / "a.txt").write_text("a")
     (tmp_path / DERIVED_RECORD).write_bytes(TEXTS[name])
     assert not is_derived(tmp_path / "a.txt")
-    record_derived(tmp_path / "a.txt")
+    with derived_file(tmp_path / "a.txt") as temporary:
+        temporary.write_text("made")
     assert is_derived(tmp_path / "a.txt")
 
 

@@ -75,10 +75,10 @@ def test_a_device_of_its_own_refines_what_processes_do(monkeypatch):
     """The way of a GPU, whose part the CPU plays."""
     cpu = torch.device("cpu")
     images = [torch.randint(0, 256, (3, *SIZE), dtype=torch.uint8) for _ in range(2)]
-    of_processes = list(plain_and_refined_masks(TwoClasses(), images, device=cpu, workers=0))
+    of_processes = list(plain_and_refined_masks(TwoClasses(), images, device=cpu, paths=["a", "b"], workers=0))
     monkeypatch.setattr("misc.segmentation.device_of", lambda backend, device: torch.device("cuda"))
     monkeypatch.setattr("misc.segmentation.ordered_map", lambda *args, **how: pytest.fail("processes began"))
-    on_device = list(plain_and_refined_masks(TwoClasses(), images, device=cpu, workers=0))
+    on_device = list(plain_and_refined_masks(TwoClasses(), images, device=cpu, paths=["a", "b"], workers=0))
     for masks, expected in zip(on_device, of_processes, strict=True):
         for mask, same in zip(masks, expected, strict=True):
             assert mask.dtype == np.uint8

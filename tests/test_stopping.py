@@ -179,7 +179,7 @@ HOLDER = """
 import time
 from misc.run.lock import locked
 
-with locked(folders=["result"], files=["sess/x.pth"]):
+with locked(["result", "sess/x.pth"]):
     print("held", flush=True)
     time.sleep(100)
 """
@@ -228,7 +228,7 @@ def test_files_of_killed_runs_are_removed_by_the_next_one_there_and_by_no_other(
     LOSSES.write_text("{}\n")
     mine = Path("result/cam_ood/.mine.part.npy")
     mine.write_text("of nobody's making")
-    with locked(folders=["elsewhere"], files=["sess/x.pth"]):
+    with locked(["elsewhere", "sess/x.pth"]):
         assert all(path.is_file() for path in made)
     run_sample.run(toy.flags(**NO_STEPS | {"train_classifier_pass": True}, cam_num_epoches=1))
     assert [path.is_file() for path in made] == [False, False, False, True]

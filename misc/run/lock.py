@@ -26,23 +26,22 @@ HELD, NO_LOCKS = (errno.EACCES, errno.EAGAIN), (errno.ENOLCK, errno.EOPNOTSUPP, 
 
 
 def lock_path(place: Path) -> Path:
-    """The lock of a folder, in it, or of a file, beside it."""
-    return place / ".lock" if place.is_dir() else place.with_name(f".{place.name}.lock")
+    """The lock of a file or folder, which lies beside it."""
+    return place.with_name(f".{place.name}.lock")
 
 
 @contextmanager
-def locked(*, folders: Iterable[str | Path], files: Iterable[str | Path]) -> Iterator[None]:
-    """Hold the locks of folders (made where they are missing) and files that a run writes.
+def locked(places: Iterable[str | Path]) -> Iterator[None]:
+    """Hold the locks of the folders and files that a run writes.
 
-    What killed runs have left there is removed. A place that can't be written is left out: the check of the step that
-    writes there says so, by its flag. Raises `InputError` if another run holds one of them, and says which.
+    What killed runs have left there is removed. A place that can't be locked since nothing can be written beside it is
+    left out: whether the run can write there is for its steps' checks to say. Raises `InputError` if another run holds
+    one of them, and says which.
     """
-    places = {Path(os.path.realpath(folder)): True for folder in folders}
-    places |= {Path(os.path.realpath(file)): False for file in files}
     with ExitStack() as stack:
-        for place, is_folder in sorted(places.items()):
+        for place in sorted({Path(os.path.realpath(place)) for place in places}):
             try:
-                (place if is_folder else place.parent).mkdir(parents=True, exist_ok=True)
+                place.parent.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(_locked(place))
                 _clear(place)
             except OSError as error:

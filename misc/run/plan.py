@@ -15,6 +15,16 @@ OUTPUT_SUFFIXES = (".npy", ".png", ".jpg", ".json", ".jsonl", ".pth", ".txt", ".
 RESULT_FOLDERS = ("runs", "scores", "metrics", "state", "steps", "report")
 
 
+class _Everything(frozenset):
+    """The ids of files that a step would make if its own input were right."""
+
+    def __contains__(self, item: object) -> bool:
+        return True
+
+
+EVERYTHING = _Everything()
+
+
 class Plan(UserDict[str, frozenset[str]]):
     """`Planned`, as steps add to it; however a path is written (`result/cam/`, `./result/cam`), it is one."""
 
