@@ -509,7 +509,9 @@ def crf_of_classes(data: Inputs, sizes: Sizes) -> Workload:
     device = resolve_device(data.device)
 
     def masks(backend: Backend) -> Iterable[np.ndarray]:
-        pairs = plain_and_refined_masks(_RandomLogits(), images, device=device, workers=usable_cores(), backend=backend)
+        names = [f"image {number}" for number in range(len(images))]
+        how = {"device": device, "workers": usable_cores(), "backend": backend}
+        pairs = plain_and_refined_masks(_RandomLogits(), images, paths=names, **how)
         return (refined for _, refined in pairs)
 
     return _crf_workload(masks, sizes, f"{N_CLASSES} classes", N_CLASSES, device=data.device)

@@ -318,8 +318,9 @@ def save_weights(module: nn.Module, path: str | Path) -> None:
             f"{path} is not written: {name} of the network would hold NaN, infinity or numbers beyond "
             f"{LARGEST_WEIGHT:g}; train it with a lower learning rate."
         )
-    with atomic_path(path) as temporary:
-        torch.save({name: tensor.cpu().contiguous() for name, tensor in module.state_dict().items()}, temporary)
+    state = {name: tensor.cpu().contiguous() for name, tensor in module.state_dict().items()}
+    with atomic_path(path) as temporary, temporary.open("wb") as file:  # a path's name would be among the bytes
+        torch.save(state, file)
 
 
 def start_input(source: str) -> Files | str:

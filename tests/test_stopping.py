@@ -78,7 +78,7 @@ def test_a_training_that_is_told_to_end_saves_its_state_and_ends_its_workers(toy
     assert process.returncode == 128 + number
     assert time.monotonic() - told_at < 20  # mostly within one second; other work may run beside this test
     assert not any(map(is_alive, workers))
-    assert f"{number.name}: the run ends after the step under way" in said
+    assert f"{number.name}: the run ends " in said
     assert "the same command goes on from there" in said
     assert "Traceback" not in said
     done, n_steps = saved_step("result", "train_classifier")
@@ -246,7 +246,7 @@ def test_a_state_that_cannot_be_read_now_stops_the_run_and_stays(toy, monkeypatc
     def refuse(*_, **__):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(torch, "load", refuse)
+    monkeypatch.setattr("misc.run.training_state.load_tensors", refuse)
     with pytest.raises(InputError, match=r"result/state/train_classifier\.pth, can't be read now .*--resume False"):
         run_sample.run(toy.flags(**NO_STEPS | {"train_classifier_pass": True}))
     assert STATE.read_bytes() == b"whole, for all we know"
@@ -288,7 +288,7 @@ def test_a_killed_process_of_several_ends_the_job_and_a_restart_goes_on(toy):
         seen = saved_step("result", "train_classifier")
         wait_until(lambda seen=seen: saved_step("result", "train_classifier") != seen, process)
         os.kill(children_of(process.pid)[-1], signal.SIGKILL)
-        process.communicate(timeout=120)
+        process.communicate(timeout=300)
         assert (process.returncode == 0) == (restarts == "1")
     assert Path("sample_train_eval.log").read_text().count("train_classifier goes on after step") == 2
     given, expected = (read_checkpoint(f"sess/{name}.pth") for name in ("res50_cam_orig", "expected"))
