@@ -119,7 +119,7 @@ def image_size(path: str | Path) -> tuple[int, int]:
 def write_label(path: str | Path, label: np.ndarray) -> None:
     """Write (H, W) uint8 ids as a grey PNG."""
     with atomic_path(path) as temporary:
-        iio.imwrite(temporary, label, plugin="pillow", extension=".png")
+        temporary.write_bytes(iio.imwrite("<bytes>", label, plugin="pillow", extension=".png"))
 
 
 def write_palette(path: str | Path, label: np.ndarray, palette: np.ndarray) -> None:
