@@ -19,7 +19,7 @@ import run_sample
 from misc.errors import InputError
 from misc.files import atomic, camfile
 from misc.files.atomic import atomic_path, json_list_writer, write_json
-from misc.files.images import read_label, write_jpeg, write_label, write_palette
+from misc.files.images import write_jpeg, write_label, write_palette
 from misc.files.objectfile import save_object
 from misc.run import record
 from misc.run.provenance import RECORD, FinishedFiles
@@ -48,7 +48,7 @@ def save_state(path):
     state.save(1)
 
 
-def write_lines(path):
+def write_list(path):
     with json_list_writer(path, {}, "lines") as append:
         for _ in range(1000):
             append("x" * 100)
@@ -56,7 +56,7 @@ def write_lines(path):
 
 WRITERS = {
     "JSON": lambda path: write_json(path, ["x"] * 20000),
-    "JSON in parts": write_lines,
+    "JSON in parts": write_list,
     "label": lambda path: write_label(path, NOISE[..., 0]),
     "mask in colour": lambda path: write_palette(path, NOISE[..., 0], NOISE[0, :256]),
     "JPEG": lambda path: write_jpeg(path, NOISE),
@@ -74,13 +74,21 @@ def test_a_file_that_does_not_fit_is_named_and_removed_and_the_earlier_one_stays
     path.parent.mkdir()
     path.write_text("of before")
     room(20 * KIB)
-    with pytest.raises(InputError, match=r"output\.png can't be written: files as large as this .*same command goes on"):
+    with pytest.raises(
+        InputError, match=r"output\.png can't be written: files as large as this .*same command goes on"
+    ):
         WRITERS[kind](path)
     assert path.read_text() == "of before"
     assert [*path.parent.iterdir()] == [path]
     room(resource.RLIM_INFINITY)
     WRITERS[kind](path)
     assert path.stat().st_size > 20 * KIB
+
+
+def write_text(path, then):
+    with atomic_path(path) as temporary:
+        temporary.write_text("a")
+        then()
 
 
 @pytest.mark.parametrize(
@@ -101,28 +109,33 @@ def test_each_reason_is_told_wherever_it_comes_up(number, sentence, place, tmp_p
     if place == "folder":
         monkeypatch.setattr(Path, "mkdir", fail)
     with pytest.raises(InputError, match=f"new/a.txt can't be written: {sentence}; what is finished"):
-        with atomic_path(tmp_path / "new/a.txt") as temporary:
-            temporary.write_text("a")
-            if place == "write":
-                fail()
+        write_text(tmp_path / "new/a.txt", fail if place == "write" else lambda: None)
     assert not [*tmp_path.rglob("*.txt")]
 
 
 def test_other_errors_stay_what_they_are(tmp_path):
     for error in (PermissionError(13, "no"), RuntimeError("no reason")):
-        with pytest.raises(type(error)), atomic_path(tmp_path / "a.txt") as temporary:
-            temporary.write_text("a")
+
+        def fail(error=error):
             raise error
+
+        with pytest.raises(type(error)):
+            write_text(tmp_path / "a.txt", fail)
     assert not [*tmp_path.iterdir()]
 
 
 def test_losses_go_on_after_the_last_whole_line(tmp_path, room):
     growing = tmp_path / "metrics/t.jsonl.part"
-    with pytest.raises(InputError, match=r"t\.jsonl\.part can't be written"), metrics_log(tmp_path, "t") as write_line:
-        for step in range(1, 100):
-            if step == 4:
-                room(growing.stat().st_size + 10)
-            write_line({"step": step, "loss": 0.5})
+
+    def write_lines():
+        with metrics_log(tmp_path, "t") as write_line:
+            for step in range(1, 100):
+                if step == 4:
+                    room(growing.stat().st_size + 10)
+                write_line({"step": step, "loss": 0.5})
+
+    with pytest.raises(InputError, match=r"t\.jsonl\.part can't be written"):
+        write_lines()
     before = growing.read_text()
     assert [json.loads(line)["step"] for line in before.splitlines()[:3]] == [1, 2, 3]
     room(10)
@@ -195,6 +208,49 @@ def test_a_screen_that_cannot_be_written_does_not_end_the_run(tmp_path, monkeypa
     assert (tmp_path / "log.log").read_text().endswith(" one\n")
 
 
+def test_a_step_goes_on_when_there_is_room(toy, room, monkeypatch, capsys):
+    make_all_inputs(toy)
+    flags = toy.flags(**NO_STEPS | {"make_cam_pass": True, "cam_out_dir": "result/cam", "redo": ()})
+    monkeypatch.setattr(sys, "argv", ["run_sample.py", *flags])
+    write = FinishedFiles.write
+
+    def write_in_little_room(finished, paths, *args):
+        room(KIB if paths[0].stem == toy.ids[3] else resource.RLIM_INFINITY)
+        write(finished, paths, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FinishedFiles, "write", write_in_little_room)
+        assert run_sample.main() == 2
+    room(resource.RLIM_INFINITY)
+    said = capsys.readouterr().err
+    assert f"error: result/cam/{toy.ids[3]}.npy can't be written: files as large as this" in said
+    assert "Traceback" not in said
+    assert len([*Path("result/cam").glob("*.npy")]) == 3
+    assert run_sample.main() == 0
+    assert len([*Path("result/cam").glob("*.npy")]) == 6
+    assert "3 of 6 images are finished: skipped" in capsys.readouterr().out
+
+
+def test_a_training_goes_on_from_its_last_good_state(toy, room, monkeypatch):
+    flags = {"train_classifier_pass": True, "redo": (), "cam_num_epoches": 2}
+    save = TrainingState.save
+
+    def save_in_little_room(state, step, **more):
+        room(KIB if step == 4 else resource.RLIM_INFINITY)
+        save(state, step, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingState, "save", save_in_little_room)
+        with pytest.raises(InputError, match=r"result/state/train_classifier\.pth can't be written"):
+            run_sample.run(toy.flags(**NO_STEPS | flags, state_minutes=0))
+    room(resource.RLIM_INFINITY)
+    assert saved_step("result", "train_classifier") == (3, 6)
+    run_sample.run(toy.flags(**NO_STEPS | flags))
+    lines = Path("result/metrics/train_classifier.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert not [*Path().rglob("*.part*")]
+
+
 @pytest.fixture
 def small_disk(toy):
     """A disk of its own for `result` and `sess`, with 1 MiB of room."""
@@ -205,7 +261,7 @@ def small_disk(toy):
 
 def run_on_small_disk(toy, size, **flags):
     """Run with `work_dir` on a disk of `size`, whose content is copied out; returns exit code and messages."""
-    mount = f"mount -t tmpfs -o size={size} small disk && cp -r kept/. disk && \"$@\"; code=$?; rm -rf kept; "
+    mount = f'mount -t tmpfs -o size={size} small disk && cp -r kept/. disk && "$@"; code=$?; rm -rf kept; '
     script = mount + "cp -r disk kept; exit $code"
     line = [sys.executable, str(ROOT / "run_sample.py"), *toy.flags(**NO_STEPS | flags)]
     for name in ("disk", "kept"):
@@ -214,6 +270,7 @@ def run_on_small_disk(toy, size, **flags):
     return done.returncode, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_on_a_full_disk_a_step_ends_in_one_sentence_and_goes_on_when_there_is_room(small_disk):
     toy = small_disk
     make_all_inputs(toy)

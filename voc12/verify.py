@@ -1,5 +1,6 @@
 """Reading every image and mask once before long work, so that no damaged file stops a run after hours."""
 
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -149,7 +150,8 @@ def _verify(
     if new := record.new(lists, kind):
         items = iter(new)
         chunks = iter(lambda: [*islice(items, FILES_A_TASK)], [])
-        workers = num_workers if len(new) > FILES_A_TASK else 0
+        n_chunks = math.ceil(len(new) / FILES_A_TASK)
+        workers = min(num_workers, n_chunks) if n_chunks > 1 else 0
         found = ordered_map(partial(_problems, problem_of=problem_of), chunks, workers=workers, flag="num_workers")
         bar = progress(chain.from_iterable(found), total=len(new), desc="checking images", unit="image")
         problems = {files: problem for files, problem in zip(new, bar, strict=True) if problem}
