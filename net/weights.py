@@ -14,7 +14,7 @@ from urllib.error import URLError
 import torch
 from torch import Tensor, nn
 
-from misc.errors import InputError, first_three
+from misc.errors import InputError, first_three, raise_if_of_the_machine
 from misc.files.atomic import atomic_path
 from misc.files.checkpointfile import checkpoint_names
 from misc.files.objectfile import NUMPY_STAND_INS
@@ -246,6 +246,7 @@ def read_checkpoint(path: str | Path, *, instead: str = "train it") -> dict[str,
         with torch.serialization.safe_globals([(stand_in, name) for name, stand_in in NUMPY_STAND_INS.items()]):
             content = load_tensors(path)
     except Exception as error:  # foreign bytes make the parser fail in any way
+        raise_if_of_the_machine(error)
         if foreign := re.search(r"GLOBAL (\S+) was not an allowed", str(error)):
             advice = f"it holds {foreign[1]}, which is no plain data and is never loaded; save its state dict alone."
         raise InputError(f"checkpoint {path} can't be read: {advice}") from error

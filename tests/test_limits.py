@@ -16,11 +16,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from support import NO_STEPS, give_all_one_size, make_all_inputs
 from torch.utils.data import Dataset
 
 import run_sample
 from misc.errors import InputError
+from misc.files import camfile, images, objectfile, pickles
+from misc.files.images import image_size, read_image, read_label
 from misc.run import limits, loaders
 from misc.run.config import parse_config
 from misc.run.limits import SHARED_MEMORY, allow_open_files, limits_told
@@ -28,7 +31,9 @@ from misc.run.loaders import batch_loader, sequential_loader, training_loader
 from misc.run.parallel import ordered_map
 from misc.run.step import Step
 from misc.run.training_state import saved_step
+from net.weights import read_checkpoint
 from tests.test_stopping import children_of, n_lines, wait_until
+from voc12.verify import require_readable
 
 ROOT = Path(run_sample.__file__).parent
 CPU = torch.device("cpu")
@@ -203,6 +208,46 @@ def test_a_step_that_needs_more_memory_ends_in_one_sentence(kind, toy, monkeypat
     assert f"error: {name}: the memory does not suffice (" in said.err
     assert f"--{example}" in said.err
     assert "Traceback" not in said.out + said.err
+
+
+READERS = {
+    "image": read_image,
+    "label": read_label,
+    "size": image_size,
+    "check": lambda path: require_readable([path], num_workers=0),
+    "CAM": camfile.load,
+    "checkpoint": read_checkpoint,
+}
+
+
+@pytest.mark.parametrize("kind", READERS)
+def test_a_file_is_not_blamed_for_the_machine(kind, tmp_path, monkeypatch):
+    """Whoever takes any error for a damaged file would have the user replace a good one."""
+    monkeypatch.chdir(tmp_path)
+    Path("voc12").mkdir()
+    path = tmp_path / "a.png"
+    Image.new("L", (20, 20)).save(path)
+
+    def fail(*_, **__):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(images, "regular", fail)
+        patch.setattr(objectfile, "regular", fail)
+        patch.setattr(pickles, "regular", fail)
+        with pytest.raises(InputError, match="too many files are open at once"), limits_told(STEP):
+            READERS[kind](path)
+
+
+def test_an_image_is_not_blamed_for_the_memory(tmp_path, monkeypatch):
+    Image.new("L", (20, 20)).save(tmp_path / "a.png")
+
+    def fail(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr(images.Image.Image, "convert", fail)
+    with pytest.raises(InputError, match="make_x: the memory does not suffice"), limits_told(STEP):
+        read_image(tmp_path / "a.png")
 
 
 # Workers that are killed or can't send what they have read

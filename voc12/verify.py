@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from misc.errors import InputError, first_three, reason_of
+from misc.errors import InputError, first_three, raise_if_of_the_machine, reason_of
 from misc.files import look
 from misc.files.atomic import write_json
 from misc.files.images import image_size, open_image, pixel_problem, read_label
@@ -41,6 +41,7 @@ def _problem_of_image(files: Files) -> str | None:
             image.draft("RGB", (max(1, image.width // 8), max(1, image.height // 8)))
             image.load()
     except Exception as error:  # a damaged file makes PIL fail in any way
+        raise_if_of_the_machine(error, memory=True)
         return reason_of(error)
     return None
 
