@@ -22,6 +22,7 @@ from misc.files.atomic import atomic_path, json_list_writer, write_json
 from misc.files.images import write_jpeg, write_label, write_palette
 from misc.files.objectfile import save_object
 from misc.run import record
+from misc.run.progress import progress
 from misc.run.provenance import RECORD, FinishedFiles
 from misc.run.record import metrics_log, start_log
 from misc.run.training_state import TrainingState, saved_step
@@ -195,6 +196,18 @@ def test_without_room_for_the_log_the_run_goes_on_and_so_does_the_log_later(tmp_
     assert "log.log can't be written ([Errno 27] File too large)" in shown.err
     assert "Traceback" not in shown.err
     assert path.read_text().endswith(" three\n")
+
+
+def test_a_bar_that_cannot_be_shown_does_not_end_the_run(monkeypatch):
+    class Full:
+        def write(self, text):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        def flush(self):
+            self.write("")
+
+    monkeypatch.setattr(sys, "stderr", Full())
+    assert list(progress([1, 2], desc="x")) == [1, 2]
 
 
 @pytest.mark.usefixtures("logging_again")
