@@ -1,8 +1,7 @@
 """Progress bars."""
 
 import sys
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from tqdm import tqdm
@@ -12,23 +11,32 @@ from misc.run.stopping import raise_if_told
 
 
 class _Screen:
-    """The standard error. It may lead into a file on a full disk: what can't be shown there is left out."""
+    """The standard error. It may lead into a file on a full disk: then a bar is not shown any longer."""
+
+    def __init__(self) -> None:
+        self._is_lost = False
+        self.flush()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(sys.stderr, name)
 
-    def __eq__(self, other: object) -> bool:  # tqdm clears a bar away for messages to the same screen
-        return other is sys.stderr or isinstance(other, _Screen)
+    def __eq__(self, other: object) -> bool:  # tqdm flushes the screen, and clears a bar away for other messages on it
+        return other is self or (other is sys.stderr and not self._is_lost)
 
     __hash__ = object.__hash__
 
     def write(self, text: str) -> None:
-        with suppress(OSError):
-            sys.stderr.write(text)
+        self._try(sys.stderr.write, text)
 
     def flush(self) -> None:
-        with suppress(OSError):
-            sys.stderr.flush()
+        self._try(sys.stderr.flush)
+
+    def _try(self, function: Callable[..., Any], *args: Any) -> None:
+        if not self._is_lost:
+            try:
+                function(*args)
+            except OSError:
+                self._is_lost = True
 
 
 class _Bar(tqdm):
