@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import NoReturn
@@ -39,6 +39,7 @@ def check_chain(config: Config, planned: Plan) -> list[StepModule]:
         raise InputError("no step is enabled; switch one on, for example --make_cam_pass True.")
     from misc.run.device import UnfilledNetworks
     from misc.run.distributed import on_first_process
+    from misc.run.limits import limits_told
 
     steps = [importlib.import_module(STEP_MODULES[name]) for name in names]
 
@@ -47,7 +48,8 @@ def check_chain(config: Config, planned: Plan) -> list[StepModule]:
         with UnfilledNetworks():  # networks are built to be compared with checkpoints, not to be trained
             for step in steps:
                 try:
-                    planned.update(step.check(config, planned))
+                    with limits_told(step.STEP):
+                        planned.update(step.check(config, planned))
                 except InputError as error:
                     problems.append(error)
                     places = (getattr(config, flag) for flag in step.STEP.writes)
@@ -64,6 +66,7 @@ def run_chain(config: Config, steps: Sequence[StepModule]) -> None:
     from misc.run.device import resolve_device, set_precision, set_seed
     from misc.run.distributed import first_process_says, is_first_process, on_first_process, wait_for_all
     from misc.run.done import DoneSteps
+    from misc.run.limits import limits_told
     from misc.run.memory import keep_freed_memory
     from misc.run.record import RunRecord
 
@@ -80,7 +83,8 @@ def run_chain(config: Config, steps: Sequence[StepModule]) -> None:
             continue
         set_seed(config.seed)
         on_first_process(done.start, step, config)
-        with record.step(step.STEP.name, step.STEP.description) if is_first_process() else nullcontext():
+        recorded = record.step(step.STEP.name, step.STEP.description) if is_first_process() else nullcontext()
+        with recorded, limits_told(step.STEP):
             if step.STEP.shared:
                 step.run(config)
                 wait_for_all()
@@ -156,6 +160,7 @@ def run(arguments: Sequence[str]) -> None:
     config = parse_config(arguments, explain=sentences.append)
     from misc.run.device import resolve_device
     from misc.run.distributed import on_first_process, process_group
+    from misc.run.limits import allow_open_files, limits_told
     from misc.run.record import start_log
     from voc12.derived import DERIVED_FOLDER
 
@@ -165,8 +170,9 @@ def run(arguments: Sequence[str]) -> None:
     require_writable_file(f"{config.log_name}.log", flag="log_name", kind="log")
     require_writable_results(config.result_dir)
     require_writable(DERIVED_FOLDER)  # derived lists and labels, and which images were checked
-    with process_group(device), one_look():
+    with process_group(device), one_look(), limits_told():
         start_log(config.log_name)
+        allow_open_files()
         for sentence in sentences:
             log.info("%s", sentence)
         chains = sample_configs(config, arguments) if config.sample else [("", config)]
@@ -222,11 +228,13 @@ def _interrupted(error: KeyboardInterrupt) -> int:
 
 
 def leave(code: int) -> NoReturn:
-    """End this process, without waiting for threads and workers if it was told to."""
-    if code > EXIT_INTERRUPTED - signal.SIGINT:
+    """End this process, without waiting for threads and workers if it failed or was told to."""
+    if code:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch would raise an error for each worker that ends
         end_workers()
         logging.shutdown()
-        sys.stdout.flush()
+        with suppress(OSError):  # it may lead into a file on a full disk
+            sys.stdout.flush()
         os._exit(code)
     sys.exit(code)
 

@@ -14,7 +14,7 @@ from urllib.error import URLError
 import torch
 from torch import Tensor, nn
 
-from misc.errors import InputError, first_three, reason_of
+from misc.errors import InputError, first_three, raise_if_of_the_machine, reason_of
 from misc.files.atomic import atomic_path
 from misc.files.checkpointfile import checkpoint_names
 from misc.files.objectfile import NUMPY_STAND_INS
@@ -246,6 +246,7 @@ def read_checkpoint(path: str | Path, *, instead: str = "train it") -> dict[str,
         with torch.serialization.safe_globals([(stand_in, name) for name, stand_in in NUMPY_STAND_INS.items()]):
             content = load_tensors(path)
     except (OSError, MemoryError) as error:  # the file may be whole
+        raise_if_of_the_machine(error)
         reason = getattr(error, "strerror", None) or reason_of(error)
         raise InputError(f"checkpoint {path} can't be read now ({reason}); make it readable, and try again.") from error
     except Exception as error:  # foreign bytes make the parser fail in any way

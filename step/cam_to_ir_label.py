@@ -34,6 +34,7 @@ STEP = Step(
     writes=("ir_label_out_dir",),
     flags=("conf_fg_thres", "conf_bg_thres"),
     shared=True,
+    memory_flags=("num_workers", "crf_workers"),
 )
 
 

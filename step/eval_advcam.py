@@ -15,6 +15,7 @@ STEP = Step(
     reads=("voc12_root", "class_list", "chainer_eval_set", "advcam_out_dir"),
     writes=("result_dir",),
     flags=("cam_eval_sweep", "cam_eval_thres"),
+    memory_flags=("num_workers",),
 )
 
 

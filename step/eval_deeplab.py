@@ -39,6 +39,7 @@ STEP = Step(
     flags=("deeplab_crf", "precision"),
     shared=True,
     bytes_per_pixel=BYTES_PER_PIXEL,
+    memory_flags=("num_workers", "crf_workers"),
 )
 
 log = logging.getLogger(__name__)

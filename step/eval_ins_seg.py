@@ -23,6 +23,7 @@ STEP = Step(
     description="evaluate the instance masks: VOC's AP at IoU 0.5",
     reads=("voc12_root", "class_list", "chainer_eval_set", "ins_seg_out_dir"),
     writes=("result_dir",),
+    memory_flags=("num_workers",),
 )
 IOU_THRESH = 0.5
 

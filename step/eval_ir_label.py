@@ -18,6 +18,7 @@ STEP = Step(
     description="evaluate CAM + dense CRF",
     reads=("voc12_root", "class_list", "chainer_eval_set", "ir_label_out_dir"),
     writes=("result_dir",),
+    memory_flags=("num_workers",),
 )
 
 

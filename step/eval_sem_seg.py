@@ -14,6 +14,7 @@ STEP = Step(
     description="evaluate the masks",
     reads=("voc12_root", "class_list", "chainer_eval_set", "sem_seg_out_dir"),
     writes=("result_dir",),
+    memory_flags=("num_workers",),
 )
 
 

@@ -37,6 +37,7 @@ STEP = Step(
     flags=("adv_iter", "AD_coeff", "AD_stepsize", "score_th", "precision"),
     shared=True,
     bytes_per_pixel=BYTES_PER_PIXEL,
+    memory_flags=("num_workers", "advcam_batch_size"),
 )
 
 log = logging.getLogger(__name__)

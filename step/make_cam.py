@@ -32,6 +32,7 @@ STEP = Step(
     flags=("cam_scales", "precision"),
     shared=True,
     bytes_per_pixel=BYTES_PER_PIXEL,
+    memory_flags=("num_workers", "make_cam_batch_size", "cam_scales"),
 )
 
 

@@ -24,6 +24,7 @@ STEP = Step(
     writes=("cocoann_path",),
     flags=("cocoann_format", "cocoann_min_score"),
     packages=(*PACKAGES, "pycocotools"),
+    memory_flags=("num_workers",),
 )
 
 log = logging.getLogger(__name__)

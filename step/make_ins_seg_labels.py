@@ -32,6 +32,7 @@ STEP = Step(
     flags=("ins_seg_bg_thres", "beta", "exp_times", "precision"),
     shared=True,
     bytes_per_pixel=BYTES_PER_PIXEL,
+    memory_flags=("num_workers",),
 )
 
 

@@ -43,6 +43,7 @@ STEP = Step(
     ),
     writes=("result_dir",),
     flags=("seed", "report_images", "report_scan", "cam_scales"),
+    memory_flags=("report_images",),
 )
 PAGE, PICTURE_FOLDER = "report.html", "report"
 

@@ -37,6 +37,7 @@ STEP = Step(
     flags=("np_power", "sem_seg_bg_thres", "beta", "exp_times", "precision"),
     shared=True,
     bytes_per_pixel=BYTES_PER_PIXEL,
+    memory_flags=("num_workers",),
 )
 
 

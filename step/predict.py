@@ -35,6 +35,7 @@ STEP = Step(
     reads=("voc12_root", "class_list", "deeplab_network", "deeplab_weights_name", "predict_input"),
     writes=("predict_out_dir",),
     flags=("predict_long_side", "predict_crf", "precision"),
+    memory_flags=("num_workers", "crf_workers", "predict_long_side"),
 )
 
 SHARES = "classes.json"

@@ -47,6 +47,7 @@ STEP = Step(
         *("ood_long_side", "ood_ignore_class", "precision"),
     ),
     shared=True,
+    memory_flags=("num_workers", "cam_batch_size", "ood_batch_size", "cam_crop_size", "ood_long_side"),
 )
 
 log = logging.getLogger(__name__)

@@ -35,6 +35,7 @@ STEP = Step(
         *("cam_learning_rate", "cam_weight_decay", "precision"),
     ),
     shared=True,
+    memory_flags=("num_workers", "cam_batch_size", "cam_crop_size"),
 )
 
 log = logging.getLogger(__name__)

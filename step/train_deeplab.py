@@ -35,6 +35,7 @@ STEP = Step(
         *("deeplab_loss", "deeplab_max_iter", "deeplab_learning_rate", "deeplab_weight_decay", "precision"),
     ),
     shared=True,
+    memory_flags=("num_workers", "deeplab_batch_size", "deeplab_crop_size"),
 )
 OTHER_HELP = {
     "plain": "pass --deeplab_loss balanced",

@@ -35,6 +35,7 @@ STEP = Step(
         *("irn_weight_decay", "precision"),
     ),
     shared=True,
+    memory_flags=("num_workers", "irn_batch_size", "irn_crop_size"),
 )
 
 

@@ -51,7 +51,7 @@ def test_values_are_typed_and_read_only():
             "--seed must be between 0 and 9223372036854775807, got 18446744073709551616",
         ),
         (["--cam_scales", "1", "inf"], "--cam_scales must be a finite number, got inf"),
-        (["--cam_scales", "1", "-1"], "--cam_scales must be at least 0.01, got -1"),
+        (["--cam_scales", "1", "-1"], "--cam_scales must be between 0.01 and 16, got -1"),
         (["--irn_crop_size", "90"], "--irn_crop_size must be a multiple of 4, got 90"),
         (["--cam_resize_long", "300", "200"], "--cam_resize_long must be two numbers, the smaller first, got 300 200"),
         (["--device", "tpu"], "device: invalid choice: 'tpu'"),

@@ -60,6 +60,7 @@ def test_what_a_step_declares_are_flags_that_it_uses(name):
     used, mentioned = names_in(tree)
     assert used - HOW_TO_RUN <= {*places, *declared.flags}
     assert {*places, *declared.flags} - {"precision"} <= mentioned  # which is set before any step
+    assert {*declared.memory_flags} <= used
 
 
 @pytest.mark.parametrize("name", [name for name, module in STEPS.items() if module.STEP.remembered])

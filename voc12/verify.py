@@ -1,5 +1,6 @@
 """Reading every image and mask once before long work, so that no damaged file stops a run after hours."""
 
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from misc.errors import InputError, first_three, reason_of
+from misc.errors import InputError, first_three, raise_if_of_the_machine, reason_of
 from misc.files import look
 from misc.files.atomic import write_json
 from misc.files.images import image_size, open_image, pixel_problem, read_label
@@ -40,6 +41,7 @@ def _problem_of_image(files: Files) -> str | None:
             image.draft("RGB", (max(1, image.width // 8), max(1, image.height // 8)))
             image.load()
     except Exception as error:  # a damaged file makes PIL fail in any way
+        raise_if_of_the_machine(error, memory=True)
         return reason_of(error)
     return None
 
@@ -149,7 +151,8 @@ def _verify(
     if new := record.new(lists, kind):
         items = iter(new)
         chunks = iter(lambda: [*islice(items, FILES_A_TASK)], [])
-        workers = num_workers if len(new) > FILES_A_TASK else 0
+        n_chunks = math.ceil(len(new) / FILES_A_TASK)
+        workers = min(num_workers, n_chunks) if n_chunks > 1 else 0
         found = ordered_map(partial(_problems, problem_of=problem_of), chunks, workers=workers, flag="num_workers")
         bar = progress(chain.from_iterable(found), total=len(new), desc="checking images", unit="image")
         problems = {files: problem for files, problem in zip(new, bar, strict=True) if problem}

@@ -1,5 +1,10 @@
 """The exception for mistakes that the user can mend, and the one that follows from it in other processes."""
 
+import errno
+
+OF_THE_MACHINE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+"""System errors that say nothing of the file that is being read."""
+
 
 class InputError(Exception):
     """Bad input: a flag, file, folder or image that the run can't use.
@@ -35,6 +40,15 @@ def printable(text: str) -> str:
 def reason_of(error: Exception) -> str:
     """What a library's error says, for use within a sentence: on one line, not long, never empty."""
     return printable(str(error))[:200] or type(error).__name__
+
+
+def raise_if_of_the_machine(error: Exception, *, memory: bool = False) -> None:
+    """Raise again what tells of a limit of the machine, for those who take any error for a damaged file.
+
+    `memory`: memory that does not suffice counts, too; not where a damaged file can ask for any amount.
+    """
+    if (isinstance(error, OSError) and error.errno in OF_THE_MACHINE) or (memory and isinstance(error, MemoryError)):
+        raise error
 
 
 def raise_all(errors: list[InputError]) -> None:

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from misc.files.disk import told_if_disk_is_full
+
 MARK_LENGTH = 32
 LONGEST_NAME = 255
 """Bytes of a file's name, on nearly every file system."""
@@ -46,15 +48,18 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
     The folder is made where it is missing. A rename within one folder is atomic, so that whatever lies at `path` is
     complete. The temporary name keeps the suffix, from which image writers choose the format.
+
+    Raises `InputError` if the disk takes no more.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     # A mark of its own for every write: process ids are alike on the machines of a cluster, and in containers
     temporary = path.with_name(_temporary_name(path.stem, path.suffix, uuid.uuid4().hex))
     try:
-        yield temporary
-        if not (path.is_file() and filecmp.cmp(temporary, path, shallow=False)):
-            os.replace(temporary, path)
+        with told_if_disk_is_full(path, writing=temporary):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            if not (path.is_file() and filecmp.cmp(temporary, path, shallow=False)):
+                os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -7,7 +7,7 @@ import imageio.v3 as iio
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
-from misc.errors import InputError, reason_of
+from misc.errors import InputError, raise_if_of_the_machine, reason_of
 from misc.files.atomic import atomic_path
 from misc.files.regular import regular
 
@@ -74,6 +74,7 @@ def read_image(path: str | Path, *, upright: bool = False) -> np.ndarray:
                 image = np.array(stored.convert("RGB"))
             return _turned_upright(image, stored) if upright else image
     except Exception as error:  # a damaged file makes PIL fail in any way
+        raise_if_of_the_machine(error, memory=True)
         raise InputError(
             f"image {path} can't be read ({reason_of(error)}); replace it or take it out of the list."
         ) from error
@@ -95,6 +96,7 @@ def read_label(path: str | Path) -> np.ndarray:
         with open_image(path) as image:
             mode, label = image.mode, np.array(image)
     except Exception as error:  # a damaged file makes PIL fail in any way
+        raise_if_of_the_machine(error, memory=True)
         raise InputError(f"label {path} can't be read ({reason_of(error)}); replace it.") from error
     if mode not in ("P", "L", "1"):
         kind = "16-bit" if mode.startswith("I") else mode
@@ -111,6 +113,7 @@ def image_size(path: str | Path) -> tuple[int, int]:
         with open_image(path) as image:
             return image.height, image.width
     except Exception as error:  # a damaged file makes PIL fail in any way
+        raise_if_of_the_machine(error, memory=True)
         raise InputError(
             f"image {path} can't be read ({reason_of(error)}); replace it or take it out of the list."
         ) from error
@@ -119,7 +122,7 @@ def image_size(path: str | Path) -> tuple[int, int]:
 def write_label(path: str | Path, label: np.ndarray) -> None:
     """Write (H, W) uint8 ids as a grey PNG."""
     with atomic_path(path) as temporary:
-        iio.imwrite(temporary, label, plugin="pillow", extension=".png")
+        temporary.write_bytes(iio.imwrite("<bytes>", label, plugin="pillow", extension=".png"))
 
 
 def write_palette(path: str | Path, label: np.ndarray, palette: np.ndarray) -> None:

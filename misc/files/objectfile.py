@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from misc.errors import InputError, reason_of
+from misc.errors import InputError, raise_if_of_the_machine, reason_of
 from misc.files.atomic import atomic_path
 from misc.files.pickles import BoundedUnpickler, load_tensors, ordered_dict, require
 from misc.files.regular import regular
@@ -310,6 +310,7 @@ def load_object(path: str | Path, *, kind: str) -> dict:
     except FileNotFoundError as error:
         raise InputError(f"{kind} {path} is missing.") from error
     except Exception as error:  # foreign bytes make the parser fail in any way
+        raise_if_of_the_machine(error)
         raise InputError(f"{kind} {path} can't be read ({reason_of(error)}); make it again.") from error
     if type(content) is not dict:
         raise InputError(f"{kind} {path} holds a {type(content).__name__}, expected a dict; make it again.")

@@ -19,6 +19,8 @@ from misc.run.parallel import usable_cores
 from misc.run.recipes import AUTO, ORIGINAL, RECIPES, choose_recipe
 
 ALL_STEPS = "all"
+LONGEST_SIDE, LARGEST_SCALE, MOST_WORKERS = 2**14, 16, 1024
+"""Beyond these there is no machine for the images, or a slip of the keyboard."""
 DEFAULT_IGNORED_CLASS = "bottle"
 TRUE_WORDS, FALSE_WORDS = ("true", "1", "yes"), ("false", "0", "no")
 
@@ -108,7 +110,10 @@ class Config:
         "auto", "fp32; tf32, what auto takes on CUDA; bf16: backbones in bfloat16 (not in the original)"
     )
     num_workers: int = flag(
-        half_the_cores, "processes that read and prepare images, for each of torchrun's; 0: none", low=0
+        half_the_cores,
+        "processes that read and prepare images, for each of torchrun's; 0: none",
+        low=0,
+        high=MOST_WORKERS,
     )
     crf: Literal["auto", "torch", "pydensecrf"] = flag(
         "auto",
@@ -120,6 +125,7 @@ class Config:
         "processes of dense CRF where CPU cores compute it, for each of torchrun's; by default one a core; 0: none "
         "(not in the original)",
         low=0,
+        high=MOST_WORKERS,
     )
     resume: bool = flag(
         True,
@@ -174,8 +180,10 @@ class Config:
         "sess/res50_cam_ood.pth", "W-OoD classifier: made by train_cam, read by make_cam", output=True
     )
     imagenet_weights: str = flag("auto", "start of train_classifier and IRN: auto, a file, or none (random weights)")
-    cam_crop_size: int = flag(512, "side of the training crop, pixels", low=16)
-    cam_resize_long: tuple[int, ...] = flag((320, 640), "range of the random long side before the crop", low=16)
+    cam_crop_size: int = flag(512, "side of the training crop, pixels", low=16, high=LONGEST_SIDE)
+    cam_resize_long: tuple[int, ...] = flag(
+        (320, 640), "range of the random long side before the crop", low=16, high=LONGEST_SIDE
+    )
     cam_batch_size: int = flag(16, "images a batch", low=1)
     cam_num_epoches: int = flag(5, "epochs", low=1)
     cam_learning_rate: float = flag(0.1, "learning rate of the backbone; the classifier's is 10 times this", low=0)
@@ -184,7 +192,7 @@ class Config:
         "best_miou", "weights that train_cam keeps: best_miou looks at ground-truth masks, as the original does"
     )
     cam_select_interval: int = flag(10, "steps between two looks of best_miou, in the last quarter epoch", low=1)
-    cam_scales: tuple[float, ...] = flag((1.0, 0.5, 1.5, 2.0), "image scales of the CAMs", low=0.01)
+    cam_scales: tuple[float, ...] = flag((1.0, 0.5, 1.5, 2.0), "image scales of the CAMs", low=0.01, high=LARGEST_SCALE)
     make_cam_batch_size: int = flag(
         4, "images of equal size in one batch, fewer if they exceed 512 x 512 (not in the original)", low=1
     )
@@ -221,7 +229,9 @@ class Config:
     distance_lambda: float = flag(0.007, "weight of the distance loss; 0: none", low=0)
     ood_dist_topk: float = flag(0.2, "share of the nearest OoD clusters that push", low=0, high=1)
     ood_adv_step: float = flag(0.07, "step of the adversarial perturbation, in normalised pixel values", low=0)
-    ood_long_side: int = flag(500, "long side of the OoD images whose features are clustered, pixels", low=16)
+    ood_long_side: int = flag(
+        500, "long side of the OoD images whose features are clustered, pixels", low=16, high=LONGEST_SIDE
+    )
     ood_ignore_class: str = flag(
         DEFAULT_IGNORED_CLASS, "OoD images that look like this class are left out of the loss; or none"
     )
@@ -232,7 +242,7 @@ class Config:
     ir_label_out_dir: str = flag("result/ir_label", "confident labels, ID.png", output=True)
     irn_network: str = flag("net.resnet50_irn", "module with the classes AffinityDisplacementLoss and EdgeDisplacement")
     irn_weights_name: str = flag("sess/res50_irn_ood.pth", "IRN: made by train_irn, read by make_*_seg", output=True)
-    irn_crop_size: int = flag(512, "side of the training crop, pixels", low=80, multiple_of=4)
+    irn_crop_size: int = flag(512, "side of the training crop, pixels", low=80, high=LONGEST_SIDE, multiple_of=4)
     irn_batch_size: int = flag(32, "images a batch", low=1)
     irn_num_epoches: int = flag(3, "epochs", low=1)
     irn_learning_rate: float = flag(0.1, "learning rate of the edge branch; the displacement's is 10 times this", low=0)
@@ -269,9 +279,9 @@ class Config:
     )
     deeplab_train_list: str = flag("", "images of train_deeplab; empty: those of --infer_list")
     deeplab_mask_dir: str = flag("", "masks of train_deeplab, ID.png; empty: those in --sem_seg_out_dir")
-    deeplab_crop_size: int = flag(321, "side of the training crop, pixels", low=33)
+    deeplab_crop_size: int = flag(321, "side of the training crop, pixels", low=33, high=LONGEST_SIDE)
     deeplab_scales: tuple[float, ...] = flag(
-        (0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0), "scales before the crop, one drawn", low=0.01
+        (0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0), "scales before the crop, one drawn", low=0.01, high=LARGEST_SCALE
     )
     deeplab_batch_size: int = flag(5, "images a batch", low=1)
     deeplab_iter_size: int = flag(2, "batches whose gradients are averaged for one step", low=1)

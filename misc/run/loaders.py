@@ -1,16 +1,22 @@
 """The order in which samples are drawn, and the loaders that bring them."""
 
 import math
-from collections.abc import Iterator, Sequence
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from enum import IntEnum
 from itertools import chain, islice
+from multiprocessing.queues import Queue
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler, Subset
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler, Subset, default_collate, default_convert, get_worker_info
 
+from misc.errors import reason_of
 from misc.run.distributed import share
+from misc.run.limits import SHARED_MEMORY, allowed_files, free_bytes
 
 PIXELS_A_PLACE = 512 * 512
 """An image with more pixels takes more than one place of a batch, so that memory stays bounded."""
@@ -77,7 +83,7 @@ def training_loader(
 ) -> DataLoader:
     """`n_batches` shuffled batches, without those before `first`, of a dataset that is indexed with (epoch, index)."""
     batches = ShuffledBatches(len(dataset), batch_size=batch_size, n_batches=n_batches, seed=seed, first=first)
-    return DataLoader(dataset, batch_sampler=batches, num_workers=num_workers, pin_memory=device.type == "cuda")
+    return _loader(dataset, batch_sampler=batches, n_loads=len(batches), num_workers=num_workers, device=device)
 
 
 def places(size: tuple[int, int]) -> int:
@@ -140,16 +146,113 @@ def sequential_loader(
     keep_workers: bool = False,
 ) -> DataLoader:
     """All items in order, one at a time; `keep_workers` if they are read more than once."""
-    return DataLoader(
+    return _loader(
         dataset,
         batch_size=None,
+        n_loads=len(dataset),
         num_workers=num_workers,
-        pin_memory=device.type == "cuda",
-        persistent_workers=keep_workers and num_workers > 0,
+        device=device,
+        keep_workers=keep_workers,
     )
 
 
 def batch_loader(dataset: Dataset, *, batch_size: int, num_workers: int, device: torch.device) -> DataLoader:
     """All items in order, in batches, of which each of several processes has its share; the last may be smaller."""
     batches = [range(first, min(first + batch_size, len(dataset))) for first in range(0, len(dataset), batch_size)]
-    return DataLoader(dataset, batch_sampler=share(batches), num_workers=num_workers, pin_memory=device.type == "cuda")
+    batches = share(batches)
+    return _loader(dataset, batch_sampler=batches, n_loads=len(batches), num_workers=num_workers, device=device)
+
+
+def _loader(
+    dataset: Dataset,
+    *,
+    n_loads: int,
+    num_workers: int,
+    device: torch.device,
+    keep_workers: bool = False,
+    **options: Any,
+) -> DataLoader:
+    """A loader with `num_workers` processes, or one for each of the `n_loads` items or batches if these are fewer."""
+    num_workers = min(num_workers, n_loads)
+    return DataLoader(
+        dataset,
+        num_workers=num_workers,
+        persistent_workers=keep_workers and num_workers > 0,
+        pin_memory=device.type == "cuda",
+        collate_fn=_convert if options.get("batch_size", 1) is None else _collate,
+        worker_init_fn=_end_with_what_is_lost,
+        **options,
+    )
+
+
+# How items come from a worker to the process that uses them. Shared memory is fastest, and some containers have 64 MB
+# of it, less than two large images at four scales take. What does not fit there would be lost, or end the worker.
+
+ROOM_FACTOR = 4
+"""Each worker has two items under way, of which others that look for room at the same moment don't know."""
+FILES_A_WORKER = 64
+"""Descriptors that the items of a worker may take in shared memory; more than they do."""
+
+
+class _Sent:
+    """A tensor that leaves its process by value, through a pipe, and arrives as a tensor."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._tensor = tensor
+
+    def __reduce__(self) -> tuple[Callable, tuple]:
+        return torch.from_numpy, (self._tensor.numpy(),)
+
+
+def _collate(items: list[dict[str, Tensor]]) -> dict[str, Any]:
+    """The batch of some items."""
+    if _may_share(items):
+        return default_collate(items)
+    # Not `default_collate`, which would place the batch in shared memory
+    return _sent({name: torch.stack([item[name] for item in items]) for name in items[0]})
+
+
+def _convert(item: Any) -> Any:
+    """An item that is no batch, with tensors for arrays."""
+    item = default_convert(item)
+    return item if _may_share(item) else _sent(item)
+
+
+def _may_share(data: Any) -> bool:
+    """Whether the tensors in `data` may leave this process through shared memory, or need not leave it."""
+    worker = get_worker_info()
+    if worker is None or sys.platform != "linux":
+        return True
+    n_senders = worker.num_workers * int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    needed = ROOM_FACTOR * n_senders * sum(tensor.nbytes for tensor in _tensors_in(data))
+    return needed <= free_bytes(SHARED_MEMORY) and FILES_A_WORKER * n_senders <= allowed_files()
+
+
+def _tensors_in(data: Any) -> Iterator[Tensor]:
+    if isinstance(data, Tensor):
+        yield data
+    elif isinstance(data, dict | list):
+        for part in data.values() if isinstance(data, dict) else data:
+            yield from _tensors_in(part)
+
+
+def _sent(data: Any) -> Any:
+    """`data` with `_Sent` for its tensors."""
+    if isinstance(data, Tensor):
+        return _Sent(data)
+    if isinstance(data, dict):
+        return {name: _sent(part) for name, part in data.items()}
+    return [_sent(part) for part in data] if isinstance(data, list) else data
+
+
+def _end_with_what_is_lost(_number: int) -> None:
+    """Let a worker end when it can't send an item, of which Python would tell on the screen and go on.
+
+    The process that uses the items notices that, and would wait for the lost one for ever.
+    """
+
+    def end(error: Exception, _item: Any) -> None:
+        os.write(2, f"a process that loads images can't send them: {reason_of(error)}\n".encode())
+        os._exit(1)
+
+    Queue._on_queue_feeder_error = staticmethod(end)

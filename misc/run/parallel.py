@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
+from operator import length_hint
 from typing import TypeVar
 
 from misc.errors import InputError
@@ -71,7 +72,7 @@ def ordered_map(
 
     Args:
         function: a module's own function, or `functools.partial` of one (it is sent to the processes).
-        workers: processes; 0: this process does the work.
+        workers: processes, no more than there are items, where `items` tells how many; 0: this process does the work.
         flag: the flag that sets `workers`, named if a process is killed.
 
     Raises what `function` raises, at that item's turn; `InputError` if a process is killed (mostly for its memory).
@@ -79,6 +80,7 @@ def ordered_map(
     if workers == 0:
         yield from map(function, items)
         return
+    workers = min(workers, max(1, length_hint(items, workers)))  # a fork starts all of them at once
     pool = ProcessPoolExecutor(workers, mp_context=get_context(START_METHOD), initializer=_prepare_worker)
     under_way: deque[Future[Result]] = deque()
     try:

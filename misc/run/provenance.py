@@ -8,6 +8,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+from misc.files.disk import told_if_disk_is_full
 from misc.files.jsonfile import parse
 from misc.run.progress import progress
 
@@ -58,7 +59,7 @@ class Provenance:
             "source": source,
             "made_with": self._made_with,
         }
-        with self._path.open("a+b") as file:
+        with told_if_disk_is_full(self._path), self._path.open("a+b") as file:
             # Half a line that a killed run has left must not spoil this one
             start = b"" if _ends_with_newline(file) else b"\n"
             file.write(start + json.dumps(entry).encode() + b"\n")

@@ -14,13 +14,14 @@ from contextlib import contextmanager, suppress
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from tqdm import tqdm
 
-from misc.errors import InputError, printable
-from misc.files.atomic import write_json
+from misc.errors import InputError, printable, reason_of
+from misc.files.atomic import atomic_path, write_json
+from misc.files.disk import told_if_disk_is_full
 from misc.run.config import Config
 from misc.run.distributed import is_first_process, n_processes, rank
 from misc.run.memory import peak_memory_mib, reset_peak_memory
@@ -52,7 +53,36 @@ class _ScreenHandler(logging.StreamHandler):
             record.exc_info = record.exc_text = None
         stream = sys.stderr if record.levelno >= logging.ERROR else sys.stdout
         encoding = getattr(stream, "encoding", None) or "utf-8"
-        tqdm.write(self.format(record).encode(encoding, UNPRINTABLE).decode(encoding), file=stream)
+        with suppress(OSError):  # it may lead into a file on a full disk, and the log has the message, too
+            tqdm.write(self.format(record).encode(encoding, UNPRINTABLE).decode(encoding), file=stream)
+
+
+class _LogFile(logging.FileHandler):
+    """The log on disk. While it can't be written the run goes on without, and the screen is told once."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, encoding="utf-8", errors=UNPRINTABLE)
+        self._is_told = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            super().emit(record)
+        except OSError:
+            self.handleError(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (the name is that of Python's library)
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+            return
+        stream, self.stream = self.stream, None  # the next message opens the file again
+        if stream is not None:
+            with suppress(OSError):
+                stream.close()
+        if not self._is_told:
+            self._is_told = True
+            with suppress(OSError):
+                tqdm.write(f"notice: {self.baseFilename} can't be written ({reason_of(error)})", file=sys.stderr)
 
 
 def start_log(log_name: str) -> None:
@@ -67,7 +97,7 @@ def start_log(log_name: str) -> None:
     path = Path(f"{log_name}.log")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        file = logging.FileHandler(path, encoding="utf-8", errors=UNPRINTABLE)
+        file = _LogFile(path)
     except OSError as error:
         raise InputError(f"--log_name: can't write {path} ({error.strerror}); name another place.") from error
     file.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%Y-%m-%d %H:%M:%S"))
@@ -140,7 +170,7 @@ class RunRecord:
             yield
         except BaseException as error:
             self._content["ended_early"] = {"step": name, "by": f"{type(error).__name__}: {printable(str(error))}"}
-            with suppress(OSError):  # a full disk, perhaps, of which the error tells
+            with suppress(OSError, InputError):  # a full disk, perhaps, of which the error tells
                 write_json(self.path, self._content)
             raise
         seconds = time.perf_counter() - started
@@ -177,17 +207,33 @@ def metrics_log(result_dir: str, name: str, *, n_kept: int = 0) -> Iterator[Any]
 
     As every output the file gets its name when it is complete. Until then, and if the training stops early, it is
     `<name>.jsonl.part`. Of an earlier run the first `n_kept` lines are kept, for a training that goes on. Of several
-    processes the first one alone writes.
+    processes the first one alone writes. Raises `InputError` if the disk takes no more.
     """
     if not is_first_process():
         yield lambda values: None
         return
     path = Path(result_dir) / METRICS_FOLDER / f"{name}.jsonl"
-    path.parent.mkdir(parents=True, exist_ok=True)
     growing = path.with_name(f"{name}{GROWING}")
     earlier = growing if growing.is_file() else path
     lines = earlier.read_text(encoding="utf-8", errors="replace").splitlines() if n_kept else []
-    with growing.open("w", buffering=1, encoding="utf-8") as file:
-        file.writelines(f"{line}\n" for line in lines[:n_kept])
-        yield lambda values: file.write(json.dumps(values, allow_nan=False) + "\n")
+    with atomic_path(growing) as temporary:
+        temporary.write_text("".join(f"{line}\n" for line in lines[:n_kept]), encoding="utf-8")
+    with _appended(growing) as file:
+
+        def write_line(values: dict[str, Any]) -> None:
+            with told_if_disk_is_full(growing):
+                file.write(json.dumps(values, allow_nan=False) + "\n")
+
+        yield write_line
     os.replace(growing, path)
+
+
+@contextmanager
+def _appended(path: Path) -> Iterator[TextIO]:
+    """Append lines to a file, each on disk at once."""
+    file = path.open("a", buffering=1, encoding="utf-8")
+    try:
+        yield file
+    finally:
+        with told_if_disk_is_full(path):  # what could not be written is tried once more
+            file.close()

@@ -35,6 +35,8 @@ class Step:
         packages: those whose versions can change the result.
         remembered: whether its result is remembered; else it runs at each call, and looks itself for what is there.
         bytes_per_pixel: what it writes for each pixel of its images, roughly, to tell beforehand whether that fits.
+        memory_flags: those that, lowered, let it need less memory, to tell which where that does not suffice; the
+            processes first, since the others change the result or its speed.
         version: raised when the step's own code gives another result than before, so that it is made again.
     """
 
@@ -47,6 +49,7 @@ class Step:
     packages: tuple[str, ...] = PACKAGES
     remembered: bool = True
     bytes_per_pixel: float = 0
+    memory_flags: tuple[str, ...] = ()
     version: int = 1
 
 

@@ -19,6 +19,7 @@ from misc.run.config import Config
 from misc.run.device import resolve_device
 from misc.run.distributed import max_over_processes, n_processes, sum_gradients
 from misc.run.done import made_with
+from misc.run.limits import LOST_CONNECTION
 from misc.run.loaders import training_loader
 from misc.run.progress import progress
 from misc.run.record import metrics_log
@@ -203,15 +204,16 @@ def fit(
 def _groups(
     batches: Iterator[Any], batches_per_step: int, *, state: TrainingState, done: int
 ) -> Iterator[tuple[Any, ...]]:
-    """The batches of each step. If their workers are gone since the run was told to end, the state is saved."""
+    """The batches of each step. If their workers are gone, killed or told to end, the state is saved."""
     groups = zip(*[batches] * batches_per_step, strict=False)
     for step in itertools.count(done):
         try:
             group = next(groups, None)
-        except RuntimeError:
+        except (RuntimeError, *LOST_CONNECTION):
+            if step:
+                state.save(step)
             if not is_told(grace=GRACE_SECONDS):
                 raise
-            state.save(step)
             raise told() from None
         if group is None:
             return

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from misc.errors import InputError
+from misc.files.disk import told_if_disk_is_full
 from misc.files.jsonfile import parse
 from misc.files.regular import regular
 
@@ -37,10 +38,11 @@ _OUR_FILES = re.compile(
 
 
 def write_file(folder: Path, name: str, content: bytes) -> Fingerprint:
-    """Write one file below `folder` and return its fingerprint."""
+    """Write one file below `folder` and return its fingerprint. Raises `InputError` if the disk takes no more."""
     path = folder / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
+    with told_if_disk_is_full(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
     return _fingerprint(content)
 
 
