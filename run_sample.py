@@ -196,6 +196,8 @@ def main() -> int:
         except ProcessLost:
             return EXIT_LOST  # the other process has said why
         except InputError as error:
+            if is_told():  # a worker that was told as well is missed, perhaps
+                return _interrupted(told())
             _say_error(message_of(error))
             return EXIT_BAD_INPUT
         except KeyboardInterrupt as error:

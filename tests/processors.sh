@@ -7,8 +7,8 @@ source misc/run/environment.sh
 use_environment tests/requirements.txt
 export OMP_WAIT_POLICY=PASSIVE
 
-comparing=(tests/test_{advcam,chain,crf,deeplab,deeplab_steps,distributed,indexing,instances,metrics,networks}.py
-    tests/test_{ood,own_networks,pair_losses,parity,precision,provenance,resume,steps,train_runs,training_steps}.py)
+comparing=(tests/test_{advcam,chain,crf,deeplab,distributed,indexing,instances,metrics,networks,ood,pair_losses}.py
+    tests/test_{parity,permutohedral,precision,segmentation,train_runs,training_steps}.py)
 onednn=(SSE41 unset) aten=(default unset)
 if grep -qw avx512f /proc/cpuinfo 2>/dev/null; then # elsewhere AVX2 is what a processor takes by itself
     onednn+=(AVX2) aten+=(avx2)
