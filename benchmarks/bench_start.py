@@ -93,13 +93,12 @@ def peak_mib() -> float:
 
 
 def start(what: str) -> dict[str, float]:
-    """Import all that a run needs and, unless `what` is "imports", check all steps; what the latter took alone."""
+    """Import all that a run needs and, unless `what` is "imports", check and plan all steps; what the latter took alone."""
     import importlib
 
     import run_sample
     from misc.files.look import one_look
     from misc.run.config import STEP_MODULES, parse_config
-    from misc.run.plan import Plan
 
     for step in STEPS:
         importlib.import_module(STEP_MODULES[step])
@@ -107,8 +106,10 @@ def start(what: str) -> dict[str, float]:
         importlib.import_module(f"net.resnet50_{network}")
     cpu, peak, clock = cpu_seconds(), peak_mib(), time.perf_counter()
     if what == START:
+        config = parse_config(flags())
+        Path(config.result_dir).mkdir(exist_ok=True)
         with one_look():
-            run_sample.check_chain(parse_config(flags()), Plan())
+            run_sample.plan_chains([("", config)])
     return {"cpu": cpu_seconds() - cpu, "peak": peak_mib() - peak, "seconds": time.perf_counter() - clock}
 
 
