@@ -93,7 +93,7 @@ def peak_mib() -> float:
 
 
 def start(what: str) -> dict[str, float]:
-    """Import all that a run needs and, unless `what` is "imports", check and plan all steps; what the latter took alone."""
+    """Import all that a run needs; unless `what` is "imports", check and plan all steps: what the latter took alone."""
     import importlib
 
     import run_sample
