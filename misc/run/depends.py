@@ -59,9 +59,10 @@ def checksums(paths: Sequence[str | Path]) -> list[str]:
         known.append(of_file if state == [size, time] else None)
     unread = [path for path, of_file in zip(paths, known, strict=True) if of_file is None]
     with ThreadPoolExecutor(READERS) as pool:
-        bar = progress(pool.map(checksum, unread), total=len(unread), desc="reading what has changed", unit="file")
-        bar.disable |= len(unread) < READING_SHOWN
-        read = iter([*bar])
+        found = pool.map(checksum, unread)
+        if len(unread) >= READING_SHOWN:
+            found = progress(found, total=len(unread), desc="reading what has changed", unit="file")
+        read = iter([*found])
     return [next(read) if of_file is None else of_file for of_file in known]
 
 
