@@ -73,8 +73,7 @@ class _LogFile(logging.FileHandler):
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (the name is that of Python's library)
         error = sys.exc_info()[1]
         if not isinstance(error, OSError):
-            super().handleError(record)
-            return
+            raise  # such as that of a lost worker, which PyTorch raises wherever the program is
         stream, self.stream = self.stream, None  # the next message opens the file again
         if stream is not None:
             with suppress(OSError):
