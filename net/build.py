@@ -6,7 +6,7 @@ docs/own_networks.md tells what such a module must offer.
 import importlib
 import inspect
 import operator
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from typing import Any
 
 import torch
@@ -83,9 +83,10 @@ def source_file(module_name: str) -> Files:
     return Files([path] if path else [])
 
 
-def inputs_of_network(args: Config, network: str, weights: str) -> Inputs:
-    """What a trained network's results depend on, by the flags that name its module and its weights."""
-    return {network: source_file(getattr(args, network)), weights: Files([getattr(args, weights)])}
+def inputs_of_network(args: Config, network: str, weights: str, classes: Sequence[str]) -> Inputs:
+    """What all results of a trained network depend on: the flags that name its module and its weights; its classes."""
+    files = {network: source_file(getattr(args, network)), weights: Files([getattr(args, weights)])}
+    return {**files, "class_list": classes}
 
 
 def load_network(module_name: str, class_name: str, weights: str, device: torch.device, **arguments: Any) -> nn.Module:

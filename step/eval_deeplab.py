@@ -78,7 +78,7 @@ def check(args: Config, planned: Planned) -> Planned:
 
 def _of_all_files(args: Config, devkit: Devkit) -> Inputs:
     """What every mask depends on."""
-    return {**inputs_of_network(args, "deeplab_network", "deeplab_weights_name"), "class_list": devkit.classes}
+    return inputs_of_network(args, "deeplab_network", "deeplab_weights_name", devkit.classes)
 
 
 def inputs(args: Config) -> Inputs:

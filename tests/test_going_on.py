@@ -252,3 +252,11 @@ def test_the_plan_tells_what_will_be_done_and_does_nothing(done):
     assert json.loads(Path("result/steps/make_cam.json").read_text())["settings"]["cam_scales"] == [1.0, 0.5]
     assert "runs: --cam_scales differs: 1.0 0.5 -> 1.0" in said
     assert "depends on what make_cam will make" in said
+
+
+@pytest.mark.parametrize("change", [{"finished": 3}, {"finished": "yesterday"}, {"started": "x"}, {"finished": ...}])
+def test_a_record_whose_times_are_none_counts_as_none(done, change):
+    path = Path("result/steps/eval_cam.json")
+    record = {**json.loads(path.read_text()), **change}
+    path.write_text(json.dumps({name: value for name, value in record.items() if value is not ...}))
+    assert "eval_cam runs: it has not been done here yet" in done.run()

@@ -31,8 +31,13 @@ class DoneSteps:
     def read(self, name: str) -> dict[str, Any]:
         """The record of a step; empty if there is none, or a damaged one."""
         record = read_dict(self._folder / f"{name}.json")
-        sound = all(isinstance(record.get(part), dict) for part in PARTS) and isinstance(record.get("started"), str)
-        return record if sound else {}
+        is_whole = all(isinstance(record.get(part), dict) for part in PARTS) and "finished" in record
+        is_sound = (
+            is_whole
+            and _is_time(record.get("started"))
+            and (record["finished"] is None or _is_time(record["finished"]))
+        )
+        return record if is_sound else {}
 
     def known_contents(self) -> dict[str, str]:
         """{"look": "content"} of every list of files that a step has read or written."""
@@ -128,6 +133,14 @@ class DoneSteps:
         outputs = fingerprint(Files(step.outputs(args)), self.known_contents())
         record = {**self.read(name), "outputs": outputs, "finished": datetime.now().isoformat()}
         write_json(self._folder / f"{name}.json", record)
+
+
+def _is_time(value: Any) -> bool:
+    try:
+        datetime.fromisoformat(value)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def made_with(step: Step, args: Config, inputs: Inputs) -> dict[str, Any]:
