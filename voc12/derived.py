@@ -4,20 +4,16 @@ A record beside them tells them from the user's own files, by checksum, and says
 file follows the devkit when that changes, a file of the user's is left alone.
 """
 
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from misc.files.atomic import atomic_path, write_json
+from misc.files.checksum import crc32_of
 from misc.files.jsonfile import read_dict
 
 DERIVED_FOLDER = Path("voc12")
 DERIVED_RECORD = ".derived.json"
-
-
-def _checksum(path: Path) -> str:
-    return f"{zlib.crc32(path.read_bytes()):08x}"
 
 
 def is_derived(path: Path, *, source: str | None = None) -> bool:
@@ -28,7 +24,7 @@ def is_derived(path: Path, *, source: str | None = None) -> bool:
     known = {entry.get("checksum")} if source is None or entry.get("source") == source else set()
     if source is None:
         known.add(entry.get("before"))
-    return _checksum(path) in known
+    return crc32_of(path) in known
 
 
 @contextmanager
@@ -40,7 +36,7 @@ def derived_file(path: Path, *, source: str = "") -> Iterator[Path]:
     """
     with atomic_path(path) as temporary:
         yield temporary
-        before = _checksum(path) if path.is_file() and is_derived(path) else None
+        before = crc32_of(path) if path.is_file() and is_derived(path) else None
         record = read_dict(path.parent / DERIVED_RECORD)
-        record[path.name] = {"checksum": _checksum(temporary), "source": source, "before": before}
+        record[path.name] = {"checksum": crc32_of(temporary), "source": source, "before": before}
         write_json(path.parent / DERIVED_RECORD, record)

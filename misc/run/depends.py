@@ -5,7 +5,6 @@ where those of a list of files are as they were when its content was looked at, 
 """
 
 import json
-import zlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import blake2b
@@ -15,6 +14,7 @@ from typing import Any
 
 from misc.errors import InputError
 from misc.files import look
+from misc.files.checksum import crc32_of
 from misc.run.config import Config
 from misc.run.device import resolve_device, resolve_precision
 from misc.run.progress import progress
@@ -33,7 +33,7 @@ Fingerprint = dict[str, Any]
 def checksum(path: str | Path) -> str:
     """crc32 of a file, as eight hex digits. Raises `InputError` if it can't be read."""
     try:
-        return f"{zlib.crc32(Path(path).read_bytes()):08x}"
+        return crc32_of(path)
     except OSError as error:
         raise InputError(f"{path} can't be read ({error.strerror}); put it back, or allow it.") from error
 

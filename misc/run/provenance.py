@@ -2,12 +2,12 @@
 
 import json
 import logging
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+from misc.files.checksum import crc32_of
 from misc.files.disk import told_if_disk_is_full
 from misc.files.jsonfile import parse
 from misc.run.progress import progress
@@ -42,7 +42,7 @@ class Provenance:
     def covers(self, path: Path, source: str) -> bool:
         """Whether the file is there, was made with the same from `source`, and nobody has changed it since."""
         checksum, known_source = self._known.get(path.name, (None, None))
-        return known_source == source and path.is_file() and checksum == _checksum(path)
+        return known_source == source and path.is_file() and checksum == crc32_of(path)
 
     def mentions(self, path: Path) -> bool:
         """Whether a file of this name was made with the same."""
@@ -53,7 +53,7 @@ class Provenance:
         state = path.stat()
         entry = {
             "file": path.name,
-            "checksum": _checksum(path),
+            "checksum": crc32_of(path),
             "size": state.st_size,
             "time": state.st_mtime_ns,
             "source": source,
@@ -140,10 +140,6 @@ def _entries(path: Path) -> Iterator[dict[str, Any]]:
                 continue
             if isinstance(entry, dict) and all(isinstance(entry.get(name), kind) for name, kind in KINDS.items()):
                 yield entry
-
-
-def _checksum(path: Path) -> str:
-    return f"{zlib.crc32(path.read_bytes()):08x}"
 
 
 def _ends_with_newline(file: Any) -> bool:
