@@ -279,15 +279,18 @@ def test_a_run_that_dies_between_a_derived_file_and_its_record_leaves_nothing_th
 
 
 @pytest.mark.slow
-def test_a_killed_process_of_several_ends_the_job_and_the_next_start_goes_on(toy):
+@pytest.mark.parametrize("max_restarts", [0, 1])
+def test_a_killed_process_of_several_ends_the_job_and_the_next_start_goes_on(toy, max_restarts):
     run_sample.run(toy.flags(**NO_STEPS | TRAINING, cam_init_weights_name="sess/expected.pth"))
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    launcher += ["--max-restarts", str(max_restarts)]
     process = start(toy, *launcher, **TRAINING, state_minutes=0)
     wait_until(STATE.is_file, process)
     os.kill(children_of(process.pid)[-1], signal.SIGKILL)
-    process.communicate(timeout=60)
-    assert process.returncode == 1
-    process = start(toy, *launcher, **TRAINING)
+    if max_restarts == 0:
+        process.communicate(timeout=60)
+        assert process.returncode == 1
+        process = start(toy, *launcher, **TRAINING)
     process.communicate(timeout=300)
     assert process.returncode == 0
     assert Path("sample_train_eval.log").read_text().count("train_classifier goes on after step") == 1

@@ -39,7 +39,12 @@ def process_group(device: torch.device) -> Iterator[None]:
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group(GPU_BACKENDS if device.type == "cuda" else CPU_BACKENDS, timeout=PATIENCE)
+    backends = GPU_BACKENDS if device.type == "cuda" else CPU_BACKENDS
+    store, number, count = next(dist.rendezvous("env://", timeout=PATIENCE))
+    # After a restart torchrun may hand out the store of the start before, which holds the addresses of the dead.
+    start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    own_store = dist.PrefixStore(f"start_{start}", store)
+    dist.init_process_group(backends, store=own_store, rank=number, world_size=count, timeout=PATIENCE)
     succeeded = False
     try:
         yield
