@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -445,6 +446,16 @@ def test_as_many_files_may_be_open_as_the_system_allows():
         assert resource.getrlimit(resource.RLIMIT_NOFILE) == (before[1], before[1])
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_a_lost_worker_is_noticed_where_its_item_is_waited_for_and_nowhere_else():
+    before = signal.getsignal(signal.SIGCHLD)
+    items = iter(sequential_loader(Items(9, killed=3), num_workers=2, device=CPU))
+    next(items)
+    time.sleep(0.5)  # in which the worker ends
+    assert signal.getsignal(signal.SIGCHLD) is before
+    with pytest.raises(InputError, match=r"a process that loads images was killed or has died"), limits_told():
+        list(items)
 
 
 def test_no_more_workers_than_there_is_to_load():

@@ -5,8 +5,6 @@ import logging
 import os
 import re
 import resource
-import signal
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -70,8 +68,6 @@ def limits_told(step: Step | None = None) -> Iterator[None]:
         raise
     except Exception as error:
         if _is_of_lost_worker(error):
-            if threading.current_thread() is threading.main_thread():
-                signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch would raise one more error, wherever we are
             _kept.append(error)
             if is_told(grace=GRACE_SECONDS):  # and so were the workers
                 raise told() from error

@@ -2,6 +2,7 @@
 
 import math
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from enum import IntEnum
@@ -163,6 +164,20 @@ def batch_loader(dataset: Dataset, *, batch_size: int, num_workers: int, device:
     return _loader(dataset, batch_sampler=batches, n_loads=len(batches), num_workers=num_workers, device=device)
 
 
+class _Loader(DataLoader):
+    """A loader that notices a lost worker where the next item is waited for, within seconds, and nowhere else.
+
+    PyTorch's own raises an error in the middle of whatever is under way when the system tells of it.
+    """
+
+    def __iter__(self) -> Iterator[Any]:
+        before = signal.getsignal(signal.SIGCHLD)
+        iterator = super().__iter__()
+        if signal.getsignal(signal.SIGCHLD) is not before:  # set by PyTorch, once, and in the main thread alone
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL if before is None else before)
+        return iterator
+
+
 def _loader(
     dataset: Dataset,
     *,
@@ -174,7 +189,7 @@ def _loader(
 ) -> DataLoader:
     """A loader with `num_workers` processes, or one for each of the `n_loads` items or batches if these are fewer."""
     num_workers = min(num_workers, n_loads)
-    return DataLoader(
+    return _Loader(
         dataset,
         num_workers=num_workers,
         persistent_workers=keep_workers and num_workers > 0,
