@@ -9,23 +9,21 @@ export OMP_WAIT_POLICY=PASSIVE
 
 comparing=(tests/test_{advcam,chain,crf,deeplab,distributed,indexing,instances,metrics,networks,ood,pair_losses}.py
     tests/test_{parity,permutohedral,precision,segmentation,train_runs,training_steps}.py)
-onednn=(SSE41 unset) aten=(default unset)
+isas=("SSE41 default" "unset unset") # of oneDNN, which convolves, and of ATen, which does most else
 if grep -qw avx512f /proc/cpuinfo 2>/dev/null; then # elsewhere AVX2 is what a processor takes by itself
-    onednn+=(AVX2) aten+=(avx2)
+    isas+=("AVX2 avx2")
 fi
 
 failed=()
-for convolutions in "${onednn[@]}"; do
-    for elsewhere in "${aten[@]}"; do
-        for threads in 1 2; do
-            setting="ONEDNN_MAX_CPU_ISA=$convolutions ATEN_CPU_CAPABILITY=$elsewhere OMP_NUM_THREADS=$threads"
-            echo "== $setting"
-            command=(env "OMP_NUM_THREADS=$threads")
-            [ "$convolutions" = unset ] || command+=("ONEDNN_MAX_CPU_ISA=$convolutions")
-            [ "$elsewhere" = unset ] || command+=("ATEN_CPU_CAPABILITY=$elsewhere")
-            "${command[@]}" "$PYTHON" -m pytest -q -n $((3 - threads)) --dist loadscope --no-loadscope-reorder "${comparing[@]}" "$@" ||
-                failed+=("$setting")
-        done
+for isa in "${isas[@]}"; do
+    read -r onednn aten <<<"$isa"
+    for threads in 1 2; do
+        setting="ONEDNN_MAX_CPU_ISA=$onednn ATEN_CPU_CAPABILITY=$aten OMP_NUM_THREADS=$threads"
+        echo "== $setting"
+        command=(env "OMP_NUM_THREADS=$threads")
+        [ "$onednn" = unset ] || command+=("ONEDNN_MAX_CPU_ISA=$onednn" "ATEN_CPU_CAPABILITY=$aten")
+        "${command[@]}" "$PYTHON" -m pytest -q -n $((3 - threads)) --dist loadscope --no-loadscope-reorder "${comparing[@]}" "$@" ||
+            failed+=("$setting")
     done
 done
 if [ "${#failed[@]}" -gt 0 ]; then
