@@ -3,7 +3,6 @@
 import importlib
 import logging
 import os
-import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
@@ -16,7 +15,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # The processes that load images share the cores out already: OpenCV would start a thread a core in each
 os.environ.setdefault("OPENCV_FOR_THREADS_NUM", "1")
 
-from misc.errors import InputError, ProcessLost, message_of, raise_all, reason_of
+from misc.errors import InputError, ProcessLost, message_of, raise_all, reason_of, told_together
 from misc.files.look import forget, one_look
 from misc.run.config import STEP_MODULES, Config, enabled_steps, parse_config
 from misc.run.parallel import launched_rank
@@ -32,7 +31,7 @@ EXIT_UNFORESEEN, EXIT_BAD_INPUT, EXIT_LOST, EXIT_INTERRUPTED = 1, 2, 3, 130
 def check_chain(config: Config, planned: Plan) -> list[StepModule]:
     """Check the input of all enabled steps, note in `planned` what they will make; returns the steps' modules.
 
-    Raises `InputError` for bad input: every step's first problem. Of several processes the first one checks.
+    Raises `InputError` for bad input: all problems of all steps. Of several processes the first one checks.
     """
     names = enabled_steps(config)
     if not names:
@@ -48,7 +47,7 @@ def check_chain(config: Config, planned: Plan) -> list[StepModule]:
         with UnfilledNetworks():  # networks are built to be compared with checkpoints, not to be trained
             for step in steps:
                 try:
-                    with limits_told(step.STEP):
+                    with limits_told(step.STEP), told_together():
                         planned.update(step.check(config, planned))
                 except InputError as error:
                     problems.append(error)
@@ -232,7 +231,6 @@ def _interrupted(error: KeyboardInterrupt) -> int:
 def leave(code: int) -> NoReturn:
     """End this process, without waiting for threads and workers if it failed or was told to."""
     if code:
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch would raise an error for each worker that ends
         end_workers()
         logging.shutdown()
         with suppress(OSError):  # it may lead into a file on a full disk

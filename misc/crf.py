@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from misc.errors import InputError
+from misc.errors import InputError, requirement
 from misc.permutohedral import KEPT_POINTS, PART_POINTS, Lattice, WeightedSum, parts_of
 
 Backend = Literal["auto", "torch", "pydensecrf"]
@@ -59,6 +59,7 @@ def has_pydensecrf() -> bool:
     return True
 
 
+@requirement
 def require_backend(backend: Backend) -> None:
     """Raise `InputError` if the flag --crf names pydensecrf where that is not installed."""
     if backend == "pydensecrf" and not has_pydensecrf():

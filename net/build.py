@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from misc.errors import InputError, first_three
+from misc.errors import InputError, first_three, requirement
 from misc.run.config import Config
 from misc.run.step import Files, Inputs
 from net.weights import load_weights
@@ -106,6 +106,7 @@ def require_network(
     return network
 
 
+@requirement
 def require_cell_classifier(module_name: str, network: nn.Module) -> None:
     """Raise `InputError` unless a `CAM` network's classifier is linear in each cell: the closed form of Grad-CAM."""
     weight, bias = network.classifier.weight, getattr(network.classifier, "bias", None)
@@ -117,6 +118,7 @@ def require_cell_classifier(module_name: str, network: nn.Module) -> None:
         )
 
 
+@requirement
 def require_same_weights(module_name: str, trained: nn.Module, class_name: str, **arguments: Any) -> None:
     """Raise `InputError` unless the module has a second class whose weights are those of the one that is trained."""
     shapes, expected = (

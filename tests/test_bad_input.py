@@ -7,7 +7,7 @@ from PIL import Image
 from support import ALL_STEPS, NO_STEPS, TOY_SIZES
 
 import run_sample
-from misc.errors import InputError, message_of
+from misc.errors import InputError, message_of, requirement, told_together
 from misc.files import camfile, instancefile
 from misc.files.images import write_label
 from misc.files.instancefile import Detections
@@ -419,3 +419,35 @@ def test_instances_that_do_not_fit_are_refused(toy, step):
     (toy.work / "result/ins_seg_ood/2099_000001.npy").write_bytes(b"damaged")
     assert "instance file result/ins_seg_ood/2099_000001.npy can't be read" in refusal(arguments)
     assert not (toy.work / "result/cocoann.json").exists()
+
+
+def test_all_problems_of_a_step_are_told_at_once(toy):
+    damage(toy.root / "JPEGImages" / f"{toy.ids[0]}.jpg")
+    (toy.work / "a_file").write_text("")
+    flags = {"cam_batch_size": 7, "cam_weights_name": "a_file/x.pth"}
+    with pytest.raises(InputError, match=r"^3 problems: \(1\)") as told:
+        run_sample.run(
+            toy.flags(**NO_STEPS | {"train_classifier_pass": True, "cam_init_weights_name": "a_file/x.pth"} | flags)
+        )
+    for part in ("fewer than one batch", "--cam_init_weights_name: can't write", f"{toy.ids[0]}.jpg"):
+        assert part in str(told.value)
+
+
+def test_what_follows_from_a_problem_that_was_found_is_not_told():
+    @requirement
+    def require_even(number):
+        if number % 2:
+            raise InputError(f"{number} is odd.")
+
+    def check(*numbers):
+        with told_together():
+            for number in numbers:
+                require_even(number)
+            _ = 1 / 0
+
+    with pytest.raises(InputError, match=r"^2 problems: \(1\) 3 is odd\. \(2\) 5 is odd\.$"):
+        check(3, 4, 5)
+    with pytest.raises(ZeroDivisionError):
+        check(4)
+    with pytest.raises(InputError, match="7 is odd"):
+        require_even(7)

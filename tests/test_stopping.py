@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -276,6 +277,23 @@ def test_a_run_that_dies_between_a_derived_file_and_its_record_leaves_nothing_th
     assert is_derived(path, source="b")
     path.write_text("3\n")
     assert not is_derived(path)
+
+
+def test_the_example_for_slurm_passes_the_signal_on_and_queues_the_job_again(tmp_path):
+    (example,) = re.findall(
+        r"^```bash\n(#!/bin/bash\n#SBATCH.*?)^```", (ROOT / "docs/running.md").read_text(), re.M | re.S
+    )
+    run = "trap 'sleep 0.2; echo saved >> said; exit 143' TERM; echo started >> said; while :; do sleep 0.05; done"
+    for name, lines in (("python", run), ("scontrol", 'echo "$@" >> said')):
+        (tmp_path / name).write_text(f"#!/bin/bash\n{lines}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "77"}
+    process = subprocess.Popen(["bash", "-c", example], cwd=tmp_path, env=environment)
+    said = tmp_path / "said"
+    wait_until(said.is_file, process)
+    process.terminate()
+    process.wait(timeout=60)
+    assert said.read_text().split("\n") == ["started", "saved", "requeue 77", ""]
 
 
 @pytest.mark.slow

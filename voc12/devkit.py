@@ -6,7 +6,7 @@ from functools import cached_property
 from itertools import zip_longest
 from pathlib import Path
 
-from misc.errors import InputError
+from misc.errors import InputError, requirement
 from misc.files.images import IMAGE_SUFFIXES
 from misc.files.look import folder_at, remembered
 from misc.files.paths import Paths
@@ -107,6 +107,7 @@ def names_of_network(weights: str, *, voc12_root: str, class_list: str) -> list[
     return names_with_background(read_classes(trained) if own else class_names(voc12_root, class_list))
 
 
+@requirement
 def require_classes_of_network(devkit: Devkit, weights: str, *, planned: Container[str] = ()) -> None:
     """Raise `InputError` if the class names beside the checkpoint `weights` are not the devkit's, in its order.
 

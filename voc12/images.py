@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from misc.errors import InputError
+from misc.errors import InputError, requirement
 from misc.files.paths import Paths
 from misc.run.depends import checksum
 from misc.run.distributed import n_processes, share
@@ -44,6 +44,7 @@ def read_labelled_images(devkit: Devkit, list_path: str | Path, *, flag: str, la
     return LabelledImages(ids, devkit.image_paths(ids), read_labels(devkit, label_file, ids))
 
 
+@requirement
 def require_batch(items: Sequence, batch_size: int, *, list_flag: str, batch_flag: str) -> None:
     """Raise `InputError` if a training list is shorter than one batch, or a batch has fewer images than processes."""
     if batch_size < n_processes():

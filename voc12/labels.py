@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import numpy as np
 from torch import Tensor
 
-from misc.errors import InputError, first_three, printable
+from misc.errors import InputError, first_three, printable, requirement
 from misc.files import look
 from misc.files.images import without_image_suffix
 from misc.files.objectfile import load_object, save_object
@@ -284,6 +284,7 @@ def _labels_from(known: _LabelFile, label_file: Path, ids: Sequence[str]) -> Lab
     return known.labels_of(keys, ids)
 
 
+@requirement
 def require_labelled(ids: Sequence[str], labels: Labels, *, flag: str) -> None:
     """Raise `InputError` if images of a training list carry none of the classes."""
     empty = [ids[index] for index in np.flatnonzero(labels.counts() == 0)]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from misc.errors import InputError, first_three, raise_if_of_the_machine, reason_of
+from misc.errors import InputError, first_three, raise_if_of_the_machine, reason_of, requirement
 from misc.files import look
 from misc.files.atomic import write_json
 from misc.files.images import image_size, open_image, pixel_problem, read_label
@@ -167,6 +167,7 @@ def _verify(
     record.add_lists(lists, kind)
 
 
+@requirement
 def require_readable(*lists: Sequence[str | Path], num_workers: int) -> None:
     """Raise `InputError`, naming the first three, if image files of these lists can't be decoded."""
     columns = [(_as_paths(files),) for files in lists]
@@ -188,6 +189,7 @@ def _missing(paths: Paths, ids: Sequence[str]) -> list[str]:
     return [ids[place] for place in places]
 
 
+@requirement
 def require_instances(devkit: Devkit, ids: Sequence[str], *, num_workers: int) -> None:
     """Raise `InputError` if instance masks of `ids` are missing, unreadable, or don't fit the masks of classes.
 
@@ -208,6 +210,7 @@ def require_instances(devkit: Devkit, ids: Sequence[str], *, num_workers: int) -
     )
 
 
+@requirement
 def require_masks(devkit: Devkit, ids: Sequence[str], *, num_workers: int, set_flag: str = "chainer_eval_set") -> None:
     """Raise `InputError` if ground-truth masks of `ids` are missing, unreadable, or don't fit image or class list."""
     if missing := missing_masks(devkit, ids):
@@ -219,6 +222,7 @@ def require_masks(devkit: Devkit, ids: Sequence[str], *, num_workers: int, set_f
     require_fitting_masks(masks, images, n_classes=len(devkit.classes), num_workers=num_workers)
 
 
+@requirement
 def require_fitting_masks(mask_paths: Paths, image_paths: Paths, *, n_classes: int, num_workers: int) -> None:
     """Raise `InputError` if masks are unreadable, not of their image's size, or hold ids above `n_classes` (not 255).
 

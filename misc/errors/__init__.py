@@ -1,6 +1,13 @@
 """The exception for mistakes that the user can mend, and the one that follows from it in other processes."""
 
 import errno
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import wraps
+from typing import ParamSpec
+
+Arguments = ParamSpec("Arguments")
 
 OF_THE_MACHINE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 """System errors that say nothing of the file that is being read."""
@@ -59,3 +66,46 @@ def raise_all(errors: list[InputError]) -> None:
     if sentences:
         numbered = " ".join(f"({number}) {sentence}" for number, sentence in enumerate(sentences, start=1))
         raise InputError(f"{len(sentences)} problems: {numbered}")
+
+
+_gathered: ContextVar[list[InputError] | None] = ContextVar("_gathered", default=None)
+"""The errors of the requirements in the innermost `told_together`."""
+
+
+def requirement(function: Callable[Arguments, None]) -> Callable[Arguments, None]:
+    """A check that raises `InputError`, but in a block of `told_together` lets the checks that follow be made as well.
+
+    The functions that it calls raise as ever.
+    """
+
+    @wraps(function)
+    def check(*args: Arguments.args, **kwargs: Arguments.kwargs) -> None:
+        gathered = _gathered.get()
+        token = _gathered.set(None)
+        try:
+            function(*args, **kwargs)
+        except InputError as error:
+            if gathered is None:
+                raise
+            gathered.append(error)
+        finally:
+            _gathered.reset(token)
+
+    return check
+
+
+@contextmanager
+def told_together() -> Iterator[None]:
+    """Raise one `InputError` at the end for all requirements of the block that failed, and for what ended it early."""
+    gathered: list[InputError] = []
+    token = _gathered.set(gathered)
+    try:
+        yield
+    except InputError as error:
+        gathered.append(error)
+    except Exception:
+        if not gathered:  # else it may follow from what was found before
+            raise
+    finally:
+        _gathered.reset(token)
+    raise_all(gathered)

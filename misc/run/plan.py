@@ -5,7 +5,7 @@ from collections import UserDict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from misc.errors import InputError, first_three
+from misc.errors import InputError, first_three, requirement
 from misc.files.look import folder_at
 
 Planned = Mapping[str, frozenset[str]]
@@ -38,6 +38,7 @@ class Plan(UserDict[str, frozenset[str]]):
         return super().__contains__(os.path.realpath(path))
 
 
+@requirement
 def require_outputs(
     folder: str, ids: Iterable[str], suffix: str, *, flag: str, list_flag: str, made_by: str, planned: Planned
 ) -> None:
@@ -62,6 +63,7 @@ def require_outputs(
     )
 
 
+@requirement
 def require_writable_file(path: str, *, flag: str, kind: str = "checkpoint") -> None:
     """Raise `InputError` unless a `kind` can be written at `path`; its folder is made where it is missing."""
     if path.endswith("/") or Path(path).is_dir():
@@ -71,6 +73,7 @@ def require_writable_file(path: str, *, flag: str, kind: str = "checkpoint") -> 
     require_writable(Path(path).parent, flag=flag, is_own=False)
 
 
+@requirement
 def require_writable(folder: str | Path, *, flag: str = "", is_own: bool = True) -> None:
     """Make `folder` where it is missing; raise `InputError` if files can't be written into it.
 
