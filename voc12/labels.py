@@ -1,4 +1,4 @@
-"""Image labels: from a label file of the IRN family, or derived from the devkit's XML annotations."""
+"""Image labels: from a label file of the IRN family, a table, or derived from the devkit's XML annotations."""
 
 import itertools
 import logging
@@ -21,6 +21,7 @@ from misc.files.regular import regular
 from misc.run.progress import progress
 from voc12.derived import DERIVED_FOLDER, derived_file, is_derived
 from voc12.devkit import Devkit
+from voc12.labelcsv import is_table, labels_by_file
 
 log = logging.getLogger(__name__)
 
@@ -103,12 +104,17 @@ def labels_of_annotation(path: Path, classes: Sequence[str]) -> np.ndarray:
     return np.array([name in names for name in classes], dtype=np.float32)
 
 
+def _is_annotation(name: str) -> bool:
+    """Whether a file in `Annotations` is one."""
+    return name.endswith(".xml") and not name.startswith(".")
+
+
 def _derive_labels(devkit: Devkit, label_file: Path) -> None:
     """Make the label file from the annotations, unless it is of these already, or is the user's own."""
     if label_file.is_file() and not is_derived(label_file):
         return
     folder = devkit.root / "Annotations"
-    names = [name for name in look.folder_at(folder) if name.endswith(".xml") and not name.startswith(".")]
+    names = [*filter(_is_annotation, look.folder_at(folder))]
     if not names:
         raise InputError(
             f"label file {label_file} is missing and {folder} has no XML files to make it from; give either of them."
@@ -148,9 +154,9 @@ def _number_of_id(image_id: str) -> int | None:
 class _LabelFile:
     """A label file: each key's label, found by an image's id: the id itself, its name in a key, or its number."""
 
-    def __init__(self, path: Path, n_classes: int) -> None:
-        self._file, self._n_classes = path, n_classes
-        known = load_object(path, kind="label file")
+    def __init__(self, path: Path, classes: Sequence[str]) -> None:
+        self._file, self._n_classes = path, (n_classes := len(classes))
+        known = labels_by_file(path, classes) if is_table(path) else load_object(path, kind="label file")
         self._row_of, self._bits = _rows_of_bits(known, n_classes)
         self._others = {key: label for key, label in known.items() if key not in self._row_of}
         self.keys = list(known)
@@ -257,19 +263,53 @@ def read_labels(devkit: Devkit, label_file: str | Path, ids: Sequence[str]) -> L
 
     From a label file of the IRN family: a pickled dict {id: (C,) 0/1}. Its keys are ids, names of files, or numbers
     (VOC's ids without underscore, COCO's without zeros), as numbers or text. One in `voc12/` is made from the devkit's
-    XML files where it is missing.
+    XML files where it is missing. Or from a table (`voc12/labelcsv.py`), in which images are found in the same way.
 
     Raises `InputError` for an unreadable file, labels that are not 0 or 1 for each class, a key of several images, or
     images that it lacks.
     """
-    label_file, n_classes = Path(label_file), len(devkit.classes)
+    known = _known_labels(devkit, Path(label_file))
+    return look.read_once(
+        label_file,
+        lambda: _labels_from(known, Path(label_file), ids),
+        "labels of a list",
+        devkit.classes,
+        tuple(ids),
+    )
+
+
+def _known_labels(devkit: Devkit, label_file: Path) -> _LabelFile:
     if label_file.parent == DERIVED_FOLDER:
         key = ("derived labels", devkit.root, devkit.classes, label_file)
         look.remembered(key, lambda: _derive_labels(devkit, label_file))
-    known = look.read_once(label_file, lambda: _LabelFile(label_file, n_classes), "label file", n_classes)
+    return look.read_once(label_file, lambda: _LabelFile(label_file, devkit.classes), "label file", devkit.classes)
+
+
+def ids_without_class(devkit: Devkit, label_file: str | Path, ids: Sequence[str]) -> frozenset[str]:
+    """Those of `ids` whose labels hold no class: none where there are no labels that could tell.
+
+    Raises `InputError` for an unreadable file, and labels that are not 0 or 1 for each class.
+    """
+    label_file = Path(label_file)
+    if not _has_labels(devkit, label_file):
+        return frozenset()
+    known = _known_labels(devkit, label_file)
     return look.read_once(
-        label_file, lambda: _labels_from(known, label_file, ids), "labels of a list", n_classes, tuple(ids)
+        label_file, lambda: _without_class(known, ids), "images without a class", devkit.classes, tuple(ids)
     )
+
+
+def _without_class(known: _LabelFile, ids: Sequence[str]) -> frozenset[str]:
+    key_of = {image_id: key for image_id in ids if (key := known.key_of(image_id)) is not None}
+    counts = known.labels_of([*key_of.values()], [*key_of]).counts()
+    return frozenset(image_id for image_id, n_classes in zip(key_of, counts.tolist(), strict=True) if not n_classes)
+
+
+def _has_labels(devkit: Devkit, label_file: Path) -> bool:
+    """Whether a label file is there, or can be made from annotations."""
+    if label_file.parent == DERIVED_FOLDER and not (label_file.is_file() and not is_derived(label_file)):
+        return any(map(_is_annotation, look.folder_at(devkit.root / "Annotations")))
+    return label_file.is_file()
 
 
 def _labels_from(known: _LabelFile, label_file: Path, ids: Sequence[str]) -> Labels:
@@ -284,11 +324,16 @@ def _labels_from(known: _LabelFile, label_file: Path, ids: Sequence[str]) -> Lab
     return known.labels_of(keys, ids)
 
 
-def require_labelled(ids: Sequence[str], labels: Labels, *, flag: str) -> None:
-    """Raise `InputError` if images of a training list carry none of the classes."""
+def require_labelled(ids: Sequence[str], labels: Labels, *, flag: str, label_file: str | Path) -> None:
+    """Raise `InputError` if images of a training list carry none of the classes, unless their labels say so.
+
+    Labels that are made of annotations don't: these name objects, which may be spelled otherwise than the classes.
+    """
     empty = [ids[index] for index in np.flatnonzero(labels.counts() == 0)]
-    if empty:
+    if len(empty) == len(ids):
+        raise InputError(f"--{flag}: none of the {len(ids)} images carries a class; correct --label_file or the list.")
+    if empty and is_derived(Path(label_file)):
         raise InputError(
             f"--{flag}: {len(empty)} images carry none of the classes ({first_three(empty)}); take them out of the "
-            "list (images without objects belong to the out-of-distribution data)."
+            "list, or name a --label_file that says that they carry none."
         )

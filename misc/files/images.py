@@ -72,7 +72,7 @@ def read_image(path: str | Path, *, upright: bool = False) -> np.ndarray:
                 image = np.repeat(grey[..., None], 3, axis=2)
             else:
                 image = np.array(stored.convert("RGB"))
-            return _turned_upright(image, stored) if upright else image
+            return turned_upright(image, stored.getexif().get(ExifTags.Base.Orientation)) if upright else image
     except Exception as error:  # a damaged file makes PIL fail in any way
         raise_if_of_the_machine(error, memory=True)
         raise InputError(
@@ -80,12 +80,11 @@ def read_image(path: str | Path, *, upright: bool = False) -> np.ndarray:
         ) from error
 
 
-def _turned_upright(image: np.ndarray, stored: Image.Image) -> np.ndarray:
-    """The (H, W, 3) pixels `image` of the file `stored`, turned as its EXIF orientation says."""
-    orientation = stored.getexif().get(ExifTags.Base.Orientation)
+def turned_upright(pixels: np.ndarray, orientation: int | None) -> np.ndarray:
+    """(H, W) or (H, W, 3) uint8 pixels as a file has them -> as people see them, by EXIF's orientation; None: none."""
     if orientation is None:
-        return image
-    picture = Image.fromarray(image)
+        return pixels
+    picture = Image.fromarray(pixels)
     picture.getexif()[ExifTags.Base.Orientation] = orientation
     return np.asarray(ImageOps.exif_transpose(picture))
 
