@@ -70,6 +70,8 @@ def _suffix_of(image_format: str) -> str:
 
 
 def _orientation(image: Image.Image, raw: bytes) -> int:
+    if image.format == "TIFF":  # which PIL turns as it reads it
+        return UPRIGHT
     # PIL decodes the whole of a PNG to look for EXIF data behind the pixels: only where the bytes have some
     is_short = image.format == "PNG" and b"eXIf" not in raw
     exif = Image.Image.getexif(image) if is_short else image.getexif()
