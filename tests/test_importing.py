@@ -454,7 +454,7 @@ def test_the_root_alone_names_labels_and_lists():
     assert config.label_file == "mine/labels.csv"
     assert config.train_list == "mine/ImageSets/Main/train.txt"
     assert config.val_list == "mine/ImageSets/Main/val.txt"
-    assert config.infer_list == "mine/ImageSets/Segmentation/train.txt"
+    assert config.infer_list == "mine/ImageSets/Main/train.txt"
     assert enabled_steps(config) == ["train_cam", "make_cam"]
     assert said[0].startswith("mine was imported: its own labels and lists are taken (--label_file mine/labels.csv, ")
     assert said[1] == "evaluations are left out: there are no masks in mine/SegmentationClass."
@@ -498,19 +498,36 @@ def test_images_without_a_class_train_the_classifier_and_have_no_cams(imported):
 
 
 def test_images_without_a_class_have_no_masks(imported, monkeypatch):
-    """Whatever list names them."""
     chains = []
     monkeypatch.setattr("run_sample.run_chain", lambda config, steps: chains.append((config, steps)))
     flags, with_class = imported
     masks = ("cam_to_ir_label", "train_irn", "make_sem_seg", "make_ins_seg", "make_cocoann", "train_deeplab")
     chain = switches("train_cam", "make_cam", "make_advcam", *masks)
-    everything = {"infer_list": "mine/ImageSets/Main/train.txt", "irn_batch_size": 6, "deeplab_batch_size": 6}
-    run_sample.run([*flags, *arguments_of(chain | everything)])
+    batches = {"irn_batch_size": 6, "deeplab_batch_size": 6}
+    run_sample.run([*flags, *arguments_of(chain | batches)])
+    assert log().count("carry no class") == 2  # a sentence for each of the two lists
     ((config, steps),) = chains
     for step in steps[1:]:
         images = [given.paths for name, given in step.inputs(config).items() if name in ("train_list", "infer_list")]
         assert images
         assert all(sorted(Path(path).stem for path in paths) == with_class for paths in images)
-    assert log().count("carry no class") == 2  # a sentence for each of the two lists
     with pytest.raises(InputError, match="--infer_list has 6 images, fewer than one batch .--deeplab_batch_size 7"):
-        run_sample.run([*flags, *arguments_of(chain | everything | {"deeplab_batch_size": 7})])
+        run_sample.run([*flags, *arguments_of(chain | batches | {"deeplab_batch_size": 7})])
+
+
+def test_masks_of_a_coco_file_choose_weights_and_evaluate_cams(toy):
+    images, annotations = [], []
+    for number, image_id in enumerate(toy.ids):
+        truth = read_label(toy.root / f"SegmentationClass/{image_id}.png")
+        images.append({"id": number, "file_name": f"{image_id}.jpg", "height": len(truth), "width": len(truth[0])})
+        for class_id in np.setdiff1d(truth, (0, 255))[: number != 3]:  # the fourth image has no object
+            encoded = coco_mask.encode(np.asfortranarray(truth == class_id, dtype=np.uint8))
+            segmentation = {**encoded, "counts": encoded["counts"].decode()}
+            annotations.append(
+                {"image_id": number, "category_id": (90, 3, 5)[class_id - 1], "segmentation": segmentation}
+            )
+    import_data(coco(images, annotations), import_images=toy.root / "JPEGImages", import_val_share=0)
+    save_weights(own_network.Net(n_classes=3), CAM_START)
+    run_sample.run(toy.flags(voc12_root="mine", redo=(), cam_batch_size=8))
+    assert "kept the weights of step" in log()
+    assert json.loads(Path("result/scores/eval_cam.json").read_text())["images"] == 7

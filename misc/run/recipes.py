@@ -14,7 +14,7 @@ from typing import Any
 
 from misc.errors import InputError
 from misc.files.checkpointfile import checkpoint_names
-from misc.files.devkitfiles import ALL_IMAGES, IMPORT_RECORD, LABEL_TABLE, WITH_CLASS, list_path
+from misc.files.devkitfiles import ALL_IMAGES, IMPORT_RECORD, LABEL_TABLE, list_path
 from misc.files.regular import regular
 
 Flags = Mapping[str, Any]
@@ -180,7 +180,7 @@ def fit_to_imported(values: Flags, given: Flags) -> tuple[dict[str, Any], list[s
         "label_file": str(root / LABEL_TABLE),
         "train_list": str(train),
         "val_list": str(val if val.is_file() else train),
-        "infer_list": str(list_path(root, WITH_CLASS, "train")),
+        "infer_list": str(train),
     }
     sentences = [
         f"{root} was imported: its own labels and lists are taken ("

@@ -20,8 +20,8 @@ SUFFIX_OF = {"JPEG": ".jpg", "MPO": ".jpg", "JPEG2000": ".jp2"}
 """Of formats whose name is not their suffix."""
 LOSSY = ("JPEG", "MPO")
 TURNED_QUALITY = 95
-"""Of JPEGs that are written anew, with colours at full resolution: the second coding changes a pixel by about a
-hundredth of its range, which nobody sees. All other kinds become PNGs, which lose nothing."""
+"""Of JPEGs that are written anew, with colours at full resolution: the second coding leaves 43 dB, a change of 1.3 of
+255 on average, which nobody sees (docs/own_data.md). All other kinds become PNGs, which lose nothing."""
 PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16")
 
 
