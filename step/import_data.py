@@ -91,11 +91,8 @@ def check(args: Config, planned: Planned) -> Planned:
 def _require_apart(root: Path, args: Config) -> None:
     """Raise `InputError` if the devkit would lie among the images that are imported, or these in the devkit."""
     folder, own = Path(args.import_from).resolve(), root.resolve()
-    if (
-        args.import_from
-        and Path(args.import_from).is_dir()
-        and (folder in (own, *own.parents) or own in folder.parents)
-    ):
+    is_folder = bool(args.import_from) and folder.is_dir()
+    if is_folder and (folder in (own, *own.parents) or own in folder.parents):
         raise InputError(
             f"--voc12_root {root} and --import_from {args.import_from} lie within each other; name another folder for "
             "the devkit."

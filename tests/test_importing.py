@@ -349,6 +349,16 @@ def test_nothing_is_written_where_no_image_can_be_used():
     with pytest.raises(InputError, match=r"none of its 1 images can be used \(cat/a.jpg: cannot identify image file"):
         import_data()
     assert everything() == {}
+    whole = picture("photos/cat/a.jpg", orientation=6).read_bytes()
+    Path("photos/cat/a.jpg").write_bytes(whole[: len(whole) // 2])  # which turning it finds, but not its header
+    with pytest.raises(
+        InputError, match=r"none of its images can be used \(1 can't be read \(cat/a.jpg: image file is"
+    ):
+        import_data()
+    assert everything() == {}
+    Path("photos/cat/a.jpg").write_bytes(whole)
+    import_data()
+    assert lines("labels.csv") == ["file,labels", "a.jpg,cat"]
 
 
 def test_images_are_copied_where_there_are_no_links(monkeypatch):

@@ -5,8 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from misc.errors import InputError
 from misc.files.look import remembered
 from misc.files.paths import Paths
@@ -51,18 +49,20 @@ def read_labelled_images(devkit: Devkit, list_path: str | Path, *, flag: str, la
 
 
 def read_images_to_segment(devkit: Devkit, list_path: str | Path, *, flag: str, label_file: str) -> LabelledImages:
-    """Those of the images of a list file that carry a class: there are no CAMs and no masks of the others.
+    """The images of a list file without those that `ids_without_class` gives: there are no CAMs and masks of these.
 
     Raises `InputError` as `read_labelled_images` does, and if no image carries a class.
     """
     images = read_labelled_images(devkit, list_path, flag=flag, label_file=label_file)
-    kept = np.flatnonzero(images.labels.counts()).tolist()
-    _tell_left_out(len(images) - len(kept), len(images), flag=flag)
-    return images if len(kept) == len(images) else images.select(kept)
+    without = ids_without_class(devkit, label_file, images.ids)
+    _tell_left_out(len(without), len(images), flag=flag)
+    if not without:
+        return images
+    return images.select([number for number, image_id in enumerate(images.ids) if image_id not in without])
 
 
 def read_ids_to_segment(devkit: Devkit, list_path: str | Path, *, flag: str, label_file: str) -> list[str]:
-    """The ids of the same images, for steps that need no labels: an image without labels counts as having a class."""
+    """The ids of the same images, for steps that need no labels."""
     ids = read_list(devkit, list_path, flag=flag)
     without = ids_without_class(devkit, label_file, ids)
     _tell_left_out(len(without), len(ids), flag=flag)

@@ -104,17 +104,12 @@ def labels_of_annotation(path: Path, classes: Sequence[str]) -> np.ndarray:
     return np.array([name in names for name in classes], dtype=np.float32)
 
 
-def _is_annotation(name: str) -> bool:
-    """Whether a file in `Annotations` is one."""
-    return name.endswith(".xml") and not name.startswith(".")
-
-
 def _derive_labels(devkit: Devkit, label_file: Path) -> None:
     """Make the label file from the annotations, unless it is of these already, or is the user's own."""
     if label_file.is_file() and not is_derived(label_file):
         return
     folder = devkit.root / "Annotations"
-    names = [*filter(_is_annotation, look.folder_at(folder))]
+    names = [name for name in look.folder_at(folder) if name.endswith(".xml") and not name.startswith(".")]
     if not names:
         raise InputError(
             f"label file {label_file} is missing and {folder} has no XML files to make it from; give either of them."
@@ -286,30 +281,27 @@ def _known_labels(devkit: Devkit, label_file: Path) -> _LabelFile:
 
 
 def ids_without_class(devkit: Devkit, label_file: str | Path, ids: Sequence[str]) -> frozenset[str]:
-    """Those of `ids` whose labels hold no class: none where there are no labels that could tell.
+    """Those of `ids` that a label file says have none of the classes.
 
+    Labels that are made of annotations don't say so: these name objects, which may be spelled otherwise than the
+    classes. Neither does a label file in which an image is missing.
     Raises `InputError` for an unreadable file, and labels that are not 0 or 1 for each class.
     """
     label_file = Path(label_file)
-    if not _has_labels(devkit, label_file):
+    if not label_file.is_file():
         return frozenset()
-    known = _known_labels(devkit, label_file)
     return look.read_once(
-        label_file, lambda: _without_class(known, ids), "images without a class", devkit.classes, tuple(ids)
+        label_file, lambda: _without_class(devkit, label_file, ids), "no class", devkit.classes, tuple(ids)
     )
 
 
-def _without_class(known: _LabelFile, ids: Sequence[str]) -> frozenset[str]:
+def _without_class(devkit: Devkit, label_file: Path, ids: Sequence[str]) -> frozenset[str]:
+    if is_derived(label_file):
+        return frozenset()
+    known = _known_labels(devkit, label_file)
     key_of = {image_id: key for image_id in ids if (key := known.key_of(image_id)) is not None}
     counts = known.labels_of([*key_of.values()], [*key_of]).counts()
     return frozenset(image_id for image_id, n_classes in zip(key_of, counts.tolist(), strict=True) if not n_classes)
-
-
-def _has_labels(devkit: Devkit, label_file: Path) -> bool:
-    """Whether a label file is there, or can be made from annotations."""
-    if label_file.parent == DERIVED_FOLDER and not (label_file.is_file() and not is_derived(label_file)):
-        return any(map(_is_annotation, look.folder_at(devkit.root / "Annotations")))
-    return label_file.is_file()
 
 
 def _labels_from(known: _LabelFile, label_file: Path, ids: Sequence[str]) -> Labels:
@@ -324,15 +316,12 @@ def _labels_from(known: _LabelFile, label_file: Path, ids: Sequence[str]) -> Lab
     return known.labels_of(keys, ids)
 
 
-def require_labelled(ids: Sequence[str], labels: Labels, *, flag: str, label_file: str | Path) -> None:
-    """Raise `InputError` if images of a training list carry none of the classes, unless their labels say so.
-
-    Labels that are made of annotations don't: these name objects, which may be spelled otherwise than the classes.
-    """
+def require_labelled(devkit: Devkit, label_file: str | Path, ids: Sequence[str], labels: Labels, *, flag: str) -> None:
+    """Raise `InputError` if images of a training list carry none of the classes, unless a label file says so."""
     empty = [ids[index] for index in np.flatnonzero(labels.counts() == 0)]
     if len(empty) == len(ids):
         raise InputError(f"--{flag}: none of the {len(ids)} images carries a class; correct --label_file or the list.")
-    if empty and is_derived(Path(label_file)):
+    if not ids_without_class(devkit, label_file, ids).issuperset(empty):
         raise InputError(
             f"--{flag}: {len(empty)} images carry none of the classes ({first_three(empty)}); take them out of the "
             "list, or name a --label_file that says that they carry none."

@@ -1,6 +1,7 @@
 """Image files as uint8 arrays: photographs and label maps, read and written."""
 
 from functools import cache
+from io import BytesIO
 from pathlib import Path
 
 import imageio.v3 as iio
@@ -47,6 +48,11 @@ def open_image(path: str | Path) -> Image.Image:
     Raises what PIL raises for files that are no image: mostly `OSError`, but a damaged file makes it fail in any way.
     """
     return Image.open(regular(path), formats=_known_formats())
+
+
+def open_image_bytes(content: bytes) -> Image.Image:
+    """The same of the bytes of an image file."""
+    return Image.open(BytesIO(content), formats=_known_formats())
 
 
 def pixel_problem(image: Image.Image) -> str | None:

@@ -173,7 +173,7 @@ def fit_to_imported(values: Flags, given: Flags) -> tuple[dict[str, Any], list[s
     For any other folder there is nothing to change, and nothing to tell.
     """
     root = Path(values["voc12_root"])
-    if not (root / IMPORT_RECORD).is_file():
+    if not os.path.isfile(root / IMPORT_RECORD):  # False for names that no file can have, too
         return {}, []
     train, val = (list_path(root, ALL_IMAGES, split) for split in ("train", "val"))
     flags: dict[str, Any] = {

@@ -6,6 +6,7 @@ after all else. Where it is found, a run was killed, and what it had added is re
 
 import csv
 import io
+import os
 import shutil
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from functools import partial
@@ -44,8 +45,9 @@ Item, Result = TypeVar("Item"), TypeVar("Result")
 
 
 def require_own_folder(root: Path) -> None:
-    """Raise `InputError` unless a devkit can be imported to `root`: it is new, empty, or was imported."""
-    if not root.exists() or (root.is_dir() and (not any(root.iterdir()) or _is_imported(root))):
+    """Raise `InputError` unless a devkit can be imported to `root`: it is new, has no files, or was imported."""
+    is_free = not os.path.lexists(root) or (root.is_dir() and all(path.is_dir() for path in root.rglob("*")))
+    if is_free or _is_imported(root):
         return
     raise InputError(
         f"--voc12_root {root} is there and was not made by import_data, which would mix its files with others; name a "
@@ -54,7 +56,7 @@ def require_own_folder(root: Path) -> None:
 
 
 def _is_imported(root: Path) -> bool:
-    return (root / IMPORT_RECORD).is_file() or (root / UNFINISHED).is_file()
+    return any(os.path.isfile(root / name) for name in (IMPORT_RECORD, UNFINISHED))
 
 
 def read_present(root: Path) -> Present:
@@ -148,10 +150,11 @@ def write_additions(root: Path, plan: ImportPlan, *, num_workers: int) -> tuple[
 
     Returns what was added, and what turned out, while it was written, to be damaged.
     """
-    unfinished = _unfinished_ids(root)
+    present, unfinished = read_present(root), _unfinished_ids(root)
     ids = [addition.row.image_id for addition in plan.additions]
     with atomic_path(root / UNFINISHED) as temporary:
         temporary.write_text("".join(f"{image_id}\n" for image_id in dict.fromkeys((*unfinished, *ids))))
+    Devkit(root, ()).image_folder.mkdir(exist_ok=True)
     class_ids = {name: number for number, name in enumerate(plan.classes, start=1)}
     problems = _mapped(
         partial(_write_image, root=root, class_ids=class_ids),
@@ -162,8 +165,8 @@ def write_additions(root: Path, plan: ImportPlan, *, num_workers: int) -> tuple[
     pairs = [*zip(plan.additions, problems, strict=True)]
     added = [addition for addition, problem in pairs if problem is None]
     damaged = [LeftOut(addition.image.name, "can't be read", problem) for addition, problem in pairs if problem]
-    if added or unfinished:
-        _write_tables(root, plan, added, unfinished)
+    if added or (unfinished and present.rows):
+        _write_tables(root, plan, present, added, unfinished)
     (root / UNFINISHED).unlink()
     return added, damaged
 
@@ -191,9 +194,10 @@ def _write_image(addition: Addition, *, root: Path, class_ids: Mapping[str, int]
     return None
 
 
-def _write_tables(root: Path, plan: ImportPlan, added: Sequence[Addition], unfinished: Container[str]) -> None:
+def _write_tables(
+    root: Path, plan: ImportPlan, present: Present, added: Sequence[Addition], unfinished: Container[str]
+) -> None:
     """Classes, labels, ids and the record; then the lists. What is there stays, except lines of `unfinished` images."""
-    present = read_present(root)
     rows = [*present.rows, *(addition.row for addition in added)]
     labels = [(file, names) for file, names in present.labels.items() if without_image_suffix(file) not in unfinished]
     labels += [(file_name(addition), addition.image.labels) for addition in added]

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -11,8 +10,7 @@ from PIL import ExifTags, Image, ImageOps
 
 from misc.errors import InputError, raise_if_of_the_machine, reason_of
 from misc.files.atomic import atomic_path
-from misc.files.disk import ADVICE
-from misc.files.images import IMAGE_SUFFIXES, open_image, pixel_problem
+from misc.files.images import IMAGE_SUFFIXES, open_image, open_image_bytes, pixel_problem
 from misc.files.regular import regular
 
 UPRIGHT = 1
@@ -53,7 +51,7 @@ def facts_of(path: Path) -> Facts | str:
     """What an image file is, from its bytes and its header, without decoding it; or why it can't be read."""
     try:
         raw = regular(path).read_bytes()
-        with open_image(path) as image:
+        with open_image_bytes(raw) as image:
             if problem := pixel_problem(image):
                 return problem
             orientation = _orientation(image, raw)
@@ -90,9 +88,11 @@ def place_image(source: Path, target: Path, facts: Facts) -> str | None:
     Returns why that can't be done, None if it is done. Raises `InputError` if the disk takes no more.
     """
     try:
+        if facts.orientation == UPRIGHT and _link(source, target):
+            return None
         with atomic_path(target) as temporary:
             if facts.orientation == UPRIGHT:
-                _link_or_copy(source, temporary)
+                shutil.copyfile(source, temporary)
             else:
                 _write_upright(source, temporary)
     except InputError:
@@ -103,16 +103,13 @@ def place_image(source: Path, target: Path, facts: Facts) -> str | None:
     return None
 
 
-def _link_or_copy(source: Path, target: Path) -> None:
-    real = os.path.realpath(source)  # a link to a symbolic link would be one
+def _link(source: Path, target: Path) -> bool:
+    """Make `target` a hard link, which is there at once and whole; whether that was possible."""
     try:
-        os.link(real, target)
-    except OSError as error:
-        if error.errno in ADVICE:
-            raise
-        with suppress(FileNotFoundError):
-            target.unlink()
-        shutil.copyfile(real, target)
+        os.link(os.path.realpath(source) if source.is_symlink() else source, target)
+    except OSError:  # other disks, file systems without links, other people's files, a file that is there
+        return False
+    return True
 
 
 def _write_upright(source: Path, target: Path) -> None:
