@@ -350,7 +350,7 @@ def test_nothing_is_written_where_no_image_can_be_used():
         import_data()
     assert everything() == {}
     whole = picture("photos/cat/a.jpg", orientation=6).read_bytes()
-    Path("photos/cat/a.jpg").write_bytes(whole[: len(whole) // 2])  # which turning it finds, but not its header
+    Path("photos/cat/a.jpg").write_bytes(whole[:-200])  # which turning it finds, but not its header
     with pytest.raises(
         InputError, match=r"none of its images can be used \(1 can't be read \(cat/a.jpg: image file is"
     ):
