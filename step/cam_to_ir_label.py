@@ -24,13 +24,13 @@ from misc.run.plan import Planned, require_outputs, require_writable
 from misc.run.progress import progress
 from misc.run.step import Files, Inputs, Step
 from voc12.devkit import open_devkit
-from voc12.lists import read_list
+from voc12.images import read_ids_to_segment
 from voc12.verify import require_readable
 
 STEP = Step(
     name="cam_to_ir_label",
     description="turn CAMs into confident labels with dense CRF",
-    reads=("voc12_root", "class_list", "train_list", "masks_from", "cam_out_dir", "advcam_out_dir"),
+    reads=("voc12_root", "class_list", "label_file", "train_list", "masks_from", "cam_out_dir", "advcam_out_dir"),
     writes=("ir_label_out_dir",),
     flags=("conf_fg_thres", "conf_bg_thres"),
     shared=True,
@@ -42,7 +42,7 @@ def check(args: Config, planned: Planned) -> Planned:
     """Raise `InputError` for bad input; return the outputs of this step."""
     require_backend(args.crf)
     devkit = open_devkit(args.voc12_root, args.class_list)
-    ids = read_list(devkit, args.train_list, flag="train_list")
+    ids = read_ids_to_segment(devkit, args.train_list, flag="train_list", label_file=args.label_file)
     cams = args.mask_cams
     require_outputs(
         cams.folder,
@@ -61,7 +61,7 @@ def check(args: Config, planned: Planned) -> Planned:
 def inputs(args: Config) -> Inputs:
     """What the result is made from, by the flag that names it."""
     devkit = open_devkit(args.voc12_root, args.class_list)
-    ids = read_list(devkit, args.train_list, flag="train_list")
+    ids = read_ids_to_segment(devkit, args.train_list, flag="train_list", label_file=args.label_file)
     return {
         "class_list": devkit.classes,
         "train_list": Files(devkit.image_paths(ids)),
@@ -71,7 +71,8 @@ def inputs(args: Config) -> Inputs:
 
 def outputs(args: Config) -> list[str | Path]:
     """The files that this step writes."""
-    ids = read_list(open_devkit(args.voc12_root, args.class_list), args.train_list, flag="train_list")
+    devkit = open_devkit(args.voc12_root, args.class_list)
+    ids = read_ids_to_segment(devkit, args.train_list, flag="train_list", label_file=args.label_file)
     return Paths(args.ir_label_out_dir, (f"{image_id}.png" for image_id in ids))
 
 
@@ -112,7 +113,7 @@ def run(args: Config) -> None:
     Finished files are kept.
     """
     devkit = open_devkit(args.voc12_root, args.class_list)
-    ids = share(read_list(devkit, args.train_list, flag="train_list"))
+    ids = share(read_ids_to_segment(devkit, args.train_list, flag="train_list", label_file=args.label_file))
     images, cams = devkit.image_paths(ids), camfile.cam_paths(args.mask_cams.folder, ids)
     finished = finished_files(STEP, args, {"class_list": devkit.classes})
     items = [[Path(args.ir_label_out_dir) / f"{image_id}.png"] for image_id in ids]

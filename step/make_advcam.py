@@ -25,8 +25,7 @@ from misc.run.step import Files, Inputs, Step
 from net.build import ADVCAM_ATTRIBUTES, inputs_of_network, load_network, require_cell_classifier, require_network
 from voc12.dataloader import ScaledImages
 from voc12.devkit import Devkit, open_devkit, require_classes_of_network
-from voc12.images import read_labelled_images
-from voc12.lists import read_list
+from voc12.images import read_ids_to_segment, read_images_to_segment
 from voc12.verify import require_readable
 
 STEP = Step(
@@ -46,7 +45,7 @@ log = logging.getLogger(__name__)
 def check(args: Config, planned: Planned) -> Planned:
     """Raise `InputError` for bad input; return the outputs of this step."""
     devkit = open_devkit(args.voc12_root, args.class_list)
-    images = read_labelled_images(devkit, args.train_list, flag="train_list", label_file=args.label_file)
+    images = read_images_to_segment(devkit, args.train_list, flag="train_list", label_file=args.label_file)
     require_classes_of_network(devkit, args.cam_weights_name, planned=planned)
     network = require_network(
         args.cam_network,
@@ -70,14 +69,15 @@ def _of_all_files(args: Config, devkit: Devkit) -> Inputs:
 def inputs(args: Config) -> Inputs:
     """What the result is made from, by the flag that names it."""
     devkit = open_devkit(args.voc12_root, args.class_list)
-    images = read_labelled_images(devkit, args.train_list, flag="train_list", label_file=args.label_file)
+    images = read_images_to_segment(devkit, args.train_list, flag="train_list", label_file=args.label_file)
     of_images = {"train_list": Files(images.paths), "label_file": images.labels.tobytes()}
     return {**_of_all_files(args, devkit), **of_images}
 
 
 def outputs(args: Config) -> list[str | Path]:
     """The files that this step writes."""
-    ids = read_list(open_devkit(args.voc12_root, args.class_list), args.train_list, flag="train_list")
+    devkit = open_devkit(args.voc12_root, args.class_list)
+    ids = read_ids_to_segment(devkit, args.train_list, flag="train_list", label_file=args.label_file)
     return camfile.cam_paths(args.advcam_out_dir, ids)
 
 
@@ -135,7 +135,7 @@ def run(args: Config) -> None:
     """
     device = resolve_device(args.device)
     devkit = open_devkit(args.voc12_root, args.class_list)
-    images = read_labelled_images(devkit, args.train_list, flag="train_list", label_file=args.label_file).shared()
+    images = read_images_to_segment(devkit, args.train_list, flag="train_list", label_file=args.label_file).shared()
     finished = finished_files(STEP, args, _of_all_files(args, devkit))
     items = [[camfile.cam_path(args.advcam_out_dir, image_id)] for image_id in images.ids]
     images = images.select(finished.pending(items, images.source_of))

@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from misc.errors import InputError
@@ -13,14 +14,15 @@ from misc.run.config import Config
 from misc.run.plan import Planned, require_outputs, require_writable_file
 from misc.run.progress import progress
 from misc.run.step import PACKAGES, Files, Inputs, Step
-from voc12.devkit import open_devkit
-from voc12.lists import read_list
+from voc12.cocoids import ids_for, read_coco_ids
+from voc12.devkit import Devkit, open_devkit
+from voc12.images import read_ids_to_segment
 from voc12.verify import require_readable
 
 STEP = Step(
     name="make_cocoann",
     description="write the instance masks as COCO annotations",
-    reads=("voc12_root", "class_list", "infer_list", "ins_seg_out_dir"),
+    reads=("voc12_root", "class_list", "label_file", "infer_list", "ins_seg_out_dir"),
     writes=("cocoann_path",),
     flags=("cocoann_format", "cocoann_min_score"),
     packages=(*PACKAGES, "pycocotools"),
@@ -33,7 +35,7 @@ log = logging.getLogger(__name__)
 def check(args: Config, planned: Planned) -> Planned:
     """Raise `InputError` for bad input; return the outputs of this step (none that others read)."""
     devkit = open_devkit(args.voc12_root, args.class_list)
-    ids = read_list(devkit, args.infer_list, flag="infer_list")
+    ids = read_ids_to_segment(devkit, args.infer_list, flag="infer_list", label_file=args.label_file)
     require_outputs(
         args.ins_seg_out_dir,
         ids,
@@ -43,16 +45,24 @@ def check(args: Config, planned: Planned) -> Planned:
         made_by="make_ins_seg",
         planned=planned,
     )
+    _ids_of(devkit, ids)
     require_writable_file(args.cocoann_path, flag="cocoann_path", kind="JSON file")
     require_readable(devkit.image_paths(ids), num_workers=args.num_workers)
     return {}
 
 
+def _ids_of(devkit: Devkit, ids: Sequence[str]) -> tuple[list[int], list[int | str]]:
+    """COCO's ids of the categories and of the images: those of the file that the devkit was imported from, if any."""
+    categories, images = read_coco_ids(devkit.root)
+    return ids_for(devkit.classes, categories), ids_for(ids, images)
+
+
 def inputs(args: Config) -> Inputs:
     """What the result is made from, by the flag that names it."""
     devkit = open_devkit(args.voc12_root, args.class_list)
-    ids = read_list(devkit, args.infer_list, flag="infer_list")
+    ids = read_ids_to_segment(devkit, args.infer_list, flag="infer_list", label_file=args.label_file)
     return {
+        "voc12_root": _ids_of(devkit, ids),
         "class_list": devkit.classes,
         "infer_list": Files(devkit.image_paths(ids)),
         "ins_seg_out_dir": Files(instancefile.instance_paths(args.ins_seg_out_dir, ids)),
@@ -67,30 +77,34 @@ def outputs(args: Config) -> list[str | Path]:
 def run(args: Config) -> None:
     """Write `cocoann_path`: the instances of the images of `infer_list`, in its order."""
     devkit = open_devkit(args.voc12_root, args.class_list)
-    ids = read_list(devkit, args.infer_list, flag="infer_list")
+    ids = read_ids_to_segment(devkit, args.infer_list, flag="infer_list", label_file=args.label_file)
     polygons = args.cocoann_format == "polygon"
     image_paths = devkit.image_paths(ids)
     sizes = [image_size(path) for path in image_paths]
+    category_ids, image_ids = _ids_of(devkit, ids)
     content = {
         "info": {"description": f"W-OoD instance masks from image labels, {devkit.root}"},
         "licenses": [],
-        "categories": [{"id": k, "name": name} for k, name in enumerate(devkit.classes, start=1)],
+        "categories": [{"id": k, "name": name} for k, name in zip(category_ids, devkit.classes, strict=True)],
         "images": [
             {"id": number, "file_name": os.path.basename(path), "height": height, "width": width}
-            for number, (path, (height, width)) in enumerate(zip(image_paths, sizes, strict=True), start=FIRST_ID)
+            for number, path, (height, width) in zip(image_ids, image_paths, sizes, strict=True)
         ],
     }
     n_annotations = n_runs = n_left_out = 0
     with json_list_writer(args.cocoann_path, content, "annotations") as append:
         bar = progress(ids, desc="make_cocoann", unit="image")
-        for number, (image_id, size) in enumerate(zip(bar, sizes, strict=True), start=FIRST_ID):
+        for number, image_id, size in zip(image_ids, bar, sizes, strict=True):
             path = instancefile.instance_path(args.ins_seg_out_dir, image_id)
             found = instancefile.load(path, len(devkit.classes))
             if found.masks.shape[1:] != size:
                 raise InputError(f"instance file {path} is not of the size of its image; make it again.")
             kept = found.select(found.scores >= args.cocoann_min_score)
             first_id = FIRST_ID + n_annotations
-            for annotation in annotations_of(kept, image_id=number, first_id=first_id, polygons=polygons):
+            annotations = annotations_of(
+                kept, image_id=number, category_ids=category_ids, first_id=first_id, polygons=polygons
+            )
+            for annotation in annotations:
                 append(annotation)
                 n_runs += isinstance(annotation["segmentation"], dict)
             n_annotations += len(kept)

@@ -15,8 +15,8 @@ from misc.run.plan import Planned, require_writable
 from misc.run.step import Inputs, Step
 from net.build import inputs_of_network, load_network, require_network
 from voc12.devkit import Devkit, open_devkit
+from voc12.images import read_ids_to_segment
 from voc12.inference import inputs_of_walk, require_cams, walk_inputs
-from voc12.lists import read_list
 from voc12.verify import require_readable
 
 BYTES_PER_PIXEL = 3
@@ -25,7 +25,7 @@ STEP = Step(
     name="make_ins_seg",
     description="make instance masks: displacements and random walk of the CAMs",
     reads=(
-        *("voc12_root", "class_list", "infer_list", "masks_from", "cam_out_dir", "advcam_out_dir"),
+        *("voc12_root", "class_list", "label_file", "infer_list", "masks_from", "cam_out_dir", "advcam_out_dir"),
         *("irn_network", "irn_weights_name"),
     ),
     writes=("ins_seg_out_dir",),
@@ -39,7 +39,7 @@ STEP = Step(
 def check(args: Config, planned: Planned) -> Planned:
     """Raise `InputError` for bad input; return the outputs of this step."""
     devkit = open_devkit(args.voc12_root, args.class_list)
-    ids = require_cams(devkit, args.infer_list, args.mask_cams, planned=planned)
+    ids = require_cams(devkit, args.infer_list, args.mask_cams, label_file=args.label_file, planned=planned)
     require_network(args.irn_network, "EdgeDisplacement", args.irn_weights_name, planned=planned)
     require_writable(args.ins_seg_out_dir, flag="ins_seg_out_dir")
     require_readable(devkit.image_paths(ids), num_workers=args.num_workers)
@@ -54,13 +54,14 @@ def _of_all_files(args: Config, devkit: Devkit) -> Inputs:
 def inputs(args: Config) -> Inputs:
     """What the result is made from, by the flag that names it."""
     devkit = open_devkit(args.voc12_root, args.class_list)
-    ids = read_list(devkit, args.infer_list, flag="infer_list")
+    ids = read_ids_to_segment(devkit, args.infer_list, flag="infer_list", label_file=args.label_file)
     return {**_of_all_files(args, devkit), **inputs_of_walk(devkit, ids, args.mask_cams)}
 
 
 def outputs(args: Config) -> list[str | Path]:
     """The files that this step writes."""
-    ids = read_list(open_devkit(args.voc12_root, args.class_list), args.infer_list, flag="infer_list")
+    devkit = open_devkit(args.voc12_root, args.class_list)
+    ids = read_ids_to_segment(devkit, args.infer_list, flag="infer_list", label_file=args.label_file)
     return instancefile.instance_paths(args.ins_seg_out_dir, ids)
 
 
@@ -68,7 +69,7 @@ def run(args: Config) -> None:
     """Write `ins_seg_out_dir`/ID.npy for each image of `infer_list`; finished files are kept."""
     device = resolve_device(args.device)
     devkit = open_devkit(args.voc12_root, args.class_list)
-    ids = share(read_list(devkit, args.infer_list, flag="infer_list"))
+    ids = share(read_ids_to_segment(devkit, args.infer_list, flag="infer_list", label_file=args.label_file))
     finished = finished_files(STEP, args, _of_all_files(args, devkit))
     items = [[instancefile.instance_path(args.ins_seg_out_dir, image_id)] for image_id in ids]
     sources = inputs_of_walk(devkit, ids, args.mask_cams)

@@ -57,7 +57,7 @@ def check(args: Config, planned: Planned) -> Planned:
     """Raise `InputError` for bad input; return the outputs of this step."""
     devkit = open_devkit(args.voc12_root, args.class_list)
     train = read_labelled_images(devkit, args.train_list, flag="train_list", label_file=args.label_file)
-    require_labelled(train.ids, train.labels, flag="train_list")
+    require_labelled(devkit, args.label_file, train.ids, train.labels, flag="train_list")
     require_batch(train, args.cam_batch_size, list_flag="train_list", batch_flag="cam_batch_size")
     ood_paths = _ood_paths(args)
     if args.ood_coeff > 0:

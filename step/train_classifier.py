@@ -46,7 +46,7 @@ def check(args: Config, planned: Planned) -> Planned:
     devkit = open_devkit(args.voc12_root, args.class_list)
     train = read_labelled_images(devkit, args.train_list, flag="train_list", label_file=args.label_file)
     val = read_labelled_images(devkit, args.val_list, flag="val_list", label_file=args.label_file)
-    require_labelled(train.ids, train.labels, flag="train_list")
+    require_labelled(devkit, args.label_file, train.ids, train.labels, flag="train_list")
     require_batch(train, args.cam_batch_size, list_flag="train_list", batch_flag="cam_batch_size")
     network = build_network(args.cam_network, "Net", n_classes=len(devkit.classes))
     load_imagenet(network.backbone, args.imagenet_weights)

@@ -18,7 +18,7 @@ from net.weights import save_weights, start_input
 from voc12.classes import files_of_network, names_with_background, save_named
 from voc12.dataloader import SegmentationCrops
 from voc12.devkit import Devkit, open_devkit
-from voc12.images import require_batch
+from voc12.images import read_ids_to_segment, require_batch
 from voc12.lists import read_list
 from voc12.verify import require_fitting_masks, require_readable
 
@@ -26,7 +26,7 @@ STEP = Step(
     name="train_deeplab",
     description="train DeepLab-v2 on the masks",
     reads=(
-        *("voc12_root", "class_list", "infer_list", "deeplab_train_list", "sem_seg_out_dir"),
+        *("voc12_root", "class_list", "label_file", "infer_list", "deeplab_train_list", "sem_seg_out_dir"),
         *("deeplab_mask_dir", "deeplab_init_weights"),
     ),
     writes=("deeplab_weights_name",),
@@ -54,7 +54,9 @@ def _mask_folder(args: Config) -> tuple[str, str]:
 def _training_ids(args: Config, devkit: Devkit) -> tuple[list[str], str]:
     """The ids of the training images, and the flag that names their list."""
     flag = deeplab_list_flag(vars(args))
-    return read_list(devkit, getattr(args, flag), flag=flag), flag
+    if args.deeplab_mask_dir:  # somebody's own masks, which images without a class may have, too
+        return read_list(devkit, getattr(args, flag), flag=flag), flag
+    return read_ids_to_segment(devkit, getattr(args, flag), flag=flag, label_file=args.label_file), flag
 
 
 def check(args: Config, planned: Planned) -> Planned:

@@ -21,14 +21,16 @@ from net.build import build_network, require_same_weights, source_file
 from net.weights import load_imagenet, save_weights, start_input
 from voc12.dataloader import AffinityCrops, TopLeftCrops, images_of
 from voc12.devkit import open_devkit
-from voc12.images import require_batch
-from voc12.lists import read_list
+from voc12.images import read_ids_to_segment, require_batch
 from voc12.verify import require_readable
 
 STEP = Step(
     name="train_irn",
     description="train the boundary and displacement network",
-    reads=("voc12_root", "class_list", "train_list", "infer_list", "ir_label_out_dir", "imagenet_weights"),
+    reads=(
+        *("voc12_root", "class_list", "label_file", "train_list", "infer_list"),
+        *("ir_label_out_dir", "imagenet_weights"),
+    ),
     writes=("irn_weights_name",),
     flags=(
         *("seed", "irn_network", "irn_crop_size", "irn_batch_size", "irn_num_epoches", "irn_learning_rate"),
@@ -42,8 +44,8 @@ STEP = Step(
 def check(args: Config, planned: Planned) -> Planned:
     """Raise `InputError` for bad input; return the outputs of this step."""
     devkit = open_devkit(args.voc12_root, args.class_list)
-    ids = read_list(devkit, args.train_list, flag="train_list")
-    infer_ids = read_list(devkit, args.infer_list, flag="infer_list")
+    ids = read_ids_to_segment(devkit, args.train_list, flag="train_list", label_file=args.label_file)
+    infer_ids = read_ids_to_segment(devkit, args.infer_list, flag="infer_list", label_file=args.label_file)
     require_batch(ids, args.irn_batch_size, list_flag="train_list", batch_flag="irn_batch_size")
     require_outputs(
         args.ir_label_out_dir,
@@ -65,13 +67,14 @@ def check(args: Config, planned: Planned) -> Planned:
 def inputs(args: Config) -> Inputs:
     """What the result is made from, by the flag that names it."""
     devkit = open_devkit(args.voc12_root, args.class_list)
-    ids = read_list(devkit, args.train_list, flag="train_list")
+    ids = read_ids_to_segment(devkit, args.train_list, flag="train_list", label_file=args.label_file)
+    infer_ids = read_ids_to_segment(devkit, args.infer_list, flag="infer_list", label_file=args.label_file)
     return {
         "irn_network": source_file(args.irn_network),
         "imagenet_weights": start_input(args.imagenet_weights),
         "train_list": Files(devkit.image_paths(ids)),
         "ir_label_out_dir": Files(Paths(args.ir_label_out_dir, (f"{image_id}.png" for image_id in ids))),
-        "infer_list": Files(devkit.image_paths(read_list(devkit, args.infer_list, flag="infer_list"))),
+        "infer_list": Files(devkit.image_paths(infer_ids)),
     }
 
 
@@ -83,8 +86,8 @@ def outputs(args: Config) -> list[str | Path]:
 def run(args: Config) -> None:
     """Train on `train_list` and `ir_label_out_dir`, from ImageNet weights; write `irn_weights_name`."""
     devkit = open_devkit(args.voc12_root, args.class_list)
-    ids = read_list(devkit, args.train_list, flag="train_list")
-    infer_ids = read_list(devkit, args.infer_list, flag="infer_list")
+    ids = read_ids_to_segment(devkit, args.train_list, flag="train_list", label_file=args.label_file)
+    infer_ids = read_ids_to_segment(devkit, args.infer_list, flag="infer_list", label_file=args.label_file)
     steps_per_epoch = len(ids) // args.irn_batch_size
     n_steps = steps_per_epoch * args.irn_num_epoches
     training = Training(step=STEP, args=args, n_steps=n_steps, steps_per_epoch=steps_per_epoch)

@@ -146,9 +146,9 @@ def make_all_inputs(toy: ToyData) -> None:
     save_weights(own_network.DeepLab(n_classes=1 + len(TOY_CLASSES)), work / DEEPLAB_WEIGHTS)
     for path in (CAM_START, CAM_WEIGHTS, DEEPLAB_WEIGHTS):
         write_classes(classes_beside(work / path), TOY_CLASSES)
-    photograph = work / "photos/a.jpg"
-    photograph.parent.mkdir()
-    Image.new("RGB", (20, 20)).save(photograph)
+    for photograph in ("photos/a.jpg", "sorted/cat/a.jpg"):
+        (work / photograph).parent.mkdir(parents=True)
+        Image.new("RGB", (20, 20)).save(work / photograph)
 
 
 ALL_STEPS = {

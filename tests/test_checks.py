@@ -1,5 +1,6 @@
 """Every line of every step's `check`: each kind of wrong input is told in its sentence before the step begins."""
 
+import json
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -46,7 +47,10 @@ def ready(prepared, tmp_path, monkeypatch) -> ToyData:
 
 
 def arguments(toy: ToyData, *steps: str, **flags: object) -> list[str]:
-    return toy.flags(**{"predict_input": "photos", "download": "resnet50"} | switches(*steps) | flags)
+    of_steps = {"predict_input": "photos", "download": "resnet50", "import_from": "sorted"}
+    if "import_data" in steps:
+        of_steps["voc12_root"] = "mine"
+    return toy.flags(**of_steps | switches(*steps) | flags)
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,7 @@ class Text(Damage):
     text: str
 
     def __call__(self, toy: ToyData) -> None:
+        self.file(toy).parent.mkdir(parents=True, exist_ok=True)
         self.file(toy).write_text(self.text)
 
 
@@ -197,6 +202,24 @@ def of_masks(out_flag: str) -> list[tuple]:
 OTHER_CLASSES_OF_DEEPLAB = Network(f"work/{DEEPLAB_WEIGHTS}", own_network.DeepLab, 9)
 DEEPLAB_SHAPES = r"aspp.c0.weight has shape \(9, 64, 3, 3\), expected \(4, 64, 3, 3\)"
 
+
+def table(text: str, images: str = "sorted") -> tuple:
+    """A table of labels that is imported."""
+    return {"import_from": "t.csv", "import_images": images}, Text("work/t.csv", text)
+
+
+def coco(text: str = "", **parts: list) -> tuple:
+    """A COCO file that is imported: one image and a category, with these parts instead of theirs."""
+    content = {
+        "images": [{"id": 1, "file_name": "a.jpg"}],
+        "annotations": [{"image_id": 1, "category_id": 7}],
+        "categories": [{"id": 7, "name": "cat"}],
+        **parts,
+    }
+    flags = {"import_from": "c.json", "import_images": "sorted/cat"}
+    return flags, Text("work/c.json", text or json.dumps(content))
+
+
 WRONG: dict[str, list[tuple]] = {
     "download": [
         ({"download": "voc"}, "--download voc is not known; expected some of authors, voc_aug, "),
@@ -220,6 +243,66 @@ WRONG: dict[str, list[tuple]] = {
             },
             "--ood_list: can't write into .*photos/a.jpg/x",
         ),
+    ],
+    "import_data": [
+        ({"import_from": ""}, "import_data needs --import_from; expected a folder with one subfolder a class, a COCO"),
+        ({"import_from": "nowhere"}, "--import_from nowhere is missing; expected"),
+        ({"import_from": "photos/a.jpg"}, "--import_from photos/a.jpg is none of the kinds that are read"),
+        ({"import_images": "photos"}, "--import_images is for tables and COCO files"),
+        ({"voc12_root": parse_config([]).voc12_root}, "needs --voc12_root, a folder of its own such as Data/mine"),
+        ({"voc12_root": "../devkit"}, "--voc12_root ../devkit is there and was not made by import_data"),
+        ({"voc12_root": "sorted/mine"}, "--voc12_root sorted/mine and --import_from sorted lie within each other"),
+        ({"voc12_root": "."}, r"--voc12_root \. and --import_from sorted lie within each other"),
+        ({"voc12_root": "photos/a.jpg/x"}, "--voc12_root: can't write into photos/a.jpg/x"),
+        (Text("work/mine/import.csv", "a,b\n"), "mine/import.csv can't be read .its first line is not id,file,source"),
+        # Folders
+        ({"import_from": "photos"}, "--import_from photos has no subfolders; expected one subfolder a class"),
+        ({"import_no_class": "cats"}, "--import_no_class cats is no subfolder of sorted; did you mean cat?"),
+        ({"import_no_class": "cat"}, "--import_from sorted has no class"),
+        (
+            {"import_from": "splits"},
+            Text("work/splits/train/cat/a.jpg", ""),
+            "--import_from splits has the subfolders train; .* did you mean --import_from splits/train",
+        ),
+        ({"import_from": "empty"}, Text("work/empty/cat/a.txt", ""), "the subfolders cat have no images"),
+        (Text("work/sorted/background/a.jpg", ""), "folder 'background' would become a class .*--import_no_class"),
+        (Text("work/sorted/a;b/a.jpg", ""), "folder 'a;b' has ;, which no class name may"),
+        (Text("work/sorted/Cat/a.jpg", ""), "the classes 'Cat' and 'cat' differ in no letter"),
+        # Tables
+        (*table("cat/a.jpg,cat"), "t.csv begins with 'cat/a.jpg,cat'; expected a first line `file,labels`"),
+        (*table("file,labels,split\n"), "t.csv has the column 'split' after labels"),
+        (*table("file,cat,cat\n"), "t.csv names a class twice"),
+        (*table("file,labels\ncat/a.jpg\n"), "t.csv, line 2: expected 2 columns"),
+        (*table("file,cat\ncat/a.jpg,-1\n"), "t.csv, line 2: class cat has the value '-1', expected 0 or 1"),
+        (*table("file,labels\n"), "t.csv names no image"),
+        (*table("file,labels\nb.jpg,cat\n"), r"none of its 1 images is in sorted \(b.jpg\); pass --import_images"),
+        (*table("file,labels\na.jpg,\n", images="sorted/cat"), "t.csv has no class"),
+        (*table("file,labels\na.jpg,cat\n", images="nowhere"), "--import_images nowhere is no folder"),
+        (
+            {"import_no_class": "no"},
+            *table("file,labels\ncat/a.jpg,cat\n"),
+            "--import_no_class no is no label",
+        ),
+        (*table("file,labels\ncat/a.jpg,cat;none\n"), "class 'none' would become a class of that name"),
+        # COCO files
+        (*coco("{"), "c.json can't be read .* expected a COCO file of annotations"),
+        (*coco("[]"), "c.json holds a list, as results of a detector"),
+        (*coco('{"images": []}'), "c.json has no list 'annotations' of objects"),
+        ({"import_no_class": "none"}, *coco("{}"), "--import_no_class is for folders and tables"),
+        (*coco(images=[{"id": 1}]), "an image has no id or no file_name"),
+        (*coco(images=2 * [{"id": 1, "file_name": "a.jpg"}]), "two images have one id"),
+        (
+            *coco(annotations=[{"image_id": 2, "category_id": 7}]),
+            "an annotation has the image_id 2",
+        ),
+        (*coco(annotations=[{"image_id": 1, "category_id": 8}]), "an annotation has the category_id 8"),
+        (*coco(categories=[{"id": "x", "name": "cat"}]), "each category needs a name and an id of its own"),
+        (*coco(categories=[{"id": 7, "name": "cat"}, {"id": 8, "name": "cat"}]), "the classes 'cat' and 'cat'"),
+        (
+            *coco(annotations=[{"image_id": 1, "category_id": 7, "segmentation": "x"}]),
+            "annotation None has no polygons or run lengths",
+        ),
+        (*coco(images=[{"id": 1, "file_name": "b.jpg"}]), r"none of its 1 images is in sorted/cat \(b.jpg\)"),
     ],
     "train_classifier": [
         NO_DEVKIT,

@@ -269,7 +269,7 @@ def test_a_polygon_that_is_not_exact_becomes_run_lengths(monkeypatch):
 @pytest.mark.parametrize("polygons", [True, False])
 def test_annotations(polygons):
     detections = some_detections()
-    found = list(annotations_of(detections, image_id=4, first_id=11, polygons=polygons))
+    found = list(annotations_of(detections, image_id=4, category_ids=range(1, 256), first_id=11, polygons=polygons))
     assert [each["id"] for each in found] == [11, 12, 13]
     assert [each["category_id"] for each in found] == [3, 1, 3]
     assert [each["bbox"] for each in found] == [[2, 1, 7, 7], [11, 0, 1, 1], [0, 8, 12, 1]]

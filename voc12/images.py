@@ -1,17 +1,21 @@
 """The images of a list, with their paths and labels: what steps begin with."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from misc.errors import InputError, requirement
+from misc.files.look import remembered
 from misc.files.paths import Paths
 from misc.run.depends import checksum
 from misc.run.distributed import n_processes, share
 from misc.run.provenance import source_digest
 from voc12.devkit import Devkit
-from voc12.labels import Labels, read_labels
+from voc12.labels import Labels, ids_without_class, read_labels
 from voc12.lists import read_list
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,39 @@ def read_labelled_images(devkit: Devkit, list_path: str | Path, *, flag: str, la
     """The images of a list file. Raises `InputError` for what is wrong with the list, its images or their labels."""
     ids = read_list(devkit, list_path, flag=flag)
     return LabelledImages(ids, devkit.image_paths(ids), read_labels(devkit, label_file, ids))
+
+
+def read_images_to_segment(devkit: Devkit, list_path: str | Path, *, flag: str, label_file: str) -> LabelledImages:
+    """The images of a list file without those that `ids_without_class` gives: there are no CAMs and masks of these.
+
+    Raises `InputError` as `read_labelled_images` does, and if no image carries a class.
+    """
+    images = read_labelled_images(devkit, list_path, flag=flag, label_file=label_file)
+    without = ids_without_class(devkit, label_file, images.ids)
+    _tell_left_out(len(without), len(images), flag=flag)
+    if not without:
+        return images
+    return images.select([number for number, image_id in enumerate(images.ids) if image_id not in without])
+
+
+def read_ids_to_segment(devkit: Devkit, list_path: str | Path, *, flag: str, label_file: str) -> list[str]:
+    """The ids of the same images, for steps that need no labels."""
+    ids = read_list(devkit, list_path, flag=flag)
+    without = ids_without_class(devkit, label_file, ids)
+    _tell_left_out(len(without), len(ids), flag=flag)
+    return [image_id for image_id in ids if image_id not in without] if without else ids
+
+
+def _tell_left_out(n_without: int, n_images: int, *, flag: str) -> None:
+    """Tell the log, once a run, of the images without a class. Raises `InputError` if none is left."""
+    if n_without == n_images:
+        raise InputError(f"--{flag}: none of the {n_images} images carries a class; correct --label_file or the list.")
+    if n_without:
+        sentence = (
+            f"notice: {n_without} of the {n_images} images of --{flag} carry no class: they train the classifier, and "
+            "are left out where CAMs and masks are made"
+        )
+        remembered(sentence, lambda: log.info("%s", sentence))
 
 
 @requirement

@@ -19,7 +19,7 @@ from misc.run.progress import progress
 from misc.run.step import Files, Inputs
 from voc12.dataloader import ImagesWithCams
 from voc12.devkit import Devkit
-from voc12.lists import read_list
+from voc12.images import read_ids_to_segment
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,9 @@ class WalkInput:
     displacement: Tensor
 
 
-def require_cams(devkit: Devkit, infer_list: str, cams: CamSource, *, planned: Planned) -> list[str]:
-    """The ids of `infer_list`. Raises `InputError` if the list is bad or CAMs of its images are missing."""
-    ids = read_list(devkit, infer_list, flag="infer_list")
+def require_cams(devkit: Devkit, infer_list: str, cams: CamSource, *, label_file: str, planned: Planned) -> list[str]:
+    """The ids of `infer_list` that carry a class. Raises `InputError` for a bad list, or if their CAMs are missing."""
+    ids = read_ids_to_segment(devkit, infer_list, flag="infer_list", label_file=label_file)
     require_outputs(
         cams.folder, ids, ".npy", flag=cams.flag, list_flag="infer_list", made_by=cams.made_by, planned=planned
     )

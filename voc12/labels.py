@@ -1,4 +1,4 @@
-"""Image labels: from a label file of the IRN family, or derived from the devkit's XML annotations."""
+"""Image labels: from a label file of the IRN family, a table, or derived from the devkit's XML annotations."""
 
 import itertools
 import logging
@@ -21,6 +21,7 @@ from misc.files.regular import regular
 from misc.run.progress import progress
 from voc12.derived import DERIVED_FOLDER, derived_file, is_derived
 from voc12.devkit import Devkit
+from voc12.labelcsv import is_table, labels_by_file
 
 log = logging.getLogger(__name__)
 
@@ -148,9 +149,9 @@ def _number_of_id(image_id: str) -> int | None:
 class _LabelFile:
     """A label file: each key's label, found by an image's id: the id itself, its name in a key, or its number."""
 
-    def __init__(self, path: Path, n_classes: int) -> None:
-        self._file, self._n_classes = path, n_classes
-        known = load_object(path, kind="label file")
+    def __init__(self, path: Path, classes: Sequence[str]) -> None:
+        self._file, self._n_classes = path, (n_classes := len(classes))
+        known = labels_by_file(path, classes) if is_table(path) else load_object(path, kind="label file")
         self._row_of, self._bits = _rows_of_bits(known, n_classes)
         self._others = {key: label for key, label in known.items() if key not in self._row_of}
         self.keys = list(known)
@@ -257,19 +258,50 @@ def read_labels(devkit: Devkit, label_file: str | Path, ids: Sequence[str]) -> L
 
     From a label file of the IRN family: a pickled dict {id: (C,) 0/1}. Its keys are ids, names of files, or numbers
     (VOC's ids without underscore, COCO's without zeros), as numbers or text. One in `voc12/` is made from the devkit's
-    XML files where it is missing.
+    XML files where it is missing. Or from a table (`voc12/labelcsv.py`), in which images are found in the same way.
 
     Raises `InputError` for an unreadable file, labels that are not 0 or 1 for each class, a key of several images, or
     images that it lacks.
     """
-    label_file, n_classes = Path(label_file), len(devkit.classes)
+    known = _known_labels(devkit, Path(label_file))
+    return look.read_once(
+        label_file,
+        lambda: _labels_from(known, Path(label_file), ids),
+        "labels of a list",
+        devkit.classes,
+        tuple(ids),
+    )
+
+
+def _known_labels(devkit: Devkit, label_file: Path) -> _LabelFile:
     if label_file.parent == DERIVED_FOLDER:
         key = ("derived labels", devkit.root, devkit.classes, label_file)
         look.remembered(key, lambda: _derive_labels(devkit, label_file))
-    known = look.read_once(label_file, lambda: _LabelFile(label_file, n_classes), "label file", n_classes)
+    return look.read_once(label_file, lambda: _LabelFile(label_file, devkit.classes), "label file", devkit.classes)
+
+
+def ids_without_class(devkit: Devkit, label_file: str | Path, ids: Sequence[str]) -> frozenset[str]:
+    """Those of `ids` that a label file says have none of the classes.
+
+    Labels that are made of annotations don't say so: these name objects, which may be spelled otherwise than the
+    classes. Neither does a label file in which an image is missing.
+    Raises `InputError` for an unreadable file, and labels that are not 0 or 1 for each class.
+    """
+    label_file = Path(label_file)
+    if not label_file.is_file():
+        return frozenset()
     return look.read_once(
-        label_file, lambda: _labels_from(known, label_file, ids), "labels of a list", n_classes, tuple(ids)
+        label_file, lambda: _without_class(devkit, label_file, ids), "no class", devkit.classes, tuple(ids)
     )
+
+
+def _without_class(devkit: Devkit, label_file: Path, ids: Sequence[str]) -> frozenset[str]:
+    if is_derived(label_file):
+        return frozenset()
+    known = _known_labels(devkit, label_file)
+    key_of = {image_id: key for image_id in ids if (key := known.key_of(image_id)) is not None}
+    counts = known.labels_of([*key_of.values()], [*key_of]).counts()
+    return frozenset(image_id for image_id, n_classes in zip(key_of, counts.tolist(), strict=True) if not n_classes)
 
 
 def _labels_from(known: _LabelFile, label_file: Path, ids: Sequence[str]) -> Labels:
@@ -285,11 +317,13 @@ def _labels_from(known: _LabelFile, label_file: Path, ids: Sequence[str]) -> Lab
 
 
 @requirement
-def require_labelled(ids: Sequence[str], labels: Labels, *, flag: str) -> None:
-    """Raise `InputError` if images of a training list carry none of the classes."""
+def require_labelled(devkit: Devkit, label_file: str | Path, ids: Sequence[str], labels: Labels, *, flag: str) -> None:
+    """Raise `InputError` if images of a training list carry none of the classes, unless a label file says so."""
     empty = [ids[index] for index in np.flatnonzero(labels.counts() == 0)]
-    if empty:
+    if len(empty) == len(ids):
+        raise InputError(f"--{flag}: none of the {len(ids)} images carries a class; correct --label_file or the list.")
+    if not ids_without_class(devkit, label_file, ids).issuperset(empty):
         raise InputError(
             f"--{flag}: {len(empty)} images carry none of the classes ({first_three(empty)}); take them out of the "
-            "list (images without objects belong to the out-of-distribution data)."
+            "list, or name a --label_file that says that they carry none."
         )

@@ -1,6 +1,5 @@
 """Image lists: the user's files in every form, the devkit's own splits, and the lists derived from those."""
 
-import codecs
 import logging
 import os
 import re
@@ -10,7 +9,7 @@ from pathlib import Path
 from misc.errors import InputError, first_three
 from misc.files.images import without_image_suffix
 from misc.files.look import Folder, folder_at, read_once, remembered
-from misc.files.regular import regular
+from misc.files.text import read_text
 from voc12.derived import DERIVED_FOLDER, derived_file, is_derived
 from voc12.devkit import Devkit
 
@@ -65,9 +64,7 @@ def _with_underscore(image_id: str) -> str:
 
 def _read_lines(path: Path, *, flag: str) -> list[str]:
     try:
-        content = regular(path).read_bytes()
-        is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # as Windows' shell writes lists
-        lines = re.split(r"\r\n?|\n", content.decode("utf-16" if is_utf16 else "utf-8-sig"))
+        lines = re.split(r"\r\n?|\n", read_text(path))
     except FileNotFoundError as error:
         raise InputError(f"--{flag}: list {path} is missing; expected a text file with one image id a line.") from error
     except (OSError, ValueError) as error:

@@ -1,6 +1,6 @@
 """COCO annotations of instance masks: polygons or run lengths, either of which decodes to the very same mask."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -65,8 +65,13 @@ def segmentation_of(mask: np.ndarray, *, polygons: bool) -> list | dict:
     return run_lengths(mask)
 
 
-def annotations_of(detections: Detections, *, image_id: int, first_id: int, polygons: bool) -> Iterator[dict[str, Any]]:
-    """COCO's annotations of an image's instances, with ids from `first_id` on, plus each one's `score`."""
+def annotations_of(
+    detections: Detections, *, image_id: int | str, category_ids: Sequence[int], first_id: int, polygons: bool
+) -> Iterator[dict[str, Any]]:
+    """COCO's annotations of an image's instances, with ids from `first_id` on, plus each one's `score`.
+
+    `category_ids`: the id of each class.
+    """
     found = zip(detections.masks, detections.classes, detections.scores, strict=True)
     for number, (mask, label, score) in enumerate(found, start=first_id):
         ys, xs = np.nonzero(mask)
@@ -74,7 +79,7 @@ def annotations_of(detections: Detections, *, image_id: int, first_id: int, poly
         yield {
             "id": number,
             "image_id": image_id,
-            "category_id": int(label) + 1,
+            "category_id": category_ids[label],
             "segmentation": segmentation_of(mask, polygons=polygons),
             "area": len(xs),
             "bbox": [left, top, int(xs.max()) + 1 - left, int(ys.max()) + 1 - top],

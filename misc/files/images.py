@@ -1,6 +1,7 @@
 """Image files as uint8 arrays: photographs and label maps, read and written."""
 
 from functools import cache
+from io import BytesIO
 from pathlib import Path
 
 import imageio.v3 as iio
@@ -49,6 +50,11 @@ def open_image(path: str | Path) -> Image.Image:
     return Image.open(regular(path), formats=_known_formats())
 
 
+def open_image_bytes(content: bytes) -> Image.Image:
+    """The same of the bytes of an image file."""
+    return Image.open(BytesIO(content), formats=_known_formats())
+
+
 def pixel_problem(image: Image.Image) -> str | None:
     """Why the pixels of an image have no brightness that is known: 32-bit numbers of any range. None if they have."""
     if image.mode == "F" or (image.mode == "I" and image.format not in DEEP_FORMATS):
@@ -72,7 +78,7 @@ def read_image(path: str | Path, *, upright: bool = False) -> np.ndarray:
                 image = np.repeat(grey[..., None], 3, axis=2)
             else:
                 image = np.array(stored.convert("RGB"))
-            return _turned_upright(image, stored) if upright else image
+            return turned_upright(image, stored.getexif().get(ExifTags.Base.Orientation)) if upright else image
     except Exception as error:  # a damaged file makes PIL fail in any way
         raise_if_of_the_machine(error, memory=True)
         raise InputError(
@@ -80,12 +86,11 @@ def read_image(path: str | Path, *, upright: bool = False) -> np.ndarray:
         ) from error
 
 
-def _turned_upright(image: np.ndarray, stored: Image.Image) -> np.ndarray:
-    """The (H, W, 3) pixels `image` of the file `stored`, turned as its EXIF orientation says."""
-    orientation = stored.getexif().get(ExifTags.Base.Orientation)
+def turned_upright(pixels: np.ndarray, orientation: int | None) -> np.ndarray:
+    """(H, W) or (H, W, 3) uint8 pixels as a file has them -> as people see them, by EXIF's orientation; None: none."""
     if orientation is None:
-        return image
-    picture = Image.fromarray(image)
+        return pixels
+    picture = Image.fromarray(pixels)
     picture.getexif()[ExifTags.Base.Orientation] = orientation
     return np.asarray(ImageOps.exif_transpose(picture))
 

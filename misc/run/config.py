@@ -16,7 +16,7 @@ from typing import Any, Literal, NoReturn
 
 from misc.errors import InputError
 from misc.run.parallel import usable_cores
-from misc.run.recipes import AUTO, ORIGINAL, RECIPES, choose_recipe
+from misc.run.recipes import AUTO, ORIGINAL, RECIPES, choose_recipe, fit_to_imported
 
 ALL_STEPS = "all"
 LONGEST_SIDE, LARGEST_SCALE, MOST_WORKERS = 2**14, 16, 1024
@@ -145,7 +145,10 @@ class Config:
         "file with one class name a line; empty: for export_deeplab and predict the one beside their weights, else "
         "<voc12_root>/classes.txt, else VOC's 20 classes",
     )
-    label_file: str = flag("voc12/cls_labels.npy", "image labels; one in voc12/ is made from the devkit's XML files")
+    label_file: str = flag(
+        "voc12/cls_labels.npy",
+        "image labels, of the IRN family's kind or a table (.csv); one in voc12/ is made from the devkit's XML files",
+    )
     train_list: str = flag(
         "voc12/train_aug.txt", "images of train_cam, make_cam, make_advcam, cam_to_ir_label, train_irn"
     )
@@ -168,6 +171,18 @@ class Config:
         (), "other sources for download, NAME=ADDRESS, or NAME=FILE for a file that you have fetched yourself"
     )
     download_timeout: float = flag(60, "seconds without a byte after which download takes a connection for lost", low=1)
+
+    # Import of one's own data (not in the original)
+    import_from: str = flag(
+        "",
+        "what import_data makes the devkit --voc12_root of: a folder with one subfolder a class, a COCO file of "
+        "annotations (.json) or a table of labels (.csv)",
+    )
+    import_images: str = flag("", "folder of the images that the COCO file or the table names; empty: the file's own")
+    import_no_class: str = flag("", "the subfolder, or the label, of images that show none of the classes")
+    import_val_share: float = flag(
+        0.2, "share of the images of each class that import_data holds out for validation; 0: none", low=0, high=0.9
+    )
 
     # Classifier and CAM
     cam_network: str = flag("net.resnet50_cam", "module with the classes Net and CAM")
@@ -323,6 +338,12 @@ class Config:
         "on, too (not in the original)",
         alone=True,
     )
+    import_data_pass: bool = switch(
+        False,
+        "make a devkit of images sorted into folders, of a COCO file or of a table of labels; other steps run only if "
+        "switched on, too (not in the original)",
+        alone=True,
+    )
     train_classifier_pass: bool = switch(
         False, "train the in-distribution classifier from ImageNet weights (not in the original)"
     )
@@ -468,10 +489,13 @@ def parse_config(arguments: Sequence[str] | None = None, *, explain: Callable[[s
     recipe = RECIPES[name]
     placed = in_work_dir({**defaults, **recipe.flags}, given.get("work_dir", ""))
     values = {**placed, **given, "recipe": name}
+    imported, of_import = fit_to_imported(values, given)
     if recipe.fit is not None:
-        fitted, more = recipe.fit(values, given)
-        values |= {**fitted, **given, "recipe": name}
+        fitted, more = recipe.fit({**values, **imported, **given}, {**imported, **given})
+        values |= fitted
         sentences += more
+    values |= {**imported, **given, "recipe": name}
+    sentences += (sentence for sentence in of_import if sentence not in sentences)
     for item in fields(Config):
         if isinstance(values[item.name], str):
             _check_name(item.name, values[item.name], output=item.metadata["output"])

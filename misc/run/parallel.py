@@ -6,9 +6,11 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
+from itertools import chain
 from multiprocessing import get_context
 from operator import length_hint
 from typing import TypeVar
@@ -18,6 +20,8 @@ from misc.run.stopping import end_workers, is_told, raise_if_told, stop_deferred
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
 
+ITEMS_A_TASK = 64
+"""Of `chunked_map`; so few are not worth a process."""
 ITEMS_PER_WORKER = 2
 """Items under way for each process: one in work, one waiting, so that memory stays bounded."""
 
@@ -101,3 +105,16 @@ def ordered_map(
         raise
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _results_of(chunk: Sequence[Item], *, function: Callable[[Item], Result]) -> list[Result]:
+    return [function(item) for item in chunk]
+
+
+def chunked_map(
+    function: Callable[[Item], Result], items: Sequence[Item], *, workers: int, flag: str
+) -> Iterator[Result]:
+    """`ordered_map` for items of little work, many of which make one task of a process."""
+    chunks = [items[first : first + ITEMS_A_TASK] for first in range(0, len(items), ITEMS_A_TASK)]
+    workers = workers if len(chunks) > 1 else 0
+    return chain.from_iterable(ordered_map(partial(_results_of, function=function), chunks, workers=workers, flag=flag))

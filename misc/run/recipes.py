@@ -14,6 +14,7 @@ from typing import Any
 
 from misc.errors import InputError
 from misc.files.checkpointfile import checkpoint_names
+from misc.files.devkitfiles import ALL_IMAGES, IMPORT_RECORD, LABEL_TABLE, list_path
 from misc.files.regular import regular
 
 Flags = Mapping[str, Any]
@@ -94,6 +95,10 @@ SAMPLE_CAM_STEPS, SAMPLE_IRN_STEPS = 75, 45
 """Steps of W-OoD's training and of IRN's on the built-in sample: 5 and 3 epochs of its 240 images in batches of 16."""
 
 
+EVALUATIONS = tuple(f"eval_{what}_pass" for what in ("cam", "advcam", "ir_label", "sem_seg", "ins_seg", "deeplab"))
+_WITHOUT_MASKS = "evaluations are left out: there are no masks in {}."
+
+
 def _classifier(values: Flags) -> dict[str, Any]:
     """The in-distribution classifier is trained only if there is none."""
     return {"train_classifier_pass": not _is_there(values["cam_init_weights_name"])}
@@ -159,7 +164,34 @@ def _fit_to_few_images(values: Flags, given: Flags) -> tuple[dict[str, Any], lis
     flags["eval_deeplab_pass"] = has_masks and (splits / f"{values['deeplab_eval_set']}.txt").is_file()
     if has_masks:
         return flags, []
-    return flags, [f"evaluations are left out: there are no masks in {root / 'SegmentationClass'}."]
+    return flags, [_WITHOUT_MASKS.format(root / "SegmentationClass")]
+
+
+def fit_to_imported(values: Flags, given: Flags) -> tuple[dict[str, Any], list[str]]:
+    """Labels and lists of a devkit that import_data made, none of evaluations without masks, and what to tell of it.
+
+    For any other folder there is nothing to change, and nothing to tell.
+    """
+    root = Path(values["voc12_root"])
+    if not os.path.isfile(root / IMPORT_RECORD):  # False for names that no file can have, too
+        return {}, []
+    train, val = (list_path(root, ALL_IMAGES, split) for split in ("train", "val"))
+    flags: dict[str, Any] = {
+        "label_file": str(root / LABEL_TABLE),
+        "train_list": str(train),
+        "val_list": str(val if val.is_file() else train),
+        "infer_list": str(train),
+    }
+    sentences = [
+        f"{root} was imported: its own labels and lists are taken ("
+        + ", ".join(f"--{name} {path}" for name, path in flags.items() if name not in given)
+        + ")."
+    ]
+    if not any((root / "SegmentationClass").glob("*.png")):
+        on = [name for name in EVALUATIONS if values[name] and name not in given]
+        flags |= dict.fromkeys(on, False)
+        sentences += [_WITHOUT_MASKS.format(root / "SegmentationClass")] if on else []
+    return flags, sentences
 
 
 def _n_lines(path: str) -> int:

@@ -1,0 +1,37 @@
+"""What an import says at its end."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+from misc.errors import first_three, printable
+from misc.files.images import without_image_suffix
+from voc12.importing.plan import Present
+from voc12.importing.source import LeftOut
+
+LONGEST_NAME = 30
+
+
+def class_table(devkit: Present) -> str:
+    """Images of each class in the two lists, those without any, and all, as lines of text."""
+    is_held_out = {row.image_id: row.is_held_out for row in devkit.rows}
+    counts: tuple[Counter[str | None], Counter[str | None]] = (Counter(), Counter())
+    totals = [0, 0]
+    for file, names in devkit.labels.items():
+        place = is_held_out.get(without_image_suffix(file))
+        if place is not None:
+            counts[place].update(names or [None])
+            totals[place] += 1
+    lines = [(name, *(str(of_list[name]) for of_list in counts)) for name in devkit.classes]
+    lines += [("without a class", *(str(of_list[None]) for of_list in counts)), ("all images", *map(str, totals))]
+    width = min(LONGEST_NAME, max(len(name) for name, *_ in lines))
+    header = f"{'class':{width}}  {'train':>7}  {'val':>7}"
+    return "\n".join([header, *(f"{name[:width]:{width}}  {train:>7}  {val:>7}" for name, train, val in lines)])
+
+
+def reasons(left_out: Sequence[LeftOut]) -> list[str]:
+    """A line for each reason: how many files, why, and the first three of them."""
+    by_reason: dict[str, list[str]] = {}
+    for item in left_out:
+        name = printable(item.name)
+        by_reason.setdefault(item.reason, []).append(f"{name}: {printable(item.detail)}" if item.detail else name)
+    return [f"{len(names)} {reason} ({first_three(names)})" for reason, names in by_reason.items()]

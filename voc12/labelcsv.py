@@ -1,0 +1,142 @@
+"""Image labels as a table that people read and spreadsheets write: a CSV file with one image a line.
+
+    file,labels                    file,cat,dog
+    a.jpg,cat;dog                  a.jpg,1,1
+    b.jpg,                         b.jpg,0,0
+
+On the left the names of the classes of each image, with `;` or `|` between them; on the right a column a class. Image
+`b.jpg` has none of the classes.
+"""
+
+import csv
+import difflib
+import io
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from misc.errors import InputError, first_three, printable, reason_of
+from misc.files.atomic import atomic_path
+from misc.files.text import read_text
+
+TABLE_SUFFIXES = (".csv", ".tsv")
+FILE_COLUMNS = ("file", "filename", "file_name", "image", "id")
+LABEL_COLUMNS = ("labels", "label")
+SEPARATORS = (";", "|")
+"""Between the names of an image's classes: no name has one of these."""
+TRUTH = {"1": True, "1.0": True, "true": True, "0": False, "0.0": False, "false": False}
+EXPECTED = (
+    "expected a first line `file,labels` and lines such as `a.jpg,cat;dog`, or a first line `file,cat,dog` and lines "
+    "such as `a.jpg,1,0`"
+)
+
+
+@dataclass(frozen=True)
+class LabelTable:
+    """The files that a table names, each once, the names of each one's classes, and all names.
+
+    `classes`: in the order of the columns where each class has one, else sorted.
+    """
+
+    files: list[str]
+    labels: list[tuple[str, ...]]
+    classes: tuple[str, ...]
+    has_columns: bool
+
+
+def is_table(path: str | Path) -> bool:
+    """Whether a file's name says that it is such a table."""
+    return Path(path).suffix.lower() in TABLE_SUFFIXES
+
+
+def read_table(path: str | Path, *, kind: str) -> LabelTable:
+    """A table of labels; `kind` is what it is called in messages. A file on several lines has the labels of all.
+
+    Commas, semicolons or tabs are between the columns. Raises `InputError` if the file is missing, no such table, or a
+    value of a class is neither 0 nor 1.
+    """
+    try:
+        text = read_text(path)
+        delimiter = _delimiter(text.partition("\n")[0])
+        lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+        rows = [(lines.line_num, [cell.strip() for cell in row]) for row in lines if any(map(str.strip, row))]
+    except (OSError, ValueError, csv.Error) as error:
+        raise InputError(f"{kind} {path} can't be read ({reason_of(error)}); {EXPECTED}.") from error
+    header = _without_empty_end(rows[0][1]) if rows else []
+    if len(header) < 2 or header[0].lower() not in FILE_COLUMNS:
+        raise InputError(f"{kind} {path} begins with {_shown(','.join(header))}; {EXPECTED}.")
+    has_columns = header[1].lower() not in LABEL_COLUMNS
+    classes = header[1:]
+    if not has_columns and len(header) > 2:
+        raise InputError(f"{kind} {path} has the column {_shown(header[2])} after {header[1]}; {EXPECTED}.")
+    if has_columns and ("" in classes or len({*classes}) < len(classes)):
+        raise InputError(
+            f"{kind} {path} names a class twice, or one with an empty name, in its first line; {EXPECTED}."
+        )
+    found: dict[str, dict[str, None]] = {}
+    for number, row in rows[1:]:
+        cells = row[:1] + _without_empty_end(row[1:], keep=len(header) - 1)
+        if len(cells) != len(header) or not cells[0]:
+            raise InputError(f"{kind} {path}, line {number}: expected {len(header)} columns, the first with a file.")
+        names = _classes_of(cells[1:], classes, place=f"{kind} {path}, line {number}") if has_columns else ()
+        if not has_columns:
+            names = [name.strip() for name in re.split("[;|]", cells[1])]
+        found.setdefault(cells[0], {}).update(dict.fromkeys(filter(None, names)))
+    if not found:
+        raise InputError(f"{kind} {path} names no image; {EXPECTED}.")
+    labels = [tuple(names) for names in found.values()]
+    everything = tuple(classes) if has_columns else tuple(sorted({name for names in labels for name in names}))
+    return LabelTable([*found], labels, everything, has_columns)
+
+
+def _delimiter(first_line: str) -> str:
+    return next((mark for mark in (",", "\t", ";") if mark in first_line), ",")
+
+
+def _without_empty_end(cells: Sequence[str], *, keep: int = 0) -> list[str]:
+    """The cells without empty ones at their end, of which spreadsheets write many; the first `keep` stay."""
+    last = max((place for place, cell in enumerate(cells, start=1) if cell), default=0)
+    return [*cells[: max(last, keep)]]
+
+
+def _classes_of(values: Sequence[str], classes: Sequence[str], *, place: str) -> list[str]:
+    """The classes whose value is 1."""
+    for name, value in zip(classes, values, strict=True):
+        if value.lower() not in TRUTH:
+            raise InputError(f"{place}: class {name} has the value {_shown(value)}, expected 0 or 1.")
+    return [name for name, value in zip(classes, values, strict=True) if TRUTH[value.lower()]]
+
+
+def _shown(text: str) -> str:
+    plain = printable(text)
+    return repr(plain if len(plain) <= 60 else f"{plain[:57]}...")
+
+
+def labels_by_file(path: str | Path, classes: Sequence[str]) -> dict[str, np.ndarray]:
+    """{file: (C,) uint8 0/1} of a table, for the classes of a data set.
+
+    Raises `InputError` as `read_table` does, and for a class that the data set lacks, or that has no column.
+    """
+    table = read_table(path, kind="label file")
+    place_of = {name: place for place, name in enumerate(classes)}
+    if unknown := [name for name in table.classes if name not in place_of]:
+        near = difflib.get_close_matches(unknown[0], classes, 1)
+        hint = f"did you mean {near[0]}?" if near else f"the classes are {first_three([*classes])}."
+        raise InputError(f"label file {path}: {_shown(unknown[0])} is no class of the class list; {hint}")
+    if table.has_columns and (absent := [name for name in classes if name not in table.classes]):
+        raise InputError(f"label file {path} has no column for {first_three(absent)}; add it, or correct --class_list.")
+    rows = np.zeros((len(table.files), len(classes)), dtype=np.uint8)
+    for row, names in zip(rows, table.labels, strict=True):
+        row[[place_of[name] for name in names]] = 1
+    return dict(zip(table.files, rows, strict=True))
+
+
+def write_table(path: str | Path, rows: Iterable[tuple[str, Sequence[str]]]) -> None:
+    """Write (file, names of its classes) as `read_table` reads them. No name may have one of `SEPARATORS`."""
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        lines = csv.writer(file, lineterminator="\n")
+        lines.writerow((FILE_COLUMNS[0], LABEL_COLUMNS[0]))
+        lines.writerows((name, SEPARATORS[0].join(names)) for name, names in rows)
