@@ -29,7 +29,7 @@ from voc12.classes import files_of_network, save_named
 from voc12.dataloader import ClassificationCrops, ScaledImages, WholeImages, images_of
 from voc12.devkit import Devkit, open_devkit, require_classes_of_network
 from voc12.images import LabelledImages, read_labelled_images, require_batch
-from voc12.labels import Labels, require_labelled
+from voc12.labels import Labels, require_labelled, tell_odd_classes
 from voc12.lists import read_ood_paths
 from voc12.verify import missing_masks, require_masks, require_readable
 
@@ -58,6 +58,7 @@ def check(args: Config, planned: Planned) -> Planned:
     devkit = open_devkit(args.voc12_root, args.class_list)
     train = read_labelled_images(devkit, args.train_list, flag="train_list", label_file=args.label_file)
     require_labelled(train.ids, train.labels, flag="train_list")
+    tell_odd_classes(train.labels, devkit.classes, flag="train_list")
     require_batch(train, args.cam_batch_size, list_flag="train_list", batch_flag="cam_batch_size")
     ood_paths = _ood_paths(args)
     if args.ood_coeff > 0:

@@ -1,0 +1,104 @@
+"""What would run to its end and mean nothing is told before it begins: an error where it can only be wrong."""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support import ToyData
+
+from misc.errors import InputError
+from misc.files.look import one_look
+from misc.run.notices import notice
+from voc12.classes import read_classes
+from voc12.devkit import open_devkit
+from voc12.labels import Labels, read_labels, tell_odd_classes
+
+LABELS = "voc12/cls_labels.npy"
+
+
+@pytest.fixture
+def told(caplog):
+    """The sentences of all notices so far."""
+    caplog.set_level(logging.INFO)
+    return lambda: [r.getMessage() for r in caplog.records if r.getMessage().startswith("notice: ")]
+
+
+def annotate(toy: ToyData, number: int, *names: str) -> None:
+    objects = "".join(f"<object><name>{name}</name></object>" for name in names)
+    (toy.root / "Annotations" / f"{toy.ids[number]}.xml").write_text(f"<annotation>{objects}</annotation>")
+
+
+def test_a_run_has_each_notice_once(told):
+    with one_look():
+        for sentence in ("a", "b", "a"):
+            notice(sentence)
+    with one_look():
+        notice("a")
+    assert told() == ["notice: a", "notice: b", "notice: a"]
+
+
+@pytest.mark.parametrize(
+    ("text", "told_of"),
+    [
+        ("background\ncat\n", "background"),
+        ("_background_\ncat\n", "_background_"),
+        ("__ignore__\n_background_\ncat\n", "__ignore__, _background_"),
+        ("0\tbackground\n1\tcat\n", "0\tbackground"),
+        ("0: Background\ncat\n", "0: Background"),
+    ],
+)
+def test_a_class_list_that_begins_with_the_background(tmp_path, text, told_of):
+    (tmp_path / "classes.txt").write_text(text)
+    with pytest.raises(InputError, match=f"begins with {told_of}, which is no class: value 0 of a mask is the"):
+        read_classes(tmp_path / "classes.txt")
+
+
+def test_classes_that_resemble_the_background_stay(tmp_path):
+    names = ("avoid", "cat", "background", "background noise")  # it does not begin with it
+    (tmp_path / "classes.txt").write_text("\n".join(names))
+    assert read_classes(tmp_path / "classes.txt") == names
+
+
+@pytest.mark.parametrize("name", ["Train", "TRAIN", "tr-ain", "tr ain"])
+def test_a_class_that_annotations_spell_otherwise(toy, name):
+    annotate(toy, 2, name)
+    sentence = rf"1 annotations in .*/Annotations name '{name}', the class list has 'train': both must spell"
+    for _ in range(2):  # nothing was made of them
+        with pytest.raises(InputError, match=sentence):
+            read_labels(open_devkit(toy.root, ""), LABELS, toy.ids)
+    assert not Path(LABELS).exists()
+
+
+def test_names_in_annotations_that_are_no_classes(toy, told):
+    annotate(toy, 0, "aeroplane", "airplane", "cup")
+    devkit = open_devkit(toy.root, "")
+    for _ in range(2):  # the second time the labels are there
+        with one_look():
+            read_labels(devkit, LABELS, toy.ids)
+    sentence = (
+        f"notice: annotations in {toy.root}/Annotations name what the class list has not, and such objects are taken "
+        "for background: airplane (1 images, the nearest class is aeroplane), spoon (7 images), cup (1 images); where "
+        "one of the classes is meant, correct the annotations or the class list."
+    )
+    assert told() == [sentence] * 2
+    for number in range(len(toy.ids)):
+        annotate(toy, number, "train")
+    read_labels(devkit, LABELS, toy.ids)
+    assert len(told()) == 2
+
+
+def test_classes_in_no_image_or_in_every_image(told):
+    classes = ("aeroplane", "bottle", "train")
+    rows = np.array([[1, 0, 0]] * 5000 + [[1, 1, 0]])
+    labels = Labels.of(rows)
+    np.testing.assert_array_equal(labels.images_of_classes(), [5001, 1, 0])
+    tell_odd_classes(labels, classes, flag="train_list")
+    assert told() == [
+        "notice: --train_list: no image carries train (1 of 3 classes), so no CAM will show them; add images, or take "
+        "them out of the class list.",
+        "notice: --train_list: every image carries aeroplane, so nothing teaches the classifier where they are not; "
+        "add images without them.",
+    ]
+    tell_odd_classes(Labels.of(np.eye(3)), classes, flag="train_list")
+    assert len(told()) == 2
