@@ -31,7 +31,7 @@ from voc12.devkit import Devkit, open_devkit, require_classes_of_network
 from voc12.images import LabelledImages, read_labelled_images, require_batch
 from voc12.labels import Labels, require_labelled, tell_odd_classes
 from voc12.lists import read_ood_paths
-from voc12.verify import missing_masks, require_masks, require_readable
+from voc12.verify import missing_masks, require_masks, require_no_training_images, require_readable
 
 SELECTION_SPLIT = "train"
 
@@ -80,6 +80,8 @@ def check(args: Config, planned: Planned) -> Planned:
         load_weights(network, args.cam_init_weights_name)
     require_writable_file(args.cam_weights_name, flag="cam_weights_name")
     require_readable(train.paths, ood_paths, num_workers=args.num_workers)
+    with_class = train.paths[np.flatnonzero(train.labels.counts()).tolist()]
+    require_no_training_images(ood_paths, with_class, list_flag="ood_list", train_flag="train_list")
     selection = _selection_images(args, devkit)
     if selection is not None:
         require_readable(selection.paths, num_workers=args.num_workers)

@@ -5,14 +5,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support import ToyData
+from support import ToyData, make_all_inputs
 
+import run_sample
 from misc.errors import InputError
+from misc.files.checksum import crc32_of
 from misc.files.look import one_look
+from misc.run.config import switches
 from misc.run.notices import notice
 from voc12.classes import read_classes
 from voc12.devkit import open_devkit
 from voc12.labels import Labels, read_labels, tell_odd_classes
+from voc12.verify import require_no_training_images
 
 LABELS = "voc12/cls_labels.npy"
 
@@ -102,3 +106,44 @@ def test_classes_in_no_image_or_in_every_image(told):
     ]
     tell_odd_classes(Labels.of(np.eye(3)), classes, flag="train_list")
     assert len(told()) == 2
+
+
+def same_as(toy: ToyData, ood: list[Path]) -> None:
+    images = [toy.root / "JPEGImages" / f"{image_id}.jpg" for image_id in toy.ids]
+    require_no_training_images(ood, images, list_flag="ood_list", train_flag="train_list")
+
+
+def test_out_of_distribution_images_that_are_training_images(toy, monkeypatch):
+    """Sizes tell first; what must be read is read once, until it changes."""
+    first, second = (toy.root / "JPEGImages" / f"{toy.ids[number]}.jpg" for number in (0, 1))
+    ood = [toy.ood_root / f"scene{number}.jpg" for number in range(5)]
+    read = []
+    monkeypatch.setattr("voc12.verify.checksum", lambda path: read.append(path) or crc32_of(path))
+    same_as(toy, ood)
+    assert read == []
+    content = bytearray(first.read_bytes())
+    content[-1] ^= 1
+    ood[1].write_bytes(content)  # of the same size, but another image
+    for _ in range(2):
+        same_as(toy, ood)
+        assert read == [str(ood[1]), str(first)]
+    ood[3].write_bytes(second.read_bytes())
+    sentence = rf"--ood_list: 1 of 5 out-of-distribution images are images of --train_list .*\({ood[3]} is {second}\)"
+    with pytest.raises(InputError, match=sentence):
+        same_as(toy, ood)
+    assert sorted(read[2:]) == sorted([str(ood[3]), str(second)])
+
+
+def test_an_equal_checksum_alone_does_not_make_an_image_the_same(toy, monkeypatch):
+    first, ood = toy.root / "JPEGImages" / f"{toy.ids[0]}.jpg", toy.ood_root / "scene0.jpg"
+    ood.write_bytes(bytes(len(first.read_bytes())))
+    monkeypatch.setattr("voc12.verify.checksum", lambda path: "0" * 8)
+    same_as(toy, [ood])
+
+
+def test_train_cam_checks_that(toy, monkeypatch):
+    monkeypatch.setattr("run_sample.run_chain", lambda config, steps: pytest.fail("work began"))
+    make_all_inputs(toy)
+    (toy.ood_root / "scene2.jpg").write_bytes((toy.root / "JPEGImages" / f"{toy.ids[0]}.jpg").read_bytes())
+    with pytest.raises(InputError, match=r"--ood_list: 1 of 5 .*scene2.jpg is .*2099_000001.jpg\), so the losses"):
+        run_sample.run(toy.flags(**switches("train_cam"), redo=()))

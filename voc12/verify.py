@@ -1,5 +1,6 @@
 """Reading every image and mask once before long work, so that no damaged file stops a run after hours."""
 
+import filecmp
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ from misc.files.images import image_size, open_image, pixel_problem, read_label
 from misc.files.jsonfile import read_dict
 from misc.files.paths import Paths
 from misc.imutils import IGNORE_LABEL
+from misc.run.depends import checksum
 from misc.run.parallel import ordered_map
 from misc.run.progress import progress
 from voc12.derived import DERIVED_FOLDER
@@ -25,6 +27,9 @@ from voc12.instances import instances_of
 VERIFIED_RECORD = DERIVED_FOLDER / ".verified.json"
 FILES_A_TASK = 64
 """That a process checks at a time; so few are not worth a process."""
+
+CHECKSUM = "checksum"
+"""The kind of check whose state ends with a file's checksum."""
 
 Files = tuple[str, ...]
 """A file, and those that it has to fit."""
@@ -122,6 +127,19 @@ class _Verified:
         """Remember for this run that all files of these lists passed."""
         self._lists.update((kind, columns) for columns in lists)
 
+    def checksums(self, paths: Sequence[str]) -> dict[str, str]:
+        """{path: crc32} of files, each read once until its size or time changes."""
+        new, found = {}, {}
+        for path, state in zip(paths, _states((_as_paths(paths),)), strict=True):
+            known = self._of_folder(os.path.dirname(path), CHECKSUM).get(os.path.basename(path), "")
+            if state is None or not known.startswith(f"{state} "):
+                known = f"{state} {checksum(path)}"
+                new[(path,)] = known
+            found[path] = known.rpartition(" ")[2]
+        if new:
+            self.add(new, CHECKSUM)
+        return found
+
 
 def _folder_of_row(row: tuple) -> str:
     return row[1].rpartition("/")[0]
@@ -175,6 +193,30 @@ def require_readable(*lists: Sequence[str | Path], num_workers: int) -> None:
 
 def _as_paths(files: Sequence[str | Path]) -> Paths:
     return files if isinstance(files, Paths) else Paths("", map(str, files))
+
+
+def require_no_training_images(
+    ood_paths: Sequence[str | Path], train_paths: Sequence[str | Path], *, list_flag: str, train_flag: str
+) -> None:
+    """Raise `InputError` if out-of-distribution images are, byte for byte, training images that carry a class.
+
+    Only images of equal sizes are read, and these once.
+    """
+    ood_sizes, train_sizes = (look.states(paths)[:, 0] for paths in (ood_paths, train_paths))
+    alike, train_alike = (
+        [str(paths[number]) for number in np.flatnonzero(np.isin(sizes, other_sizes))]
+        for paths, sizes, other_sizes in ((ood_paths, ood_sizes, train_sizes), (train_paths, train_sizes, ood_sizes))
+    )
+    checksum_of = look.remembered("verified files", _Verified).checksums([*alike, *train_alike])
+    image_with = {checksum_of[path]: path for path in train_alike}
+    pairs = [(path, image_with[checksum_of[path]]) for path in alike if checksum_of[path] in image_with]
+    same = [f"{path} is {image}" for path, image in pairs if filecmp.cmp(path, image, shallow=False)]
+    if same:
+        raise InputError(
+            f"--{list_flag}: {len(same)} of {len(ood_paths)} out-of-distribution images are images of --{train_flag} "
+            f"that carry classes ({first_three(same)}), so the losses contradict each other; take them out of "
+            f"--{list_flag}."
+        )
 
 
 def missing_masks(devkit: Devkit, ids: Sequence[str]) -> list[str]:
