@@ -23,7 +23,7 @@ from voc12.dataloader import AffinityCrops, TopLeftCrops, images_of
 from voc12.devkit import open_devkit
 from voc12.images import require_batch
 from voc12.lists import read_list
-from voc12.verify import require_readable
+from voc12.verify import require_fitting_masks, require_readable
 
 STEP = Step(
     name="train_irn",
@@ -54,6 +54,14 @@ def check(args: Config, planned: Planned) -> Planned:
         made_by="cam_to_ir_label",
         planned=planned,
     )
+    if args.ir_label_out_dir not in planned:
+        require_fitting_masks(
+            Paths(args.ir_label_out_dir, (f"{image_id}.png" for image_id in ids)),
+            devkit.image_paths(ids),
+            n_classes=len(devkit.classes),
+            num_workers=args.num_workers,
+            advice="lower --conf_fg_thres and let cam_to_ir_label make them again",
+        )
     network = build_network(args.irn_network, "AffinityDisplacementLoss")
     require_same_weights(args.irn_network, network, "EdgeDisplacement")
     load_imagenet(network.backbone, args.imagenet_weights)

@@ -1,22 +1,26 @@
 """What would run to its end and mean nothing is told before it begins: an error where it can only be wrong."""
 
+import json
 import logging
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import ExifTags, Image
 from support import ToyData, make_all_inputs
 
 import run_sample
 from misc.errors import InputError
 from misc.files.checksum import crc32_of
+from misc.files.images import read_label, write_label
 from misc.files.look import one_look
 from misc.run.config import switches
 from misc.run.notices import notice
 from voc12.classes import read_classes
 from voc12.devkit import open_devkit
 from voc12.labels import Labels, read_labels, tell_odd_classes
-from voc12.verify import require_no_training_images
+from voc12.lists import read_list
+from voc12.verify import VERIFIED_RECORD, require_masks, require_no_training_images
 
 LABELS = "voc12/cls_labels.npy"
 
@@ -147,3 +151,84 @@ def test_train_cam_checks_that(toy, monkeypatch):
     (toy.ood_root / "scene2.jpg").write_bytes((toy.root / "JPEGImages" / f"{toy.ids[0]}.jpg").read_bytes())
     with pytest.raises(InputError, match=r"--ood_list: 1 of 5 .*scene2.jpg is .*2099_000001.jpg\), so the losses"):
         run_sample.run(toy.flags(**switches("train_cam"), redo=()))
+
+
+def mask_of(toy: ToyData, number: int) -> Path:
+    return toy.root / "SegmentationClass" / f"{toy.ids[number]}.png"
+
+
+def test_masks_without_any_class_id(toy, told, monkeypatch):
+    """0 and 255 alone, as many tools write an object: one such mask is sound, a whole list is not; also remembered."""
+    devkit = open_devkit(toy.root, "")
+    read = []
+    monkeypatch.setattr("voc12.verify.read_label", lambda path: read.append(path) or read_label(path))
+    for n_empty in range(1, len(toy.ids) + 1):
+        mask = read_label(mask_of(toy, n_empty - 1))
+        write_label(mask_of(toy, n_empty - 1), np.where(mask > 0, 255, 0).astype(np.uint8))
+        for _ in range(2):
+            if n_empty < len(toy.ids):
+                require_masks(devkit, toy.ids, num_workers=0)
+                assert told()[-1] == (
+                    f"notice: {n_empty} of 8 masks in {toy.root}/SegmentationClass show none of the classes"
+                )
+            else:
+                sentence = r"none of the 8 masks such as .*png holds the id of a class: their values are 0 \(background"
+                with pytest.raises(InputError, match=sentence):
+                    require_masks(devkit, toy.ids, num_workers=0)
+    assert len(read) == 2 * len(toy.ids) - 1  # each when it is new or changed
+    mask_of(toy, 0).write_bytes((toy.root / "SegmentationClassAug" / f"{toy.ids[0]}.png").read_bytes())
+    require_masks(devkit, toy.ids, num_workers=0)
+    assert told()[-1].startswith("notice: 7 of 8 masks")
+    assert any(key.endswith("mask of 3 classes, no class id") for key in json.loads(VERIFIED_RECORD.read_text()))
+
+
+@pytest.mark.parametrize(
+    ("step", "flag", "folder", "advice"),
+    [
+        ("train_irn", "ir_label_out_dir", "ir_label", "lower --conf_fg_thres and let cam_to_ir_label make them again"),
+        ("train_deeplab", "deeplab_mask_dir", "sem_seg_ood", "write ids in the order of the class list"),
+    ],
+)
+def test_trainings_refuse_masks_that_are_no_class_ids(toy, monkeypatch, step, flag, folder, advice):
+    monkeypatch.setattr("run_sample.run_chain", lambda config, steps: pytest.fail("work began"))
+    make_all_inputs(toy)
+    flags = {"train_list": "voc12/train.txt", "infer_list": "voc12/train.txt", flag: f"result/{folder}"}
+    paths = sorted((toy.work / "result" / folder).glob("*.png"))
+    for path in paths:
+        write_label(path, np.full_like(read_label(path), 255))
+    with pytest.raises(InputError, match=f"none of the 6 masks such as .* holds the id of a class: .*; {advice}"):
+        run_sample.run(toy.flags(**switches(step), **flags))
+    write_label(paths[0], np.full_like(read_label(paths[0]), 4))
+    with pytest.raises(InputError, match="the mask has class id 4, the class list ends at 3"):
+        run_sample.run(toy.flags(**switches(step), **flags))
+
+
+@pytest.mark.parametrize(("orientation", "is_told"), [(6, True), (8, True), (3, False), (None, False)])
+def test_a_mask_of_a_photograph_that_was_turned(toy, orientation, is_told):
+    """Images are read as they are stored; a mask that was drawn on what people see has the turned size."""
+    image = Image.open(toy.root / "JPEGImages" / f"{toy.ids[0]}.jpg")
+    if orientation is not None:
+        image.getexif()[ExifTags.Base.Orientation] = orientation
+    image.save(image.filename, exif=image.getexif())
+    write_label(mask_of(toy, 0), np.ascontiguousarray(read_label(mask_of(toy, 0)).T))
+    with pytest.raises(InputError, match="the mask has 64 x 48 pixels, its image 48 x 64") as caught:
+        require_masks(open_devkit(toy.root, ""), toy.ids, num_workers=0)
+    assert ("EXIF orientation" in str(caught.value)) == is_told
+
+
+def test_one_id_with_two_suffixes(toy, told):
+    devkit, path = open_devkit(toy.root, ""), toy.work / "list.txt"
+    Image.new("RGB", (9, 9)).save(toy.root / "JPEGImages" / f"{toy.ids[0]}.png")
+    path.write_text(f"{toy.ids[0]}\n{toy.ids[1]}\n")
+    assert read_list(devkit, path, flag="train_list") == toy.ids[:2]
+    assert told() == [
+        f"notice: 1 images of {path} have several files in {devkit.image_folder} that differ in the suffix alone; read "
+        f"are {toy.ids[0]}.jpg, not {toy.ids[0]}.png"
+    ]
+    path.write_text(f"{toy.ids[1]}\n")
+    read_list(devkit, path, flag="train_list")
+    assert len(told()) == 1
+    path.write_text(f"JPEGImages/{toy.ids[0]}.png\n{toy.ids[0]}.jpg\n")
+    sentence = rf"--train_list: {path} names {toy.ids[0]}.png, and .* has {toy.ids[0]}.jpg, too, which would be read"
+    with pytest.raises(InputError, match=sentence):
+        read_list(devkit, path, flag="train_list")

@@ -13,11 +13,12 @@ import numpy as np
 from misc.errors import InputError, first_three, raise_if_of_the_machine, reason_of
 from misc.files import look
 from misc.files.atomic import write_json
-from misc.files.images import image_size, open_image, pixel_problem, read_label
+from misc.files.images import image_size, is_stored_on_its_side, open_image, pixel_problem, read_label
 from misc.files.jsonfile import read_dict
 from misc.files.paths import Paths
 from misc.imutils import IGNORE_LABEL
 from misc.run.depends import checksum
+from misc.run.notices import notice
 from misc.run.parallel import ordered_map
 from misc.run.progress import progress
 from voc12.derived import DERIVED_FOLDER
@@ -28,6 +29,8 @@ VERIFIED_RECORD = DERIVED_FOLDER / ".verified.json"
 FILES_A_TASK = 64
 """That a process checks at a time; so few are not worth a process."""
 
+NO_CLASS_ID = "no class id"
+"""Of a mask that holds 0 and 255 alone: one such mask is sound, a list of nothing else is not."""
 CHECKSUM = "checksum"
 """The kind of check whose state ends with a file's checksum."""
 
@@ -52,17 +55,23 @@ def _problem_of_image(files: Files) -> str | None:
 
 
 def _problem_of_mask(files: Files, *, n_classes: int) -> str | None:
-    """Why the mask does not fit its image or the classes."""
+    """Why the mask does not fit its image or the classes; `NO_CLASS_ID` for one that fits and is empty."""
     try:
         mask, size = read_label(files[0]), image_size(files[1])
     except InputError as error:
         return str(error)
     if mask.shape != size:
-        return f"the mask has {mask.shape[0]} x {mask.shape[1]} pixels, its image {size[0]} x {size[1]}"
+        problem = f"the mask has {mask.shape[0]} x {mask.shape[1]} pixels, its image {size[0]} x {size[1]}"
+        if mask.shape == size[::-1] and is_stored_on_its_side(files[1]):
+            problem += (
+                " as it is stored and read, and an EXIF orientation by which it was turned for the mask; store the "
+                "photograph upright, without one"
+            )
+        return problem
     highest = mask[mask != IGNORE_LABEL].max(initial=0)
     if highest > n_classes:
         return f"the mask has class id {highest}, the class list ends at {n_classes}"
-    return None
+    return None if highest else NO_CLASS_ID
 
 
 def _problem_of_instances(files: Files, *, n_classes: int) -> str | None:
@@ -112,6 +121,12 @@ class _Verified:
                     if state is None or known.get(os.path.basename(files[0])) != state:
                         new[tuple(files)] = state
         return new
+
+    def n_passed(self, columns: Columns, kind: str) -> int:
+        """How many files of a list passed as they are now; all lie in one folder."""
+        if not len(columns[0]) or not self._of_folder(os.path.dirname(columns[0][0]), kind):
+            return 0
+        return len(columns[0]) - len(self.new([columns], kind))
 
     def add(self, passed: Mapping[Files, str | None], kind: str) -> None:
         """Write the record with these files as well."""
@@ -174,6 +189,10 @@ def _verify(
         found = ordered_map(partial(_problems, problem_of=problem_of), chunks, workers=workers, flag="num_workers")
         bar = progress(chain.from_iterable(found), total=len(new), desc="checking images", unit="image")
         problems = {files: problem for files, problem in zip(new, bar, strict=True) if problem}
+        empty = {files: new[files] for files, problem in problems.items() if problem == NO_CLASS_ID}
+        problems = {files: problem for files, problem in problems.items() if files not in empty}
+        if empty:
+            record.add(empty, f"{kind}, {NO_CLASS_ID}")
         record.add({files: state for files, state in new.items() if files not in problems}, kind)
         if problems:
             names = [path for path, *_ in problems]
@@ -261,14 +280,27 @@ def require_masks(devkit: Devkit, ids: Sequence[str], *, num_workers: int, set_f
     require_fitting_masks(masks, images, n_classes=len(devkit.classes), num_workers=num_workers)
 
 
-def require_fitting_masks(mask_paths: Paths, image_paths: Paths, *, n_classes: int, num_workers: int) -> None:
+def require_fitting_masks(
+    mask_paths: Paths,
+    image_paths: Paths,
+    *,
+    n_classes: int,
+    num_workers: int,
+    advice: str = "write ids in the order of the class list",
+) -> None:
     """Raise `InputError` if masks are unreadable, not of their image's size, or hold ids above `n_classes` (not 255).
+
+    Also, with `advice`, if none of them holds the id of a class, as where 255 marks the objects; some may hold none.
 
     `image_paths`: the image of each mask.
     """
-    _verify(
-        [(mask_paths, image_paths)],
-        partial(_problem_of_mask, n_classes=n_classes),
-        kind=f"mask of {n_classes} classes",
-        num_workers=num_workers,
-    )
+    columns, kind = (mask_paths, image_paths), f"mask of {n_classes} classes"
+    _verify([columns], partial(_problem_of_mask, n_classes=n_classes), kind=kind, num_workers=num_workers)
+    n_empty = look.remembered("verified files", _Verified).n_passed(columns, f"{kind}, {NO_CLASS_ID}")
+    if n_empty == len(mask_paths):
+        raise InputError(
+            f"none of the {n_empty} masks such as {mask_paths[0]} holds the id of a class: their values are 0 "
+            f"(background) and {IGNORE_LABEL} (not counted) alone, expected some of 1 to {n_classes}; {advice}."
+        )
+    if n_empty:
+        notice(f"{n_empty} of {len(mask_paths)} masks in {os.path.dirname(mask_paths[0])} show none of the classes")
