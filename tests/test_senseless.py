@@ -14,7 +14,7 @@ from misc.errors import InputError
 from misc.files.checksum import crc32_of
 from misc.files.images import read_label, write_label
 from misc.files.look import one_look
-from misc.run.config import switches
+from misc.run.config import parse_config, switches
 from misc.run.notices import notice
 from voc12.classes import read_classes
 from voc12.devkit import open_devkit
@@ -232,3 +232,43 @@ def test_one_id_with_two_suffixes(toy, told):
     sentence = rf"--train_list: {path} names {toy.ids[0]}.png, and .* has {toy.ids[0]}.jpg, too, which would be read"
     with pytest.raises(InputError, match=sentence):
         read_list(devkit, path, flag="train_list")
+
+
+@pytest.mark.parametrize(
+    ("flags", "is_told"),
+    [
+        (["--predict_pass", "True"], False),
+        (["--predict_pass", "True", "--cam_to_ir_label_pass", "True"], True),
+        (["--predict_pass", "True", "--make_cam_pass", "True", "--train_cam_pass", "False"], True),  # eval_cam is off
+        (["--cam_to_ir_label_pass", "True"], False),
+        (["--predict_pass", "True", "--recipe", "cam"], False),  # whose steps are those of the recipe
+    ],
+)
+def test_steps_of_a_bare_call_that_predict_switches_off(flags, is_told):
+    sentences = []
+    parse_config(flags, explain=sentences.append)
+    assert any("beside --predict_pass only steps that are switched on run" in text for text in sentences) == is_told
+
+
+def test_they_are_named():
+    sentences = []
+    parse_config(["--predict_pass", "True", "--cam_to_ir_label_pass", "True"], explain=sentences.append)
+    assert sentences == [
+        "notice: beside --predict_pass only steps that are switched on run: train_cam, make_cam, eval_cam do not, and "
+        "cam_to_ir_label would use what earlier runs have left; add --train_cam_pass True and so on, where they are "
+        "meant to run."
+    ]
+
+
+def test_evaluations_refuse_masks_with_other_ids(toy, monkeypatch):
+    monkeypatch.setattr("run_sample.run_chain", lambda config, steps: None)
+    make_all_inputs(toy)
+    paths = sorted((toy.work / "result/sem_seg_ood").glob("*.png"))
+    for path in paths:
+        write_label(path, np.zeros_like(read_label(path)))
+    run_sample.run(toy.flags(**switches("eval_sem_seg")))
+    sentence = "notice: 6 of 6 masks in result/sem_seg_ood show none of the classes"
+    assert Path("sample_train_eval.log").read_text().count(sentence) == 1
+    write_label(paths[0], np.full_like(read_label(paths[0]), 4))
+    with pytest.raises(InputError, match="the mask has class id 4, the class list ends at 3"):
+        run_sample.run(toy.flags(**switches("eval_sem_seg")))

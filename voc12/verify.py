@@ -292,12 +292,14 @@ def require_fitting_masks(
 
     Also, with `advice`, if none of them holds the id of a class, as where 255 marks the objects; some may hold none.
 
-    `image_paths`: the image of each mask.
+    Args:
+        image_paths: the image of each mask.
+        advice: what to do then; empty: nothing, the log is told.
     """
     columns, kind = (mask_paths, image_paths), f"mask of {n_classes} classes"
     _verify([columns], partial(_problem_of_mask, n_classes=n_classes), kind=kind, num_workers=num_workers)
     n_empty = look.remembered("verified files", _Verified).n_passed(columns, f"{kind}, {NO_CLASS_ID}")
-    if n_empty == len(mask_paths):
+    if n_empty == len(mask_paths) and advice:
         raise InputError(
             f"none of the {n_empty} masks such as {mask_paths[0]} holds the id of a class: their values are 0 "
             f"(background) and {IGNORE_LABEL} (not counted) alone, expected some of 1 to {n_classes}; {advice}."

@@ -457,7 +457,7 @@ def parse_config(arguments: Sequence[str] | None = None, *, explain: Callable[[s
     result `recipe` is the one that was taken, never `auto`.
 
     Args:
-        explain: called with each sentence on what the recipe chose by what is in place.
+        explain: called with each sentence on what the recipe chose by what is in place, and on steps that are left out.
 
     Raises `InputError` for an unknown flag or recipe, a value of the wrong type or out of range.
     """
@@ -488,9 +488,27 @@ def parse_config(arguments: Sequence[str] | None = None, *, explain: Callable[[s
             near = difflib.get_close_matches(step, STEP_MODULES, 1)
             hint = f"did you mean {near[0]}?" if near else f"expected steps, such as make_cam, or {ALL_STEPS}."
             raise InputError(f"--redo: there is no step {step}; {hint}")
-    for sentence in sentences if explain is not None else ():
+    for sentence in [*sentences, *_on_steps_left_out(values, given)] if explain is not None else ():
         explain(sentence)
     return Config(**values)
+
+
+def _on_steps_left_out(values: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
+    """What to tell the user of steps of a bare call that are off for a step that runs alone, beside further steps."""
+    on = {name: item.metadata["alone"] for name, item in _SWITCHES.items() if values[item.name]}
+    left_out = [
+        name
+        for name, item in _SWITCHES.items()
+        if vars(Config())[item.name] and not values[item.name] and item.name not in given
+    ]
+    alone, others = ([name for name, is_alone in on.items() if is_alone == wanted] for wanted in (True, False))
+    if not (alone and others and left_out):
+        return []
+    return [
+        f"notice: beside --{alone[0]}_pass only steps that are switched on run: {', '.join(left_out)} do not, and "
+        f"{', '.join(others)} would use what earlier runs have left; add --{left_out[0]}_pass True and so on, where "
+        "they are meant to run."
+    ]
 
 
 def in_work_dir(values: Mapping[str, Any], work_dir: str) -> dict[str, Any]:
