@@ -17,12 +17,13 @@ from misc.files.paths import Paths
 from misc.run.config import Config
 from misc.run.depends import source_of_files
 from misc.run.device import resolve_device
-from misc.run.distributed import share
+from misc.run.distributed import on_first_process, share
 from misc.run.done import finished_files
 from misc.run.parallel import ordered_map
 from misc.run.plan import Planned, require_outputs, require_writable
 from misc.run.progress import progress
 from misc.run.step import Files, Inputs, Step
+from misc.summary import Content, content_of_mask, tell_masks
 from voc12.devkit import open_devkit
 from voc12.lists import read_list
 from voc12.verify import require_readable
@@ -122,4 +123,11 @@ def run(args: Config) -> None:
     with background_writer() as submit:
         for number, of_image, label in zip(pending, paths, bar, strict=True):
             (path,) = items[number]
-            submit(finished.write, [path], partial(source_of_files, *of_image), write_label, path, label)
+            submit(finished.write, [path], partial(source_of_files, *of_image), _write, path, label)
+    advice = "lower --conf_fg_thres, or make better CAMs"
+    on_first_process(partial(tell_masks, advice=advice), STEP.name, outputs(args))
+
+
+def _write(path: Path, label: np.ndarray) -> Content:
+    write_label(path, label)
+    return content_of_mask(label)

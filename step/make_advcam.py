@@ -17,11 +17,13 @@ from misc.files.images import image_size
 from misc.imutils import mirror_pair, normalize
 from misc.run.config import Config
 from misc.run.device import resolve_device
+from misc.run.distributed import on_first_process
 from misc.run.done import finished_files
 from misc.run.loaders import GroupedLoader, places, size_groups
 from misc.run.plan import Planned, require_writable
 from misc.run.progress import progress
 from misc.run.step import Files, Inputs, Step
+from misc.summary import save_maps, tell_maps
 from net.build import ADVCAM_ATTRIBUTES, inputs_of_network, load_network, require_cell_classifier, require_network
 from voc12.dataloader import ScaledImages
 from voc12.devkit import Devkit, open_devkit, require_classes_of_network
@@ -156,5 +158,7 @@ def run(args: Config) -> None:
                 path = camfile.cam_path(args.advcam_out_dir, images.ids[item["index"]])
                 source_of = partial(images.source_of, item["index"])
                 content = (path, item["keys"], cam.cpu(), high_res.cpu())
-                submit(finished.write, [path], source_of, camfile.save, *content)
+                submit(finished.write, [path], source_of, save_maps, *content)
             bar.update(len(batch))
+    tell = partial(tell_maps, weights_flag="cam_weights_name")
+    on_first_process(tell, STEP.name, outputs(args), devkit.classes)

@@ -9,10 +9,11 @@ from misc.instances import detect_instances
 from misc.run.config import Config
 from misc.run.depends import source_of_item
 from misc.run.device import resolve_device
-from misc.run.distributed import share
+from misc.run.distributed import on_first_process, share
 from misc.run.done import finished_files
 from misc.run.plan import Planned, require_writable
 from misc.run.step import Inputs, Step
+from misc.summary import save_instances, tell_masks
 from net.build import inputs_of_network, load_network, require_network
 from voc12.devkit import Devkit, open_devkit
 from voc12.inference import inputs_of_walk, require_cams, walk_inputs
@@ -99,4 +100,6 @@ def run(args: Config) -> None:
                 exp_times=args.exp_times,
             )
             source_of, (path,) = partial(source_of_item, sources, number), items[number]
-            submit(finished.write, [path], source_of, instancefile.save, path, detections)
+            submit(finished.write, [path], source_of, save_instances, path, detections)
+    advice = "lower --ins_seg_bg_thres, or make better CAMs"
+    on_first_process(partial(tell_masks, advice=advice), STEP.name, outputs(args))

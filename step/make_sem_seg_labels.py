@@ -12,10 +12,11 @@ from misc.masks import semantic_mask
 from misc.run.config import Config
 from misc.run.depends import source_of_item
 from misc.run.device import resolve_device
-from misc.run.distributed import share
+from misc.run.distributed import on_first_process, share
 from misc.run.done import finished_files
 from misc.run.plan import Planned, require_writable
 from misc.run.step import Inputs, Step
+from misc.summary import Content, content_of_mask, tell_masks
 from net.build import inputs_of_network, load_network, require_network
 from voc12.classes import voc_palette
 from voc12.devkit import Devkit, open_devkit
@@ -65,9 +66,15 @@ def inputs(args: Config) -> Inputs:
 
 def outputs(args: Config) -> list[str | Path]:
     """The files that this step writes."""
+    masks = _masks(args)
+    names = [path.rpartition("/")[2] for path in masks]
+    return [*masks, *Paths(Path(args.sem_seg_out_dir) / PALETTE_FOLDER, names)]
+
+
+def _masks(args: Config) -> Paths:
+    """The masks, with ids."""
     ids = read_list(open_devkit(args.voc12_root, args.class_list), args.infer_list, flag="infer_list")
-    folder, names = Path(args.sem_seg_out_dir), [f"{image_id}.png" for image_id in ids]
-    return [*Paths(folder, names), *Paths(folder / PALETTE_FOLDER, names)]
+    return Paths(args.sem_seg_out_dir, (f"{image_id}.png" for image_id in ids))
 
 
 def _paths(args: Config, image_id: str) -> list[Path]:
@@ -113,9 +120,12 @@ def run(args: Config) -> None:
                 exp_times=args.exp_times,
             )
             submit(finished.write, items[number], partial(source_of_item, sources, number), _write, items[number], mask)
+    advice = "lower --sem_seg_bg_thres, or make better CAMs"
+    on_first_process(partial(tell_masks, advice=advice), STEP.name, _masks(args))
 
 
-def _write(paths: list[Path], mask: np.ndarray) -> None:
+def _write(paths: list[Path], mask: np.ndarray) -> Content:
     plain, coloured = paths
     write_label(plain, mask)
     write_palette(coloured, mask, voc_palette())
+    return content_of_mask(mask)

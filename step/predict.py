@@ -22,6 +22,7 @@ from misc.run.plan import Planned, require_writable
 from misc.run.progress import progress
 from misc.run.step import Files, Inputs, Step
 from misc.segmentation import plain_and_refined_masks, plain_masks
+from misc.summary import Content, content_of_mask, tell_masks
 from net.build import inputs_of_network, require_network
 from net.deeplab import load_segmenter
 from voc12.classes import voc_palette
@@ -149,10 +150,12 @@ def run(args: Config) -> None:
         of_classes = (k for k in np.argsort(-counts, kind="stable") if counts[k])
         shares[path.name] = {names[k]: counts[k] / counts.sum() for k in of_classes}
     write_json(out / SHARES, shares)
+    tell_masks(STEP.name, [mask_path for mask_path, _ in items])
     log.info("segmented %d photographs: masks, overlays and classes.json are in %s", len(paths), out)
 
 
-def _write(paths: list[Path], photograph: np.ndarray, mask: np.ndarray) -> None:
+def _write(paths: list[Path], photograph: np.ndarray, mask: np.ndarray) -> Content:
     mask_path, overlay_path = paths
     write_palette(mask_path, mask, voc_palette())
     write_jpeg(overlay_path, mask_overlay(photograph, mask, voc_palette()))
+    return content_of_mask(mask)
