@@ -71,10 +71,16 @@ def tell_masks(name: str, paths: Sequence[str | Path], *, advice: str = "") -> N
 def tell_maps(name: str, paths: Sequence[str | Path], classes: Sequence[str], *, weights_flag: str) -> None:
     """The same of CAM files, and which classes have empty maps.
 
-    `weights_flag`: that of the classifier. Raises `InputError`, and says what to change, if most maps are empty.
+    `weights_flag`: that of the classifier. Raises `InputError`, and says what to change, if most maps are empty, or if
+    there are none.
     """
     contents = [content for content in _contents(paths) if _has_maps(content, len(classes))]
     n_maps, n_empty = (Counter(key for content in contents for key in content[of]) for of in ("keys", "empty"))
+    if contents and not n_maps:
+        raise InputError(
+            f"{name}: none of the {len(contents)} images carries a class, so that there are no maps; correct the "
+            "labels, or with --labels_from classifier lower --label_threshold."
+        )
     shown = [f"{classes[key]} {count} of {n_maps[key]}" for key, count in n_empty.most_common()]
     told = f"{n_empty.total()} of {n_maps.total()} maps are empty ({first_three(shown)})"
     if n_empty.total() > EMPTY_SHARE * n_maps.total():

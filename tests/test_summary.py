@@ -112,6 +112,12 @@ def test_empty_maps(tmp_path, lines):
         tell_maps("make_x", paths, CLASSES, weights_flag="x_name")
 
 
+def test_images_without_any_class(tmp_path):
+    paths = write(tmp_path, [{"foreground": 0.0, "keys": [], "empty": []}] * 2)
+    with pytest.raises(InputError, match="make_x: none of the 2 images carries a class, .*lower --label_threshold"):
+        tell_maps("make_x", paths, CLASSES, weights_flag="x_name")
+
+
 class Silent(Net):
     """A classifier that has collapsed."""
 

@@ -38,10 +38,15 @@ class LabelledImages:
         return len(self.ids)
 
 
-def read_labelled_images(devkit: Devkit, list_path: str | Path, *, flag: str, label_file: str) -> LabelledImages:
-    """The images of a list file. Raises `InputError` for what is wrong with the list, its images or their labels."""
+def read_labelled_images(devkit: Devkit, list_path: str | Path, *, flag: str, label_file: str | None) -> LabelledImages:
+    """The images of a list file; without a `label_file` no image carries a class yet.
+
+    Raises `InputError` for what is wrong with the list, its images or their labels.
+    """
     ids = read_list(devkit, list_path, flag=flag)
-    return LabelledImages(ids, devkit.image_paths(ids), read_labels(devkit, label_file, ids))
+    n_classes = len(devkit.classes)
+    labels = Labels.none(len(ids), n_classes) if label_file is None else read_labels(devkit, label_file, ids)
+    return LabelledImages(ids, devkit.image_paths(ids), labels)
 
 
 def require_batch(items: Sequence, batch_size: int, *, list_flag: str, batch_flag: str) -> None:

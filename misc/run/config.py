@@ -146,6 +146,14 @@ class Config:
         "<voc12_root>/classes.txt, else VOC's 20 classes",
     )
     label_file: str = flag("voc12/cls_labels.npy", "image labels; one in voc12/ is made from the devkit's XML files")
+    labels_from: Literal["file", "classifier"] = flag(
+        "file",
+        "who tells make_cam, make_advcam and show the classes of an image: the label file, or, where there are no "
+        "labels, the classifier whose CAMs they make (not in the original)",
+    )
+    label_threshold: float = flag(
+        0.5, "probability from which on --labels_from classifier finds a class (not in the original)", low=0, high=1
+    )
     train_list: str = flag(
         "voc12/train_aug.txt", "images of train_cam, make_cam, make_advcam, cam_to_ir_label, train_irn"
     )
@@ -358,6 +366,11 @@ class Config:
     def only(self, names: Sequence[str]) -> dict[str, Any]:
         """{name: value} of some flags."""
         return {name: getattr(self, name) for name in names}
+
+    @property
+    def known_labels(self) -> str | None:
+        """The label file of the images whose CAMs are made; None where the classifier finds their classes."""
+        return self.label_file if self.labels_from == "file" else None
 
     @property
     def mask_cams(self) -> CamSource:
