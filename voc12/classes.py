@@ -2,7 +2,7 @@
 
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from itertools import takewhile
 from pathlib import Path
@@ -97,6 +97,19 @@ def save_named(weights: str | Path, names: Sequence[str], *, save: Callable[[str
 def names_with_background(classes: Sequence[str]) -> list[str]:
     """Names of all mask values, from 0."""
     return ["background", *classes]
+
+
+def colours_of(names: Sequence[str]) -> list[dict[str, str | int]]:
+    """Ids, names and colours (`#rrggbb`) of all mask values, from 0, as JSON has them; `names`: with background."""
+    colours = voc_palette().tolist()
+    return [
+        {"id": k, "name": name, "colour": "#{:02x}{:02x}{:02x}".format(*colours[k])} for k, name in enumerate(names)
+    ]
+
+
+def shown_colours(ids: Iterable[int], names: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """{name: colour} of those of the ids that are classes; `names`: of all mask values, from 0."""
+    return {names[k]: tuple(voc_palette()[k].tolist()) for k in sorted({*map(int, ids)}) if 0 < k < len(names)}
 
 
 @lru_cache(maxsize=1)

@@ -317,6 +317,10 @@ class Config:
     predict_long_side: int = flag(513, "larger photographs are reduced to this for the network; 0: never", low=0)
     predict_crf: bool = flag(False, "predict refines its masks with dense CRF")
 
+    # Overlays to look at (not in the original)
+    show_list: str = flag("", "images of show; empty: those of --infer_list (not in the original)")
+    show_out_dir: str = flag("result/show", "overlays of show, ID.jpg, and classes.json", output=True)
+
     # Report (not in the original)
     control_dir: str = flag(
         "result/control", "result_dir of a control run to compare with, where there is one", output=True
@@ -358,6 +362,12 @@ class Config:
     export_deeplab_pass: bool = switch(False, "export DeepLab-v2 as a program of torch.export")
     predict_pass: bool = switch(
         False, "segment photographs with DeepLab-v2; other steps run only if switched on, too", alone=True
+    )
+    show_pass: bool = switch(
+        False,
+        "write overlays of CAMs and masks, with names, colours and a legend; other steps run only if switched on, too "
+        "(not in the original)",
+        alone=True,
     )
     make_report_pass: bool = switch(
         False, "write one page of what was done so far: curves, tables, pictures (not in the original)"
@@ -547,6 +557,11 @@ def switches(*enabled: str) -> dict[str, bool]:
 def deeplab_list_flag(values: Mapping[str, Any]) -> str:
     """The flag that names the images of train_deeplab, given the values of all flags."""
     return "deeplab_train_list" if values.get("deeplab_train_list") else "infer_list"
+
+
+def show_list_flag(values: Mapping[str, Any]) -> str:
+    """The flag that names the images of show, given the values of all flags."""
+    return "show_list" if values.get("show_list") else "infer_list"
 
 
 def changed_flags(values: Mapping[str, Any]) -> dict[str, Any]:
