@@ -13,6 +13,7 @@ from misc.files import camfile
 from misc.files.atomic import background_writer, write_json
 from misc.files.images import read_image, read_label, write_jpeg
 from misc.files.look import folder_at
+from misc.files.paths import Paths
 from misc.imutils import resize_image, scaled_size, to_chw
 from misc.report.pictures import Captioned, maps_overlay, mask_overlay, side_by_side, with_legend
 from misc.run.config import Config, show_list_flag
@@ -27,7 +28,7 @@ from voc12.images import LabelledImages
 from voc12.inference import labelled_by_classifier
 from voc12.labels import Labels, read_labels
 from voc12.lists import read_list
-from voc12.verify import require_readable
+from voc12.verify import require_fitting_masks, require_readable
 
 STEP = Step(
     name="show",
@@ -75,6 +76,16 @@ def check(args: Config, planned: Planned) -> Planned:
     if Path(args.show_out_dir).resolve() == devkit.image_folder.resolve():
         raise InputError(f"--show_out_dir {args.show_out_dir} is the photographs' own folder; name another.")
     require_readable(devkit.image_paths(ids), num_workers=args.num_workers)
+    if args.sem_seg_out_dir not in planned:
+        masks = folder_at(args.sem_seg_out_dir)
+        with_mask = [image_id for image_id in ids if f"{image_id}.png" in masks]
+        require_fitting_masks(
+            Paths(args.sem_seg_out_dir, (f"{image_id}.png" for image_id in with_mask)),
+            devkit.image_paths(with_mask),
+            n_classes=len(devkit.classes),
+            num_workers=args.num_workers,
+            advice="",
+        )
     return {}
 
 
@@ -130,13 +141,12 @@ def run(args: Config) -> None:
             else:
                 path = camfile.cam_path(args.mask_cams.folder, image_id)
                 keys, _, high_res = camfile.load(path, len(devkit.classes))
-                _require_size(path, high_res.shape[1:], image)
+                if high_res.shape[1:] != image.shape[:2]:
+                    raise InputError(f"{path} is not of the size of its image; make it again.")
             shown = {*(keys + 1)}
             pictures: list[Captioned] = [("image", image), ("CAM", maps_overlay(image, high_res, keys, voc_palette()))]
             if f"{image_id}.png" in masks:
-                path = Path(args.sem_seg_out_dir) / f"{image_id}.png"
-                mask = read_label(path)
-                _require_size(path, mask.shape, image)
+                mask = read_label(Path(args.sem_seg_out_dir) / f"{image_id}.png")
                 shown |= {*np.unique(mask)}
                 pictures.append(("mask", mask_overlay(image, mask, voc_palette())))
                 n_masks += 1
@@ -147,11 +157,6 @@ def run(args: Config) -> None:
         "showed %d images in %s: %d CAMs of files, %d of the classifier, %d masks; %d images without any class",
         *(len(ids), out, len(ids) - len(to_compute), len(to_compute), n_masks, n_empty),
     )
-
-
-def _require_size(path: str | Path, size: tuple[int, ...], image: np.ndarray) -> None:
-    if size != image.shape[:2]:
-        raise InputError(f"{path} is not of the size of its image; make it again.")
 
 
 def _write(path: Path, pictures: list[Captioned], colours: dict[str, tuple[int, ...]]) -> None:

@@ -389,6 +389,8 @@ WRONG: dict[str, list[tuple]] = {
         (NO_CAMS, *no_checkpoint(CAM_WEIGHTS)),
         (NO_CAMS, {"label_file": "none.npy"}, "label file none.npy is missing.*; or pass --labels_from classifier"),
         not_writable("show_out_dir"),
+        (Resized("work/result/sem_seg_ood/2099_000001.png"), "the mask has 9 x 9 pixels, its image 48 x 64"),
+        (OTHER_CLASSES, "the mask has class id 3, the class list ends at 2"),
         ({"show_out_dir": "../devkit/JPEGImages"}, "JPEGImages is the photographs' own folder; name another"),
         cut_image(1, 6),
     ],
