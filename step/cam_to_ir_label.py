@@ -17,12 +17,13 @@ from misc.files.paths import Paths
 from misc.run.config import Config
 from misc.run.depends import source_of_files
 from misc.run.device import resolve_device
-from misc.run.distributed import share
+from misc.run.distributed import on_first_process, share
 from misc.run.done import finished_files
 from misc.run.parallel import ordered_map
 from misc.run.plan import Planned, require_outputs, require_writable
 from misc.run.progress import progress
 from misc.run.step import Files, Inputs, Step
+from misc.summary import Content, content_of_mask, tell_masks
 from voc12.devkit import open_devkit
 from voc12.images import read_ids_to_segment
 from voc12.verify import require_readable
@@ -42,7 +43,7 @@ def check(args: Config, planned: Planned) -> Planned:
     """Raise `InputError` for bad input; return the outputs of this step."""
     require_backend(args.crf)
     devkit = open_devkit(args.voc12_root, args.class_list)
-    ids = read_ids_to_segment(devkit, args.train_list, flag="train_list", label_file=args.label_file)
+    ids = read_ids_to_segment(devkit, args.train_list, flag="train_list", label_file=args.known_labels)
     cams = args.mask_cams
     require_outputs(
         cams.folder,
@@ -61,7 +62,7 @@ def check(args: Config, planned: Planned) -> Planned:
 def inputs(args: Config) -> Inputs:
     """What the result is made from, by the flag that names it."""
     devkit = open_devkit(args.voc12_root, args.class_list)
-    ids = read_ids_to_segment(devkit, args.train_list, flag="train_list", label_file=args.label_file)
+    ids = read_ids_to_segment(devkit, args.train_list, flag="train_list", label_file=args.known_labels)
     return {
         "class_list": devkit.classes,
         "train_list": Files(devkit.image_paths(ids)),
@@ -72,7 +73,7 @@ def inputs(args: Config) -> Inputs:
 def outputs(args: Config) -> list[str | Path]:
     """The files that this step writes."""
     devkit = open_devkit(args.voc12_root, args.class_list)
-    ids = read_ids_to_segment(devkit, args.train_list, flag="train_list", label_file=args.label_file)
+    ids = read_ids_to_segment(devkit, args.train_list, flag="train_list", label_file=args.known_labels)
     return Paths(args.ir_label_out_dir, (f"{image_id}.png" for image_id in ids))
 
 
@@ -113,7 +114,7 @@ def run(args: Config) -> None:
     Finished files are kept.
     """
     devkit = open_devkit(args.voc12_root, args.class_list)
-    ids = share(read_ids_to_segment(devkit, args.train_list, flag="train_list", label_file=args.label_file))
+    ids = share(read_ids_to_segment(devkit, args.train_list, flag="train_list", label_file=args.known_labels))
     images, cams = devkit.image_paths(ids), camfile.cam_paths(args.mask_cams.folder, ids)
     finished = finished_files(STEP, args, {"class_list": devkit.classes})
     items = [[Path(args.ir_label_out_dir) / f"{image_id}.png"] for image_id in ids]
@@ -123,4 +124,11 @@ def run(args: Config) -> None:
     with background_writer() as submit:
         for number, of_image, label in zip(pending, paths, bar, strict=True):
             (path,) = items[number]
-            submit(finished.write, [path], partial(source_of_files, *of_image), write_label, path, label)
+            submit(finished.write, [path], partial(source_of_files, *of_image), _write, path, label)
+    advice = "lower --conf_fg_thres, or make better CAMs"
+    on_first_process(partial(tell_masks, advice=advice), STEP.name, outputs(args))
+
+
+def _write(path: Path, label: np.ndarray) -> Content:
+    write_label(path, label)
+    return content_of_mask(label)

@@ -21,6 +21,7 @@ from misc.run.progress import progress
 from misc.run.record import discard_scores, scores_path
 from misc.run.step import Files, Inputs, Step
 from misc.segmentation import plain_and_refined_masks, plain_masks
+from misc.summary import Content, content_of_mask, tell_masks
 from net.build import inputs_of_network, require_network
 from net.deeplab import load_segmenter
 from voc12.classes import names_with_background, voc_palette
@@ -151,14 +152,16 @@ def _make_masks(args: Config, devkit: Devkit, ids: list[str]) -> None:
         finished.write(items[number], partial(source_of_files, paths[number]), _write, items[number], of_image)
 
 
-def _write(paths: list[Path], masks: Sequence[np.ndarray]) -> None:
+def _write(paths: list[Path], masks: Sequence[np.ndarray]) -> Content:
     """Write an image's masks; the last one, refined where that is asked for, is also the evaluation server's."""
     for path, mask in zip_longest(paths, masks, fillvalue=masks[-1]):
         write_palette(path, mask, voc_palette())
+    return content_of_mask(masks[-1])
 
 
 def _score(args: Config, devkit: Devkit, ids: list[str], folders: dict[str, Path]) -> None:
     """Score the masks where there is a ground truth. `folders`: {name of the score: folder of its masks}."""
+    tell_masks(STEP.name, [_mask_paths(args, image_id)[-1] for image_id in ids])
     if args.deeplab_eval_set == TEST_SET:
         server = Path(args.deeplab_server_dir) / SERVER_LAYOUT
         log.info("wrote %d masks for VOC's evaluation server into %s", len(ids), server)

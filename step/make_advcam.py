@@ -17,21 +17,27 @@ from misc.files.images import image_size
 from misc.imutils import mirror_pair, normalize
 from misc.run.config import Config
 from misc.run.device import resolve_device
+from misc.run.distributed import on_first_process
 from misc.run.done import finished_files
 from misc.run.loaders import GroupedLoader, places, size_groups
 from misc.run.plan import Planned, require_writable
 from misc.run.progress import progress
 from misc.run.step import Files, Inputs, Step
+from misc.summary import save_maps, tell_maps
 from net.build import ADVCAM_ATTRIBUTES, inputs_of_network, load_network, require_cell_classifier, require_network
 from voc12.dataloader import ScaledImages
 from voc12.devkit import Devkit, open_devkit, require_classes_of_network
 from voc12.images import read_ids_to_segment, read_images_to_segment
+from voc12.inference import labelled_by_classifier
 from voc12.verify import require_readable
 
 STEP = Step(
     name="make_advcam",
     description="make multi-scale CAMs by anti-adversarial climbing (AdvCAM)",
-    reads=("voc12_root", "class_list", "label_file", "train_list", "cam_network", "cam_weights_name"),
+    reads=(
+        *("voc12_root", "class_list", "label_file", "labels_from", "label_threshold", "train_list"),
+        *("cam_network", "cam_weights_name"),
+    ),
     writes=("advcam_out_dir",),
     flags=("adv_iter", "AD_coeff", "AD_stepsize", "score_th", "precision"),
     shared=True,
@@ -45,7 +51,7 @@ log = logging.getLogger(__name__)
 def check(args: Config, planned: Planned) -> Planned:
     """Raise `InputError` for bad input; return the outputs of this step."""
     devkit = open_devkit(args.voc12_root, args.class_list)
-    images = read_images_to_segment(devkit, args.train_list, flag="train_list", label_file=args.label_file)
+    images = read_images_to_segment(devkit, args.train_list, flag="train_list", label_file=args.known_labels)
     require_classes_of_network(devkit, args.cam_weights_name, planned=planned)
     network = require_network(
         args.cam_network,
@@ -56,6 +62,8 @@ def check(args: Config, planned: Planned) -> Planned:
         n_classes=len(devkit.classes),
     )
     require_cell_classifier(args.cam_network, network)
+    if args.known_labels is None:
+        require_network(args.cam_network, "Net", args.cam_weights_name, planned=planned, n_classes=len(devkit.classes))
     require_writable(args.advcam_out_dir, flag="advcam_out_dir")
     require_readable(images.paths, num_workers=args.num_workers)
     return {args.advcam_out_dir: frozenset(images.ids)}
@@ -69,15 +77,15 @@ def _of_all_files(args: Config, devkit: Devkit) -> Inputs:
 def inputs(args: Config) -> Inputs:
     """What the result is made from, by the flag that names it."""
     devkit = open_devkit(args.voc12_root, args.class_list)
-    images = read_images_to_segment(devkit, args.train_list, flag="train_list", label_file=args.label_file)
-    of_images = {"train_list": Files(images.paths), "label_file": images.labels.tobytes()}
-    return {**_of_all_files(args, devkit), **of_images}
+    images = read_images_to_segment(devkit, args.train_list, flag="train_list", label_file=args.known_labels)
+    labels = {"label_file": images.labels.tobytes()} if args.known_labels else {"label_threshold": args.label_threshold}
+    return {**_of_all_files(args, devkit), "train_list": Files(images.paths), **labels}
 
 
 def outputs(args: Config) -> list[str | Path]:
     """The files that this step writes."""
     devkit = open_devkit(args.voc12_root, args.class_list)
-    ids = read_ids_to_segment(devkit, args.train_list, flag="train_list", label_file=args.label_file)
+    ids = read_ids_to_segment(devkit, args.train_list, flag="train_list", label_file=args.known_labels)
     return camfile.cam_paths(args.advcam_out_dir, ids)
 
 
@@ -135,7 +143,11 @@ def run(args: Config) -> None:
     """
     device = resolve_device(args.device)
     devkit = open_devkit(args.voc12_root, args.class_list)
-    images = read_images_to_segment(devkit, args.train_list, flag="train_list", label_file=args.label_file).shared()
+    images = read_images_to_segment(devkit, args.train_list, flag="train_list", label_file=args.known_labels).shared()
+    if args.known_labels is None:
+        classifier = load_network(args.cam_network, "Net", args.cam_weights_name, device, n_classes=len(devkit.classes))
+        how = {"threshold": args.label_threshold, "device": device, "num_workers": args.num_workers}
+        images = labelled_by_classifier(classifier, images, **how)
     finished = finished_files(STEP, args, _of_all_files(args, devkit))
     items = [[camfile.cam_path(args.advcam_out_dir, image_id)] for image_id in images.ids]
     images = images.select(finished.pending(items, images.source_of))
@@ -156,5 +168,7 @@ def run(args: Config) -> None:
                 path = camfile.cam_path(args.advcam_out_dir, images.ids[item["index"]])
                 source_of = partial(images.source_of, item["index"])
                 content = (path, item["keys"], cam.cpu(), high_res.cpu())
-                submit(finished.write, [path], source_of, camfile.save, *content)
+                submit(finished.write, [path], source_of, save_maps, *content)
             bar.update(len(batch))
+    tell = partial(tell_maps, weights_flag="cam_weights_name")
+    on_first_process(tell, STEP.name, outputs(args), devkit.classes)

@@ -12,21 +12,27 @@ from misc.files.camfile import BYTES_PER_PIXEL
 from misc.files.images import image_size
 from misc.run.config import Config
 from misc.run.device import resolve_device
+from misc.run.distributed import on_first_process
 from misc.run.done import finished_files
 from misc.run.loaders import GroupedLoader, places, size_groups
 from misc.run.plan import Planned, require_writable
 from misc.run.progress import progress
 from misc.run.step import Files, Inputs, Step
+from misc.summary import save_maps, tell_maps
 from net.build import inputs_of_network, load_network, require_network
 from voc12.dataloader import ScaledImages
 from voc12.devkit import Devkit, open_devkit, require_classes_of_network
 from voc12.images import read_ids_to_segment, read_images_to_segment
+from voc12.inference import labelled_by_classifier
 from voc12.verify import require_readable
 
 STEP = Step(
     name="make_cam",
     description="make multi-scale CAMs",
-    reads=("voc12_root", "class_list", "label_file", "train_list", "cam_network", "cam_weights_name"),
+    reads=(
+        *("voc12_root", "class_list", "label_file", "labels_from", "label_threshold", "train_list"),
+        *("cam_network", "cam_weights_name"),
+    ),
     writes=("cam_out_dir",),
     flags=("cam_scales", "precision"),
     shared=True,
@@ -38,9 +44,11 @@ STEP = Step(
 def check(args: Config, planned: Planned) -> Planned:
     """Raise `InputError` for bad input; return the outputs of this step."""
     devkit = open_devkit(args.voc12_root, args.class_list)
-    images = read_images_to_segment(devkit, args.train_list, flag="train_list", label_file=args.label_file)
+    images = read_images_to_segment(devkit, args.train_list, flag="train_list", label_file=args.known_labels)
     require_classes_of_network(devkit, args.cam_weights_name, planned=planned)
     require_network(args.cam_network, "CAM", args.cam_weights_name, planned=planned, n_classes=len(devkit.classes))
+    if args.known_labels is None:
+        require_network(args.cam_network, "Net", args.cam_weights_name, planned=planned, n_classes=len(devkit.classes))
     require_writable(args.cam_out_dir, flag="cam_out_dir")
     require_readable(images.paths, num_workers=args.num_workers)
     return {args.cam_out_dir: frozenset(images.ids)}
@@ -54,15 +62,15 @@ def _of_all_files(args: Config, devkit: Devkit) -> Inputs:
 def inputs(args: Config) -> Inputs:
     """What the result is made from, by the flag that names it."""
     devkit = open_devkit(args.voc12_root, args.class_list)
-    images = read_images_to_segment(devkit, args.train_list, flag="train_list", label_file=args.label_file)
-    of_images = {"train_list": Files(images.paths), "label_file": images.labels.tobytes()}
-    return {**_of_all_files(args, devkit), **of_images}
+    images = read_images_to_segment(devkit, args.train_list, flag="train_list", label_file=args.known_labels)
+    labels = {"label_file": images.labels.tobytes()} if args.known_labels else {"label_threshold": args.label_threshold}
+    return {**_of_all_files(args, devkit), "train_list": Files(images.paths), **labels}
 
 
 def outputs(args: Config) -> list[str | Path]:
     """The files that this step writes."""
     devkit = open_devkit(args.voc12_root, args.class_list)
-    ids = read_ids_to_segment(devkit, args.train_list, flag="train_list", label_file=args.label_file)
+    ids = read_ids_to_segment(devkit, args.train_list, flag="train_list", label_file=args.known_labels)
     return camfile.cam_paths(args.cam_out_dir, ids)
 
 
@@ -70,7 +78,11 @@ def run(args: Config) -> None:
     """Write `cam_out_dir`/ID.npy for each image, from `cam_weights_name`; finished files are kept."""
     device = resolve_device(args.device)
     devkit = open_devkit(args.voc12_root, args.class_list)
-    images = read_images_to_segment(devkit, args.train_list, flag="train_list", label_file=args.label_file).shared()
+    images = read_images_to_segment(devkit, args.train_list, flag="train_list", label_file=args.known_labels).shared()
+    if args.known_labels is None:
+        classifier = load_network(args.cam_network, "Net", args.cam_weights_name, device, n_classes=len(devkit.classes))
+        how = {"threshold": args.label_threshold, "device": device, "num_workers": args.num_workers}
+        images = labelled_by_classifier(classifier, images, **how)
     finished = finished_files(STEP, args, _of_all_files(args, devkit))
     items = [[camfile.cam_path(args.cam_out_dir, image_id)] for image_id in images.ids]
     images = images.select(finished.pending(items, images.source_of))
@@ -90,5 +102,7 @@ def run(args: Config) -> None:
                 path = camfile.cam_path(args.cam_out_dir, images.ids[item["index"]])
                 source_of = partial(images.source_of, item["index"])
                 content = (path, item["keys"], cam.cpu(), high_res.cpu())
-                submit(finished.write, [path], source_of, camfile.save, *content)
+                submit(finished.write, [path], source_of, save_maps, *content)
             bar.update(len(group))
+    tell = partial(tell_maps, weights_flag="cam_weights_name")
+    on_first_process(tell, STEP.name, outputs(args), devkit.classes)

@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 def check(args: Config, planned: Planned) -> Planned:
     """Raise `InputError` for bad input; return the outputs of this step (none that others read)."""
     devkit = open_devkit(args.voc12_root, args.class_list)
-    ids = read_ids_to_segment(devkit, args.infer_list, flag="infer_list", label_file=args.label_file)
+    ids = read_ids_to_segment(devkit, args.infer_list, flag="infer_list", label_file=args.known_labels)
     require_outputs(
         args.ins_seg_out_dir,
         ids,
@@ -60,7 +60,7 @@ def _ids_of(devkit: Devkit, ids: Sequence[str]) -> tuple[list[int], list[int | s
 def inputs(args: Config) -> Inputs:
     """What the result is made from, by the flag that names it."""
     devkit = open_devkit(args.voc12_root, args.class_list)
-    ids = read_ids_to_segment(devkit, args.infer_list, flag="infer_list", label_file=args.label_file)
+    ids = read_ids_to_segment(devkit, args.infer_list, flag="infer_list", label_file=args.known_labels)
     return {
         "voc12_root": _ids_of(devkit, ids),
         "class_list": devkit.classes,
@@ -77,7 +77,7 @@ def outputs(args: Config) -> list[str | Path]:
 def run(args: Config) -> None:
     """Write `cocoann_path`: the instances of the images of `infer_list`, in its order."""
     devkit = open_devkit(args.voc12_root, args.class_list)
-    ids = read_ids_to_segment(devkit, args.infer_list, flag="infer_list", label_file=args.label_file)
+    ids = read_ids_to_segment(devkit, args.infer_list, flag="infer_list", label_file=args.known_labels)
     polygons = args.cocoann_format == "polygon"
     image_paths = devkit.image_paths(ids)
     sizes = [image_size(path) for path in image_paths]

@@ -9,10 +9,11 @@ from misc.instances import detect_instances
 from misc.run.config import Config
 from misc.run.depends import source_of_item
 from misc.run.device import resolve_device
-from misc.run.distributed import share
+from misc.run.distributed import on_first_process, share
 from misc.run.done import finished_files
 from misc.run.plan import Planned, require_writable
 from misc.run.step import Inputs, Step
+from misc.summary import save_instances, tell_masks
 from net.build import inputs_of_network, load_network, require_network
 from voc12.devkit import Devkit, open_devkit
 from voc12.images import read_ids_to_segment
@@ -39,7 +40,7 @@ STEP = Step(
 def check(args: Config, planned: Planned) -> Planned:
     """Raise `InputError` for bad input; return the outputs of this step."""
     devkit = open_devkit(args.voc12_root, args.class_list)
-    ids = require_cams(devkit, args.infer_list, args.mask_cams, label_file=args.label_file, planned=planned)
+    ids = require_cams(devkit, args.infer_list, args.mask_cams, label_file=args.known_labels, planned=planned)
     require_network(args.irn_network, "EdgeDisplacement", args.irn_weights_name, planned=planned)
     require_writable(args.ins_seg_out_dir, flag="ins_seg_out_dir")
     require_readable(devkit.image_paths(ids), num_workers=args.num_workers)
@@ -54,14 +55,14 @@ def _of_all_files(args: Config, devkit: Devkit) -> Inputs:
 def inputs(args: Config) -> Inputs:
     """What the result is made from, by the flag that names it."""
     devkit = open_devkit(args.voc12_root, args.class_list)
-    ids = read_ids_to_segment(devkit, args.infer_list, flag="infer_list", label_file=args.label_file)
+    ids = read_ids_to_segment(devkit, args.infer_list, flag="infer_list", label_file=args.known_labels)
     return {**_of_all_files(args, devkit), **inputs_of_walk(devkit, ids, args.mask_cams)}
 
 
 def outputs(args: Config) -> list[str | Path]:
     """The files that this step writes."""
     devkit = open_devkit(args.voc12_root, args.class_list)
-    ids = read_ids_to_segment(devkit, args.infer_list, flag="infer_list", label_file=args.label_file)
+    ids = read_ids_to_segment(devkit, args.infer_list, flag="infer_list", label_file=args.known_labels)
     return instancefile.instance_paths(args.ins_seg_out_dir, ids)
 
 
@@ -69,7 +70,7 @@ def run(args: Config) -> None:
     """Write `ins_seg_out_dir`/ID.npy for each image of `infer_list`; finished files are kept."""
     device = resolve_device(args.device)
     devkit = open_devkit(args.voc12_root, args.class_list)
-    ids = share(read_ids_to_segment(devkit, args.infer_list, flag="infer_list", label_file=args.label_file))
+    ids = share(read_ids_to_segment(devkit, args.infer_list, flag="infer_list", label_file=args.known_labels))
     finished = finished_files(STEP, args, _of_all_files(args, devkit))
     items = [[instancefile.instance_path(args.ins_seg_out_dir, image_id)] for image_id in ids]
     sources = inputs_of_walk(devkit, ids, args.mask_cams)
@@ -100,4 +101,6 @@ def run(args: Config) -> None:
                 exp_times=args.exp_times,
             )
             source_of, (path,) = partial(source_of_item, sources, number), items[number]
-            submit(finished.write, [path], source_of, instancefile.save, path, detections)
+            submit(finished.write, [path], source_of, save_instances, path, detections)
+    advice = "lower --ins_seg_bg_thres, or make better CAMs"
+    on_first_process(partial(tell_masks, advice=advice), STEP.name, outputs(args))

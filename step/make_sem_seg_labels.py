@@ -12,10 +12,11 @@ from misc.masks import semantic_mask
 from misc.run.config import Config
 from misc.run.depends import source_of_item
 from misc.run.device import resolve_device
-from misc.run.distributed import share
+from misc.run.distributed import on_first_process, share
 from misc.run.done import finished_files
 from misc.run.plan import Planned, require_writable
 from misc.run.step import Inputs, Step
+from misc.summary import Content, content_of_mask, tell_masks
 from net.build import inputs_of_network, load_network, require_network
 from voc12.classes import voc_palette
 from voc12.devkit import Devkit, open_devkit
@@ -44,7 +45,7 @@ STEP = Step(
 def check(args: Config, planned: Planned) -> Planned:
     """Raise `InputError` for bad input; return the outputs of this step."""
     devkit = open_devkit(args.voc12_root, args.class_list)
-    ids = require_cams(devkit, args.infer_list, args.mask_cams, label_file=args.label_file, planned=planned)
+    ids = require_cams(devkit, args.infer_list, args.mask_cams, label_file=args.known_labels, planned=planned)
     require_network(args.irn_network, "EdgeDisplacement", args.irn_weights_name, planned=planned)
     require_writable(args.sem_seg_out_dir, flag="sem_seg_out_dir")
     require_readable(devkit.image_paths(ids), num_workers=args.num_workers)
@@ -59,16 +60,22 @@ def _of_all_files(args: Config, devkit: Devkit) -> Inputs:
 def inputs(args: Config) -> Inputs:
     """What the result is made from, by the flag that names it."""
     devkit = open_devkit(args.voc12_root, args.class_list)
-    ids = read_ids_to_segment(devkit, args.infer_list, flag="infer_list", label_file=args.label_file)
+    ids = read_ids_to_segment(devkit, args.infer_list, flag="infer_list", label_file=args.known_labels)
     return {**_of_all_files(args, devkit), **inputs_of_walk(devkit, ids, args.mask_cams)}
 
 
 def outputs(args: Config) -> list[str | Path]:
     """The files that this step writes."""
+    masks = _masks(args)
+    names = [path.rpartition("/")[2] for path in masks]
+    return [*masks, *Paths(Path(args.sem_seg_out_dir) / PALETTE_FOLDER, names)]
+
+
+def _masks(args: Config) -> Paths:
+    """The masks, with ids."""
     devkit = open_devkit(args.voc12_root, args.class_list)
-    ids = read_ids_to_segment(devkit, args.infer_list, flag="infer_list", label_file=args.label_file)
-    folder, names = Path(args.sem_seg_out_dir), [f"{image_id}.png" for image_id in ids]
-    return [*Paths(folder, names), *Paths(folder / PALETTE_FOLDER, names)]
+    ids = read_ids_to_segment(devkit, args.infer_list, flag="infer_list", label_file=args.known_labels)
+    return Paths(args.sem_seg_out_dir, (f"{image_id}.png" for image_id in ids))
 
 
 def _paths(args: Config, image_id: str) -> list[Path]:
@@ -84,7 +91,7 @@ def run(args: Config) -> None:
     """
     device = resolve_device(args.device)
     devkit = open_devkit(args.voc12_root, args.class_list)
-    ids = share(read_ids_to_segment(devkit, args.infer_list, flag="infer_list", label_file=args.label_file))
+    ids = share(read_ids_to_segment(devkit, args.infer_list, flag="infer_list", label_file=args.known_labels))
     finished = finished_files(STEP, args, _of_all_files(args, devkit))
     items = [_paths(args, image_id) for image_id in ids]
     sources = inputs_of_walk(devkit, ids, args.mask_cams)
@@ -114,9 +121,12 @@ def run(args: Config) -> None:
                 exp_times=args.exp_times,
             )
             submit(finished.write, items[number], partial(source_of_item, sources, number), _write, items[number], mask)
+    advice = "lower --sem_seg_bg_thres, or make better CAMs"
+    on_first_process(partial(tell_masks, advice=advice), STEP.name, _masks(args))
 
 
-def _write(paths: list[Path], mask: np.ndarray) -> None:
+def _write(paths: list[Path], mask: np.ndarray) -> Content:
     plain, coloured = paths
     write_label(plain, mask)
     write_palette(coloured, mask, voc_palette())
+    return content_of_mask(mask)

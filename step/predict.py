@@ -12,7 +12,7 @@ from misc.errors import InputError
 from misc.files.atomic import LONGEST_NAME, write_json
 from misc.files.images import IMAGE_SUFFIXES, read_image, read_label, write_jpeg, write_palette
 from misc.imutils import resize_label
-from misc.report.pictures import mask_overlay
+from misc.report.pictures import mask_overlay, with_legend
 from misc.run.config import Config
 from misc.run.depends import source_of_files
 from misc.run.device import resolve_device
@@ -22,9 +22,10 @@ from misc.run.plan import Planned, require_writable
 from misc.run.progress import progress
 from misc.run.step import Files, Inputs, Step
 from misc.segmentation import plain_and_refined_masks, plain_masks
+from misc.summary import Content, content_of_mask, tell_masks
 from net.build import inputs_of_network, require_network
 from net.deeplab import load_segmenter
-from voc12.classes import voc_palette
+from voc12.classes import colours_of, shown_colours, voc_palette
 from voc12.dataloader import Photographs
 from voc12.devkit import names_of_network
 from voc12.verify import require_readable
@@ -36,10 +37,11 @@ STEP = Step(
     writes=("predict_out_dir",),
     flags=("predict_long_side", "predict_crf", "precision"),
     memory_flags=("num_workers", "crf_workers", "predict_long_side"),
+    version=2,
 )
 
-SHARES = "classes.json"
-"""The share of each class in each photograph."""
+CLASSES = "classes.json"
+"""Ids and colours of the classes, and the share of each in each photograph."""
 OVERLAY = "_overlay.jpg"
 
 log = logging.getLogger(__name__)
@@ -106,7 +108,7 @@ def outputs(args: Config) -> list[str | Path]:
     """The files that this step writes."""
     folder = Path(args.predict_out_dir)
     of_photographs = [path for paths in _written(folder, _photographs(args.predict_input)) for path in paths]
-    return [*of_photographs, folder / SHARES]
+    return [*of_photographs, folder / CLASSES]
 
 
 def _written(folder: Path, photographs: list[Path]) -> list[list[Path]]:
@@ -115,7 +117,7 @@ def _written(folder: Path, photographs: list[Path]) -> list[list[Path]]:
 
 
 def run(args: Config) -> None:
-    """Write `predict_out_dir`/NAME.png (ids, palette), NAME_overlay.jpg, and classes.json (share of each class).
+    """Write `predict_out_dir`/NAME.png (ids, palette), NAME_overlay.jpg with a legend, and classes.json.
 
     Finished photographs are kept.
     """
@@ -142,17 +144,20 @@ def run(args: Config) -> None:
         photograph = read_image(paths[number], upright=True)
         mask = resize_label(small, photograph.shape[:2])
         source_of = partial(source_of_files, paths[number])
-        finished.write(items[number], source_of, _write, items[number], photograph, mask)
+        finished.write(items[number], source_of, _write, items[number], photograph, mask, names)
     shares = {}
     for path, (mask_path, _) in zip(paths, items, strict=True):
         counts = np.bincount(read_label(mask_path).ravel(), minlength=len(names))
         of_classes = (k for k in np.argsort(-counts, kind="stable") if counts[k])
         shares[path.name] = {names[k]: counts[k] / counts.sum() for k in of_classes}
-    write_json(out / SHARES, shares)
+    write_json(out / CLASSES, {"classes": colours_of(names), "shares": shares})
+    tell_masks(STEP.name, [mask_path for mask_path, _ in items])
     log.info("segmented %d photographs: masks, overlays and classes.json are in %s", len(paths), out)
 
 
-def _write(paths: list[Path], photograph: np.ndarray, mask: np.ndarray) -> None:
+def _write(paths: list[Path], photograph: np.ndarray, mask: np.ndarray, names: list[str]) -> Content:
     mask_path, overlay_path = paths
     write_palette(mask_path, mask, voc_palette())
-    write_jpeg(overlay_path, mask_overlay(photograph, mask, voc_palette()))
+    overlay = mask_overlay(photograph, mask, voc_palette())
+    write_jpeg(overlay_path, with_legend(overlay, shown_colours(np.unique(mask), names)))
+    return content_of_mask(mask)

@@ -29,9 +29,9 @@ from voc12.classes import files_of_network, save_named
 from voc12.dataloader import ClassificationCrops, ScaledImages, WholeImages, images_of
 from voc12.devkit import Devkit, open_devkit, require_classes_of_network
 from voc12.images import LabelledImages, read_labelled_images, require_batch
-from voc12.labels import Labels, require_labelled
+from voc12.labels import Labels, require_labelled, tell_odd_classes
 from voc12.lists import read_ood_paths
-from voc12.verify import missing_masks, require_masks, require_readable
+from voc12.verify import missing_masks, require_masks, require_no_training_images, require_readable
 
 SELECTION_SPLIT = "train"
 
@@ -58,6 +58,7 @@ def check(args: Config, planned: Planned) -> Planned:
     devkit = open_devkit(args.voc12_root, args.class_list)
     train = read_labelled_images(devkit, args.train_list, flag="train_list", label_file=args.label_file)
     require_labelled(devkit, args.label_file, train.ids, train.labels, flag="train_list")
+    tell_odd_classes(train.labels, devkit.classes, flag="train_list")
     require_batch(train, args.cam_batch_size, list_flag="train_list", batch_flag="cam_batch_size")
     ood_paths = _ood_paths(args)
     if args.ood_coeff > 0:
@@ -79,6 +80,8 @@ def check(args: Config, planned: Planned) -> Planned:
         load_weights(network, args.cam_init_weights_name)
     require_writable_file(args.cam_weights_name, flag="cam_weights_name")
     require_readable(train.paths, ood_paths, num_workers=args.num_workers)
+    with_class = train.paths[np.flatnonzero(train.labels.counts()).tolist()]
+    require_no_training_images(ood_paths, with_class, list_flag="ood_list", train_flag="train_list")
     selection = _selection_images(args, devkit)
     if selection is not None:
         require_readable(selection.paths, num_workers=args.num_workers)

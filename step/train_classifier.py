@@ -22,7 +22,7 @@ from voc12.classes import files_of_network, save_named
 from voc12.dataloader import ClassificationCrops, TopLeftCrops, images_of
 from voc12.devkit import open_devkit
 from voc12.images import LabelledImages, read_labelled_images, require_batch
-from voc12.labels import require_labelled
+from voc12.labels import require_labelled, tell_odd_classes
 from voc12.verify import require_readable
 
 STEP = Step(
@@ -47,6 +47,7 @@ def check(args: Config, planned: Planned) -> Planned:
     train = read_labelled_images(devkit, args.train_list, flag="train_list", label_file=args.label_file)
     val = read_labelled_images(devkit, args.val_list, flag="val_list", label_file=args.label_file)
     require_labelled(devkit, args.label_file, train.ids, train.labels, flag="train_list")
+    tell_odd_classes(train.labels, devkit.classes, flag="train_list")
     require_batch(train, args.cam_batch_size, list_flag="train_list", batch_flag="cam_batch_size")
     network = build_network(args.cam_network, "Net", n_classes=len(devkit.classes))
     load_imagenet(network.backbone, args.imagenet_weights)

@@ -56,7 +56,7 @@ def _training_ids(args: Config, devkit: Devkit) -> tuple[list[str], str]:
     flag = deeplab_list_flag(vars(args))
     if args.deeplab_mask_dir:  # somebody's own masks, which images without a class may have, too
         return read_list(devkit, getattr(args, flag), flag=flag), flag
-    return read_ids_to_segment(devkit, getattr(args, flag), flag=flag, label_file=args.label_file), flag
+    return read_ids_to_segment(devkit, getattr(args, flag), flag=flag, label_file=args.known_labels), flag
 
 
 def check(args: Config, planned: Planned) -> Planned:

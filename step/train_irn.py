@@ -22,7 +22,7 @@ from net.weights import load_imagenet, save_weights, start_input
 from voc12.dataloader import AffinityCrops, TopLeftCrops, images_of
 from voc12.devkit import open_devkit
 from voc12.images import read_ids_to_segment, require_batch
-from voc12.verify import require_readable
+from voc12.verify import require_fitting_masks, require_readable
 
 STEP = Step(
     name="train_irn",
@@ -44,8 +44,8 @@ STEP = Step(
 def check(args: Config, planned: Planned) -> Planned:
     """Raise `InputError` for bad input; return the outputs of this step."""
     devkit = open_devkit(args.voc12_root, args.class_list)
-    ids = read_ids_to_segment(devkit, args.train_list, flag="train_list", label_file=args.label_file)
-    infer_ids = read_ids_to_segment(devkit, args.infer_list, flag="infer_list", label_file=args.label_file)
+    ids = read_ids_to_segment(devkit, args.train_list, flag="train_list", label_file=args.known_labels)
+    infer_ids = read_ids_to_segment(devkit, args.infer_list, flag="infer_list", label_file=args.known_labels)
     require_batch(ids, args.irn_batch_size, list_flag="train_list", batch_flag="irn_batch_size")
     require_outputs(
         args.ir_label_out_dir,
@@ -56,6 +56,14 @@ def check(args: Config, planned: Planned) -> Planned:
         made_by="cam_to_ir_label",
         planned=planned,
     )
+    if args.ir_label_out_dir not in planned:
+        require_fitting_masks(
+            Paths(args.ir_label_out_dir, (f"{image_id}.png" for image_id in ids)),
+            devkit.image_paths(ids),
+            n_classes=len(devkit.classes),
+            num_workers=args.num_workers,
+            advice="lower --conf_fg_thres and let cam_to_ir_label make them again",
+        )
     network = build_network(args.irn_network, "AffinityDisplacementLoss")
     require_same_weights(args.irn_network, network, "EdgeDisplacement")
     load_imagenet(network.backbone, args.imagenet_weights)
@@ -67,8 +75,8 @@ def check(args: Config, planned: Planned) -> Planned:
 def inputs(args: Config) -> Inputs:
     """What the result is made from, by the flag that names it."""
     devkit = open_devkit(args.voc12_root, args.class_list)
-    ids = read_ids_to_segment(devkit, args.train_list, flag="train_list", label_file=args.label_file)
-    infer_ids = read_ids_to_segment(devkit, args.infer_list, flag="infer_list", label_file=args.label_file)
+    ids = read_ids_to_segment(devkit, args.train_list, flag="train_list", label_file=args.known_labels)
+    infer_ids = read_ids_to_segment(devkit, args.infer_list, flag="infer_list", label_file=args.known_labels)
     return {
         "irn_network": source_file(args.irn_network),
         "imagenet_weights": start_input(args.imagenet_weights),
@@ -86,8 +94,8 @@ def outputs(args: Config) -> list[str | Path]:
 def run(args: Config) -> None:
     """Train on `train_list` and `ir_label_out_dir`, from ImageNet weights; write `irn_weights_name`."""
     devkit = open_devkit(args.voc12_root, args.class_list)
-    ids = read_ids_to_segment(devkit, args.train_list, flag="train_list", label_file=args.label_file)
-    infer_ids = read_ids_to_segment(devkit, args.infer_list, flag="infer_list", label_file=args.label_file)
+    ids = read_ids_to_segment(devkit, args.train_list, flag="train_list", label_file=args.known_labels)
+    infer_ids = read_ids_to_segment(devkit, args.infer_list, flag="infer_list", label_file=args.known_labels)
     steps_per_epoch = len(ids) // args.irn_batch_size
     n_steps = steps_per_epoch * args.irn_num_epoches
     training = Training(step=STEP, args=args, n_steps=n_steps, steps_per_epoch=steps_per_epoch)

@@ -350,8 +350,8 @@ def test_cams_of_another_class_list_are_refused(toy):
         camfile.save(f"result/cam_ood/{image_id}.npy", [2], strided, torch.zeros(1, height, width))
     for mask in (toy.root / "SegmentationClass").iterdir():
         with Image.open(mask) as image:
-            blank = Image.new("L", image.size)
-        blank.save(mask)
+            of_a_class = Image.new("L", image.size, 1)
+        of_a_class.save(mask)
     (toy.root / "classes.txt").write_text("aeroplane\nbottle\n")
     sentence = "2099_000001.npy has classes [2], the class list has 2; make it again."
     assert sentence in refusal(toy.flags(**NO_STEPS | {"eval_cam_pass": True}))

@@ -199,6 +199,7 @@ def of_masks(out_flag: str) -> list[tuple]:
     ]
 
 
+NO_CAMS = Lost("work/result/cam_ood")
 OTHER_CLASSES_OF_DEEPLAB = Network(f"work/{DEEPLAB_WEIGHTS}", own_network.DeepLab, 9)
 DEEPLAB_SHAPES = r"aspp.c0.weight has shape \(9, 64, 3, 3\), expected \(4, 64, 3, 3\)"
 
@@ -460,6 +461,21 @@ WRONG: dict[str, list[tuple]] = {
         (OTHER_CLASSES_OF_DEEPLAB, DEEPLAB_SHAPES),
         not_writable("predict_out_dir"),
         (Cut("work/photos/a.jpg"), r"1 of 1 images can't be used \(photos/a.jpg; "),
+    ],
+    "show": [
+        NO_DEVKIT,
+        NO_CLASSES,
+        no_list("infer_list"),
+        no_list("show_list"),
+        (NO_CAMS, *wrong_order(CAM_WEIGHTS)),
+        (NO_CAMS, *no_module("cam_network")),
+        (NO_CAMS, *no_checkpoint(CAM_WEIGHTS)),
+        (NO_CAMS, {"label_file": "none.npy"}, "label file none.npy is missing.*; or pass --labels_from classifier"),
+        not_writable("show_out_dir"),
+        (Resized("work/result/sem_seg_ood/2099_000001.png"), "the mask has 9 x 9 pixels, its image 48 x 64"),
+        (OTHER_CLASSES, "the mask has class id 3, the class list ends at 2"),
+        ({"show_out_dir": "../devkit/JPEGImages"}, "JPEGImages is the photographs' own folder; name another"),
+        cut_image(1, 6),
     ],
     "make_report": [NO_DEVKIT, NO_CLASSES, not_writable("result_dir")],
 }

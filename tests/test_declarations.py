@@ -17,7 +17,9 @@ FLAGS = {item.name: item for item in dataclasses.fields(Config)}
 STEPS = {name: importlib.import_module(module) for name, module in STEP_MODULES.items()}
 README = Path(__file__).resolve().parent.parent / "README.md"
 LOOKED_AT_BY = {
+    "known_labels": {"label_file", "labels_from"},
     "mask_cams": {"masks_from", "cam_out_dir", "advcam_out_dir"},
+    "show_list_flag": {"infer_list", "show_list"},
     "deeplab_list_flag": {"infer_list", "deeplab_train_list"},
 }
 """The flags behind what `misc.run.config` offers to the steps."""

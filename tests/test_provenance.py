@@ -158,11 +158,11 @@ def test_a_killed_run_loses_at_most_one_file(advcam, monkeypatch, moment):
     owner, name = (camfile, "save") if moment == "before a file" else (Provenance, "record")
     act, calls = getattr(owner, name), []
 
-    def killed_at_the_third(*arguments):
+    def killed_at_the_third(*arguments, **options):
         calls.append(arguments)
         if len(calls) >= 3:  # nor does a killed process write what waits to be written
             raise KeyboardInterrupt
-        act(*arguments)
+        act(*arguments, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, killed_at_the_third)

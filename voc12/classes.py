@@ -1,13 +1,15 @@
 """Class names and colours. Class k (0-based) has mask value k + 1; 0 is background."""
 
+import re
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
+from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
 
-from misc.errors import InputError
+from misc.errors import InputError, first_three
 from misc.files.atomic import atomic_path
 from misc.files.regular import regular
 from misc.imutils import IGNORE_LABEL
@@ -35,18 +37,26 @@ VOC_CLASSES = (
     "tvmonitor",
 )
 
+_BACKGROUND_LINE = re.compile(r"(0[\s:,;]+)?[\W_]*(background|ignored?|unlabell?ed|void)[\W_]*", re.IGNORECASE)
+"""`background`, `_background_`, `__ignore__`, `0<tab>background`: how other tools' lists begin."""
+
 
 def read_classes(path: str | Path) -> tuple[str, ...]:
     """Class names from a text file, one a line, without the background.
 
-    Raises `InputError` if the file is missing, empty, names a class twice, has more classes than a mask has ids, or
-    names with control characters, which a terminal would obey.
+    Raises `InputError` if the file is missing, empty, begins with a line for the background, names a class twice, has
+    more classes than a mask has ids, or names with control characters, which a terminal would obey.
     """
     try:
         lines = regular(path).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"class list {path} can't be read ({error}); expected one class name a line.") from error
     names = tuple(line.strip() for line in lines if line.strip())
+    if no_classes := [*takewhile(_BACKGROUND_LINE.fullmatch, names)]:
+        raise InputError(
+            f"class list {path} begins with {first_three(no_classes)}, which is no class: value 0 of a mask is the "
+            "background without a line of its own; remove what stands before the first class."
+        )
     if not 0 < len(set(names)) == len(names) < IGNORE_LABEL:
         raise InputError(
             f"class list {path} must hold 1 to {IGNORE_LABEL - 1} different names, has {len(names)} lines."
@@ -87,6 +97,19 @@ def save_named(weights: str | Path, names: Sequence[str], *, save: Callable[[str
 def names_with_background(classes: Sequence[str]) -> list[str]:
     """Names of all mask values, from 0."""
     return ["background", *classes]
+
+
+def colours_of(names: Sequence[str]) -> list[dict[str, str | int]]:
+    """Ids, names and colours (`#rrggbb`) of all mask values, from 0, as JSON has them; `names`: with background."""
+    colours = voc_palette().tolist()
+    return [
+        {"id": k, "name": name, "colour": "#{:02x}{:02x}{:02x}".format(*colours[k])} for k, name in enumerate(names)
+    ]
+
+
+def shown_colours(ids: Iterable[int], names: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """{name: colour} of those of the ids that are classes; `names`: of all mask values, from 0."""
+    return {names[k]: tuple(voc_palette()[k].tolist()) for k in sorted({*map(int, ids)}) if 0 < k < len(names)}
 
 
 @lru_cache(maxsize=1)

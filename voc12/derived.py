@@ -27,9 +27,18 @@ def is_derived(path: Path, *, source: str | None = None) -> bool:
     return crc32_of(path) in known
 
 
+def note_of(path: Path) -> str:
+    """The note that was given with the derived file at `path`; empty if there was none."""
+    entry = read_dict(path.parent / DERIVED_RECORD).get(path.name)
+    note = entry.get("note") if isinstance(entry, dict) else None
+    return note if isinstance(note, str) else ""
+
+
 @contextmanager
-def derived_file(path: Path, *, source: str = "") -> Iterator[Path]:
+def derived_file(path: Path, *, source: str = "", note: str = "") -> Iterator[Path]:
     """Yield a temporary name; what is written there becomes the file at `path`, of which the record says from what.
+
+    `note`: a sentence on what was found while it was made, to be told again when it is used.
 
     The record is written first, and knows the derived file that is replaced as well: a run that dies between the two
     leaves neither of them to be taken for the user's own.
@@ -38,5 +47,5 @@ def derived_file(path: Path, *, source: str = "") -> Iterator[Path]:
         yield temporary
         before = crc32_of(path) if path.is_file() and is_derived(path) else None
         record = read_dict(path.parent / DERIVED_RECORD)
-        record[path.name] = {"checksum": crc32_of(temporary), "source": source, "before": before}
+        record[path.name] = {"checksum": crc32_of(temporary), "source": source, "before": before, "note": note}
         write_json(path.parent / DERIVED_RECORD, record)

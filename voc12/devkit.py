@@ -8,7 +8,7 @@ from pathlib import Path
 
 from misc.errors import InputError, requirement
 from misc.files.images import IMAGE_SUFFIXES
-from misc.files.look import folder_at, remembered
+from misc.files.look import Folder, folder_at, remembered
 from misc.files.paths import Paths
 from voc12.classes import VOC_CLASSES, classes_beside, names_with_background, read_classes
 
@@ -26,9 +26,18 @@ class Devkit:
         return self.root / "JPEGImages"
 
     @cached_property
+    def _images(self) -> Folder:
+        return folder_at(self.image_folder)
+
+    @cached_property
     def image_names(self) -> dict[str, str]:
         """{id: file name} of the images in `JPEGImages/`, which is listed once."""
-        return folder_at(self.image_folder).by_stem(IMAGE_SUFFIXES)
+        return self._images.by_stem(IMAGE_SUFFIXES)
+
+    @cached_property
+    def hidden_images(self) -> dict[str, list[str]]:
+        """{id: file names} of the images in `JPEGImages/` that differ from that of their id in the suffix alone."""
+        return self._images.hidden(IMAGE_SUFFIXES)
 
     def image_path(self, image_id: str) -> Path:
         """`JPEGImages/ID.jpg`, or whatever kind of image there is under this id."""

@@ -20,7 +20,7 @@ from misc.run.step import Files, Inputs
 from voc12.classes import names_with_background
 from voc12.devkit import Devkit, open_devkit
 from voc12.lists import read_split
-from voc12.verify import require_masks
+from voc12.verify import require_fitting_masks, require_masks
 
 log = logging.getLogger(__name__)
 
@@ -37,11 +37,22 @@ def require_evaluable(
     planned: Planned,
     num_workers: int,
 ) -> None:
-    """Raise `InputError` unless `<folder>/ID<suffix>` and sound ground-truth masks are there for a split's images."""
+    """Raise `InputError` unless `<folder>/ID<suffix>` and sound ground-truth masks are there for a split's images.
+
+    Masks in `folder` must be sound as well; that they are empty is what the scores tell.
+    """
     devkit = open_devkit(voc12_root, class_list)
     ids = read_split(devkit, split)
     require_outputs(folder, ids, suffix, flag=flag, list_flag="chainer_eval_set", made_by=made_by, planned=planned)
     require_masks(devkit, ids, num_workers=num_workers)
+    if suffix == ".png" and folder not in planned:
+        require_fitting_masks(
+            Paths(folder, (f"{image_id}.png" for image_id in ids)),
+            devkit.image_paths(ids),
+            n_classes=len(devkit.classes),
+            num_workers=num_workers,
+            advice="",
+        )
 
 
 def inputs_of_evaluation(

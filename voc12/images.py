@@ -42,13 +42,20 @@ class LabelledImages:
         return len(self.ids)
 
 
-def read_labelled_images(devkit: Devkit, list_path: str | Path, *, flag: str, label_file: str) -> LabelledImages:
-    """The images of a list file. Raises `InputError` for what is wrong with the list, its images or their labels."""
+def read_labelled_images(devkit: Devkit, list_path: str | Path, *, flag: str, label_file: str | None) -> LabelledImages:
+    """The images of a list file; without a `label_file` no image carries a class yet.
+
+    Raises `InputError` for what is wrong with the list, its images or their labels.
+    """
     ids = read_list(devkit, list_path, flag=flag)
-    return LabelledImages(ids, devkit.image_paths(ids), read_labels(devkit, label_file, ids))
+    n_classes = len(devkit.classes)
+    labels = Labels.none(len(ids), n_classes) if label_file is None else read_labels(devkit, label_file, ids)
+    return LabelledImages(ids, devkit.image_paths(ids), labels)
 
 
-def read_images_to_segment(devkit: Devkit, list_path: str | Path, *, flag: str, label_file: str) -> LabelledImages:
+def read_images_to_segment(
+    devkit: Devkit, list_path: str | Path, *, flag: str, label_file: str | None
+) -> LabelledImages:
     """The images of a list file without those that `ids_without_class` gives: there are no CAMs and masks of these.
 
     Raises `InputError` as `read_labelled_images` does, and if no image carries a class.
@@ -61,7 +68,7 @@ def read_images_to_segment(devkit: Devkit, list_path: str | Path, *, flag: str, 
     return images.select([number for number, image_id in enumerate(images.ids) if image_id not in without])
 
 
-def read_ids_to_segment(devkit: Devkit, list_path: str | Path, *, flag: str, label_file: str) -> list[str]:
+def read_ids_to_segment(devkit: Devkit, list_path: str | Path, *, flag: str, label_file: str | None) -> list[str]:
     """The ids of the same images, for steps that need no labels."""
     ids = read_list(devkit, list_path, flag=flag)
     without = ids_without_class(devkit, label_file, ids)

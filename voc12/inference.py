@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -17,9 +17,10 @@ from misc.run.loaders import sequential_loader
 from misc.run.plan import Planned, require_outputs
 from misc.run.progress import progress
 from misc.run.step import Files, Inputs
-from voc12.dataloader import ImagesWithCams
+from voc12.dataloader import ImagesWithCams, WholeImages
 from voc12.devkit import Devkit
-from voc12.images import read_ids_to_segment
+from voc12.images import LabelledImages, read_ids_to_segment
+from voc12.labels import Labels
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,32 @@ class WalkInput:
     displacement: Tensor
 
 
-def require_cams(devkit: Devkit, infer_list: str, cams: CamSource, *, label_file: str, planned: Planned) -> list[str]:
+@torch.no_grad()
+def labelled_by_classifier(
+    model: nn.Module, images: LabelledImages, *, threshold: float, device: torch.device, num_workers: int
+) -> LabelledImages:
+    """The images, with the classes that a classifier finds in them as their labels; an image may have none.
+
+    Args:
+        model: a `Net`, (1, 3, H, W) normalised -> logits (1, C) and features, in evaluation mode on `device`.
+        threshold: probability from which on a class is there.
+
+    Raises `InputError` for a network whose logits are not finite.
+    """
+    loader = sequential_loader(WholeImages(images.paths), num_workers=num_workers, device=device)
+    rows = np.zeros(images.labels.shape, dtype=bool)
+    bar = progress(loader, desc="labels by the classifier", unit="image", leave=False)
+    for row, path, image in zip(rows, images.paths, bar, strict=True):
+        logits, _ = model(normalize(image.to(device))[None])
+        if not logits.isfinite().all():
+            raise InputError(f"--cam_weights_name: the network gives NaN or infinity for {path}; name other weights.")
+        row[:] = (logits[0].sigmoid() >= threshold).cpu().numpy()
+    return replace(images, labels=Labels.of(rows))
+
+
+def require_cams(
+    devkit: Devkit, infer_list: str, cams: CamSource, *, label_file: str | None, planned: Planned
+) -> list[str]:
     """The ids of `infer_list` that carry a class. Raises `InputError` for a bad list, or if their CAMs are missing."""
     ids = read_ids_to_segment(devkit, infer_list, flag="infer_list", label_file=label_file)
     require_outputs(

@@ -1,10 +1,12 @@
 """Image labels: from a label file of the IRN family, a table, or derived from the devkit's XML annotations."""
 
+import difflib
 import itertools
 import logging
 import re
 import xml.etree.ElementTree as ElementTree
 import zlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -18,8 +20,9 @@ from misc.files.images import without_image_suffix
 from misc.files.objectfile import load_object, save_object
 from misc.files.paths import Paths
 from misc.files.regular import regular
+from misc.run.notices import notice
 from misc.run.progress import progress
-from voc12.derived import DERIVED_FOLDER, derived_file, is_derived
+from voc12.derived import DERIVED_FOLDER, derived_file, is_derived, note_of
 from voc12.devkit import Devkit
 from voc12.labelcsv import is_table, labels_by_file
 
@@ -83,6 +86,12 @@ class Labels:
         """(N,) int64: the number of classes of each image."""
         return _ONES_IN[self._bits].sum(axis=1)
 
+    def images_of_classes(self) -> np.ndarray:
+        """(C,) int64: the number of images of each class."""
+        starts = range(0, len(self), ROWS_AT_ONCE)
+        parts = (np.unpackbits(self._bits[i : i + ROWS_AT_ONCE], axis=1, count=self.shape[1]) for i in starts)
+        return sum((part.sum(axis=0, dtype=np.int64) for part in parts), np.zeros(self.shape[1], dtype=np.int64))
+
 
 def _annotations_state(devkit: Devkit, names: Sequence[str]) -> str:
     """A short text that changes when the annotations or the class list do."""
@@ -92,16 +101,44 @@ def _annotations_state(devkit: Devkit, names: Sequence[str]) -> str:
     return f"{zlib.crc32(text.encode(errors='surrogateescape')):08x}"  # names need not be text
 
 
-def labels_of_annotation(path: Path, classes: Sequence[str]) -> np.ndarray:
-    """(C,) float32 0/1: the classes whose `<object><name>` the XML file holds; names outside `classes` don't count.
-
-    Raises `InputError` if the file is no XML.
-    """
+def names_of_annotation(path: Path) -> set[str]:
+    """What the XML file holds as `<object><name>`. Raises `InputError` if the file is no XML."""
     try:
-        names = {(element.text or "").strip() for element in ElementTree.parse(regular(path)).iterfind("object/name")}
+        return {(element.text or "").strip() for element in ElementTree.parse(regular(path)).iterfind("object/name")}
     except (ElementTree.ParseError, ValueError, LookupError, OSError) as error:
         raise InputError(f"annotation {path} is no valid XML ({error}); replace it.") from error
-    return np.array([name in names for name in classes], dtype=np.float32)
+
+
+def _spelling(name: str) -> str:
+    """A name without what spellings differ in: `Dining table` and `diningtable` are one."""
+    return "".join(filter(str.isalnum, name.casefold()))
+
+
+def _note_on_others(names: Counter[str], folder: Path, classes: Sequence[str]) -> str:
+    """A sentence on the names in annotations that are no classes, with the number of images of each.
+
+    A name that no class resembles comes last. Raises `InputError` for one that is a class in another spelling: its
+    images would count as images without that class.
+    """
+    others = {name: n_images for name, n_images in names.most_common() if name not in classes}
+    class_of = {_spelling(name): name for name in classes}
+    for name, n_images in others.items():
+        if name and (meant := class_of.get(_spelling(name))) is not None:
+            raise InputError(
+                f"{n_images} annotations in {folder} name {name!r}, the class list has {meant!r}: both must spell a "
+                "class alike; correct the annotations or the class list."
+            )
+    if not others:
+        return ""
+    near = {name: difflib.get_close_matches(name, classes, 1) for name in others}
+    shown = [
+        f"{name} ({n_images} images{f', the nearest class is {near[name][0]}' if near[name] else ''})"
+        for name, n_images in sorted(others.items(), key=lambda item: not near[item[0]])
+    ]
+    return printable(
+        f"annotations in {folder} name what the class list has not, and such objects are taken for background: "
+        f"{first_three(shown)}; where one of the classes is meant, correct the annotations or the class list."
+    )
 
 
 def _derive_labels(devkit: Devkit, label_file: Path) -> None:
@@ -116,12 +153,18 @@ def _derive_labels(devkit: Devkit, label_file: Path) -> None:
         )
     source = _annotations_state(devkit, names)
     if label_file.is_file() and is_derived(label_file, source=source):
+        if note := note_of(label_file):
+            notice(note)
         return
-    labels = {
-        _label_key(name.removesuffix(".xml")): labels_of_annotation(folder / name, devkit.classes)
-        for name in progress(names, desc="reading annotations", unit="file")
-    }
-    with derived_file(label_file, source=source) as temporary:
+    labels, found = {}, Counter()
+    for name in progress(names, desc="reading annotations", unit="file"):
+        objects = names_of_annotation(folder / name)
+        found.update(objects)
+        of_image = np.array([name in objects for name in devkit.classes], dtype=np.float32)
+        labels[_label_key(name.removesuffix(".xml"))] = of_image
+    if note := _note_on_others(found, folder, devkit.classes):
+        notice(note)
+    with derived_file(label_file, source=source, note=note) as temporary:
         save_object(temporary, labels)
     log.info("made %s from %s: labels of %d images", label_file, folder, len(labels))
 
@@ -280,16 +323,16 @@ def _known_labels(devkit: Devkit, label_file: Path) -> _LabelFile:
     return look.read_once(label_file, lambda: _LabelFile(label_file, devkit.classes), "label file", devkit.classes)
 
 
-def ids_without_class(devkit: Devkit, label_file: str | Path, ids: Sequence[str]) -> frozenset[str]:
-    """Those of `ids` that a label file says have none of the classes.
+def ids_without_class(devkit: Devkit, label_file: str | Path | None, ids: Sequence[str]) -> frozenset[str]:
+    """Those of `ids` that a label file says have none of the classes; without one no image is known to have none.
 
     Labels that are made of annotations don't say so: these name objects, which may be spelled otherwise than the
     classes. Neither does a label file in which an image is missing.
     Raises `InputError` for an unreadable file, and labels that are not 0 or 1 for each class.
     """
-    label_file = Path(label_file)
-    if not label_file.is_file():
+    if label_file is None or not Path(label_file).is_file():
         return frozenset()
+    label_file = Path(label_file)
     return look.read_once(
         label_file, lambda: _without_class(devkit, label_file, ids), "no class", devkit.classes, tuple(ids)
     )
@@ -326,4 +369,19 @@ def require_labelled(devkit: Devkit, label_file: str | Path, ids: Sequence[str],
         raise InputError(
             f"--{flag}: {len(empty)} images carry none of the classes ({first_three(empty)}); take them out of the "
             "list, or name a --label_file that says that they carry none."
+        )
+
+
+def tell_odd_classes(labels: Labels, classes: Sequence[str], *, flag: str) -> None:
+    """Tell the log of classes that a classifier can't learn from a training list: in no image, or in every one."""
+    n_images = labels.images_of_classes()
+    if absent := [classes[k] for k in np.flatnonzero(n_images == 0)]:
+        notice(
+            f"--{flag}: no image carries {first_three(absent)} ({len(absent)} of {len(classes)} classes), so no CAM "
+            "will show them; add images, or take them out of the class list."
+        )
+    if always := [classes[k] for k in np.flatnonzero(n_images == len(labels))]:
+        notice(
+            f"--{flag}: every image carries {first_three(always)}, so nothing teaches the classifier where they are "
+            "not; add images without them."
         )

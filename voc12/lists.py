@@ -10,6 +10,7 @@ from misc.errors import InputError, first_three
 from misc.files.images import without_image_suffix
 from misc.files.look import Folder, folder_at, read_once, remembered
 from misc.files.text import read_text
+from misc.run.notices import notice
 from voc12.derived import DERIVED_FOLDER, derived_file, is_derived
 from voc12.devkit import Devkit
 
@@ -97,11 +98,32 @@ def _ids_of(devkit: Devkit, path: Path, *, flag: str) -> list[str]:
             f"--{flag}: {len(missing)} of the {len(entries)} images of {path} are not in {devkit.image_folder} "
             f"({first_three(missing)}); correct the list or --voc12_root."
         )
+    _tell_ids_of_several_files(devkit, entries, path=path, flag=flag)
     ids = [image_id for image_id, _ in entries]
     unique = list(dict.fromkeys(ids))
     if len(unique) < len(ids):
         log.info("%s names %d images more than once; each is used once", path, len(ids) - len(unique))
     return unique
+
+
+def _tell_ids_of_several_files(devkit: Devkit, entries: list[tuple[str, str]], *, path: Path, flag: str) -> None:
+    """Tell the log of ids with several files, of which one is read.
+
+    `entries`: (id, how the list names it). Raises `InputError` if the list names another one of them.
+    """
+    several = [(image_id, named) for image_id, named in entries if image_id in devkit.hidden_images]
+    for image_id, named in several:
+        if (file := _file_in_images(named)) in devkit.hidden_images[image_id]:
+            raise InputError(
+                f"--{flag}: {path} names {file}, and {devkit.image_folder} has {devkit.image_names[image_id]}, too, "
+                f"which would be read in its place: both are the image {image_id}; rename or remove one."
+            )
+    if several:
+        shown = [f"{devkit.image_names[i]}, not {' or '.join(devkit.hidden_images[i])}" for i in dict(several)]
+        notice(
+            f"{len(shown)} images of {path} have several files in {devkit.image_folder} that differ in the suffix "
+            f"alone; read are {first_three(shown)}"
+        )
 
 
 def read_split(devkit: Devkit, split: str, *, flag: str = "chainer_eval_set") -> list[str]:

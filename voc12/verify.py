@@ -1,5 +1,6 @@
 """Reading every image and mask once before long work, so that no damaged file stops a run after hours."""
 
+import filecmp
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -12,10 +13,12 @@ import numpy as np
 from misc.errors import InputError, first_three, raise_if_of_the_machine, reason_of, requirement
 from misc.files import look
 from misc.files.atomic import write_json
-from misc.files.images import image_size, open_image, pixel_problem, read_label
+from misc.files.images import image_size, is_stored_on_its_side, open_image, pixel_problem, read_label
 from misc.files.jsonfile import read_dict
 from misc.files.paths import Paths
 from misc.imutils import IGNORE_LABEL
+from misc.run.depends import checksum
+from misc.run.notices import notice
 from misc.run.parallel import ordered_map
 from misc.run.progress import progress
 from voc12.derived import DERIVED_FOLDER
@@ -25,6 +28,11 @@ from voc12.instances import instances_of
 VERIFIED_RECORD = DERIVED_FOLDER / ".verified.json"
 FILES_A_TASK = 64
 """That a process checks at a time; so few are not worth a process."""
+
+NO_CLASS_ID = "no class id"
+"""Of a mask that holds 0 and 255 alone: one such mask is sound, a list of nothing else is not."""
+CHECKSUM = "checksum"
+"""The kind of check whose state ends with a file's checksum."""
 
 Files = tuple[str, ...]
 """A file, and those that it has to fit."""
@@ -47,17 +55,23 @@ def _problem_of_image(files: Files) -> str | None:
 
 
 def _problem_of_mask(files: Files, *, n_classes: int) -> str | None:
-    """Why the mask does not fit its image or the classes."""
+    """Why the mask does not fit its image or the classes; `NO_CLASS_ID` for one that fits and is empty."""
     try:
         mask, size = read_label(files[0]), image_size(files[1])
     except InputError as error:
         return str(error)
     if mask.shape != size:
-        return f"the mask has {mask.shape[0]} x {mask.shape[1]} pixels, its image {size[0]} x {size[1]}"
+        problem = f"the mask has {mask.shape[0]} x {mask.shape[1]} pixels, its image {size[0]} x {size[1]}"
+        if mask.shape == size[::-1] and is_stored_on_its_side(files[1]):
+            problem += (
+                " as it is stored and read, and an EXIF orientation by which it was turned for the mask; store the "
+                "photograph upright, without one"
+            )
+        return problem
     highest = mask[mask != IGNORE_LABEL].max(initial=0)
     if highest > n_classes:
         return f"the mask has class id {highest}, the class list ends at {n_classes}"
-    return None
+    return None if highest else NO_CLASS_ID
 
 
 def _problem_of_instances(files: Files, *, n_classes: int) -> str | None:
@@ -108,6 +122,12 @@ class _Verified:
                         new[tuple(files)] = state
         return new
 
+    def n_passed(self, columns: Columns, kind: str) -> int:
+        """How many files of a list passed as they are now; all lie in one folder."""
+        if not len(columns[0]) or not self._of_folder(os.path.dirname(columns[0][0]), kind):
+            return 0
+        return len(columns[0]) - len(self.new([columns], kind))
+
     def add(self, passed: Mapping[Files, str | None], kind: str) -> None:
         """Write the record with these files as well."""
         for (path, *_), state in passed.items():
@@ -121,6 +141,19 @@ class _Verified:
     def add_lists(self, lists: Iterable[Columns], kind: str) -> None:
         """Remember for this run that all files of these lists passed."""
         self._lists.update((kind, columns) for columns in lists)
+
+    def checksums(self, paths: Sequence[str]) -> dict[str, str]:
+        """{path: crc32} of files, each read once until its size or time changes."""
+        new, found = {}, {}
+        for path, state in zip(paths, _states((_as_paths(paths),)), strict=True):
+            known = self._of_folder(os.path.dirname(path), CHECKSUM).get(os.path.basename(path), "")
+            if state is None or not known.startswith(f"{state} "):
+                known = f"{state} {checksum(path)}"
+                new[(path,)] = known
+            found[path] = known.rpartition(" ")[2]
+        if new:
+            self.add(new, CHECKSUM)
+        return found
 
 
 def _folder_of_row(row: tuple) -> str:
@@ -156,6 +189,10 @@ def _verify(
         found = ordered_map(partial(_problems, problem_of=problem_of), chunks, workers=workers, flag="num_workers")
         bar = progress(chain.from_iterable(found), total=len(new), desc="checking images", unit="image")
         problems = {files: problem for files, problem in zip(new, bar, strict=True) if problem}
+        empty = {files: new[files] for files, problem in problems.items() if problem == NO_CLASS_ID}
+        problems = {files: problem for files, problem in problems.items() if files not in empty}
+        if empty:
+            record.add(empty, f"{kind}, {NO_CLASS_ID}")
         record.add({files: state for files, state in new.items() if files not in problems}, kind)
         if problems:
             names = [path for path, *_ in problems]
@@ -176,6 +213,30 @@ def require_readable(*lists: Sequence[str | Path], num_workers: int) -> None:
 
 def _as_paths(files: Sequence[str | Path]) -> Paths:
     return files if isinstance(files, Paths) else Paths("", map(str, files))
+
+
+def require_no_training_images(
+    ood_paths: Sequence[str | Path], train_paths: Sequence[str | Path], *, list_flag: str, train_flag: str
+) -> None:
+    """Raise `InputError` if out-of-distribution images are, byte for byte, training images that carry a class.
+
+    Only images of equal sizes are read, and these once.
+    """
+    ood_sizes, train_sizes = (look.states(paths)[:, 0] for paths in (ood_paths, train_paths))
+    alike, train_alike = (
+        [str(paths[number]) for number in np.flatnonzero(np.isin(sizes, other_sizes))]
+        for paths, sizes, other_sizes in ((ood_paths, ood_sizes, train_sizes), (train_paths, train_sizes, ood_sizes))
+    )
+    checksum_of = look.remembered("verified files", _Verified).checksums([*alike, *train_alike])
+    image_with = {checksum_of[path]: path for path in train_alike}
+    pairs = [(path, image_with[checksum_of[path]]) for path in alike if checksum_of[path] in image_with]
+    same = [f"{path} is {image}" for path, image in pairs if filecmp.cmp(path, image, shallow=False)]
+    if same:
+        raise InputError(
+            f"--{list_flag}: {len(same)} of {len(ood_paths)} out-of-distribution images are images of --{train_flag} "
+            f"that carry classes ({first_three(same)}), so the losses contradict each other; take them out of "
+            f"--{list_flag}."
+        )
 
 
 def missing_masks(devkit: Devkit, ids: Sequence[str]) -> list[str]:
@@ -223,14 +284,29 @@ def require_masks(devkit: Devkit, ids: Sequence[str], *, num_workers: int, set_f
 
 
 @requirement
-def require_fitting_masks(mask_paths: Paths, image_paths: Paths, *, n_classes: int, num_workers: int) -> None:
+def require_fitting_masks(
+    mask_paths: Paths,
+    image_paths: Paths,
+    *,
+    n_classes: int,
+    num_workers: int,
+    advice: str = "write ids in the order of the class list",
+) -> None:
     """Raise `InputError` if masks are unreadable, not of their image's size, or hold ids above `n_classes` (not 255).
 
-    `image_paths`: the image of each mask.
+    Also, with `advice`, if none of them holds the id of a class, as where 255 marks the objects; some may hold none.
+
+    Args:
+        image_paths: the image of each mask.
+        advice: what to do then; empty: nothing, the log is told.
     """
-    _verify(
-        [(mask_paths, image_paths)],
-        partial(_problem_of_mask, n_classes=n_classes),
-        kind=f"mask of {n_classes} classes",
-        num_workers=num_workers,
-    )
+    columns, kind = (mask_paths, image_paths), f"mask of {n_classes} classes"
+    _verify([columns], partial(_problem_of_mask, n_classes=n_classes), kind=kind, num_workers=num_workers)
+    n_empty = look.remembered("verified files", _Verified).n_passed(columns, f"{kind}, {NO_CLASS_ID}")
+    if n_empty == len(mask_paths) and advice:
+        raise InputError(
+            f"none of the {n_empty} masks such as {mask_paths[0]} holds the id of a class: their values are 0 "
+            f"(background) and {IGNORE_LABEL} (not counted) alone, expected some of 1 to {n_classes}; {advice}."
+        )
+    if n_empty:
+        notice(f"{n_empty} of {len(mask_paths)} masks in {os.path.dirname(mask_paths[0])} show none of the classes")

@@ -28,6 +28,9 @@ FORMATS = (
 )
 """PIL's names of what a file may be, whatever its suffix. PIL knows many more; PostScript among them it would run."""
 
+ON_ITS_SIDE = (5, 6, 7, 8)
+"""EXIF orientations of photographs that are stored with height and width exchanged."""
+
 
 def without_image_suffix(name: str) -> str:
     """`ID.jpg` -> `ID`, for every kind of image; other names stay."""
@@ -110,6 +113,12 @@ def read_label(path: str | Path) -> np.ndarray:
             "pixels."
         )
     return label.astype(np.uint8)
+
+
+def is_stored_on_its_side(path: str | Path) -> bool:
+    """Whether the EXIF orientation of an image that `open_image` opens exchanges its height and its width."""
+    with open_image(path) as image:
+        return image.getexif().get(ExifTags.Base.Orientation) in ON_ITS_SIDE
 
 
 def image_size(path: str | Path) -> tuple[int, int]:

@@ -40,6 +40,7 @@ class Folder:
         self._place_of = {name: place for place, name in enumerate(names)}
         self._states: np.ndarray | None = None
         self._by_stem: dict[tuple[str, ...], dict[str, str]] = {}
+        self._hidden: dict[tuple[str, ...], dict[str, list[str]]] = {}
 
     def __contains__(self, name: object) -> bool:
         return name in self._place_of
@@ -55,14 +56,25 @@ class Folder:
         """{stem: name} of the names with one of the `suffixes`, in any case; of several the first suffix counts."""
         if suffixes not in self._by_stem:
             rank_of = {suffix: rank for rank, suffix in enumerate(suffixes)}
-            ranks, names = {}, {}
+            ranks, names, hidden = {}, {}, {}
             for name in self:
                 stem, suffix = os.path.splitext(name)
                 rank = rank_of.get(suffix.lower())
-                if rank is not None and rank <= ranks.get(stem, rank):
-                    ranks[stem], names[stem] = rank, name
-            self._by_stem[suffixes] = names
+                if rank is None:
+                    continue
+                if stem in names:
+                    loser = name if rank > ranks[stem] else names[stem]
+                    hidden.setdefault(stem, []).append(loser)
+                    if loser == name:
+                        continue
+                ranks[stem], names[stem] = rank, name
+            self._by_stem[suffixes], self._hidden[suffixes] = names, hidden
         return self._by_stem[suffixes]
+
+    def hidden(self, suffixes: tuple[str, ...]) -> dict[str, list[str]]:
+        """{stem: other names with it} of those that `by_stem` leaves out."""
+        self.by_stem(suffixes)
+        return self._hidden[suffixes]
 
     def states(self, names: Sequence[str]) -> np.ndarray:
         """(N, 3) int64: size, time of change (ns) and inode of each file, links followed; -1 where there is no file."""

@@ -6,9 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from misc.files.jsonfile import is_number, parse, read_dict
-from misc.files.regular import regular
-from misc.run.record import METRICS_FOLDER, RUNS_FOLDER, SCORES_FOLDER
+from misc.files.jsonfile import is_number, read_dict
+from misc.run.record import LARGEST_SHOWN, RUNS_FOLDER, SCORES_FOLDER, read_losses
 
 TRAININGS = ("train_classifier", "train_cam", "train_irn", "train_deeplab")
 SEGMENTATION_EVALUATIONS = {"eval_deeplab": "DeepLab", "eval_deeplab_crf": "DeepLab + CRF"}
@@ -24,8 +23,6 @@ CAM_EVALUATIONS = ("eval_cam", "eval_advcam")
 OPTIONAL = ("eval_advcam", "train_deeplab", *SEGMENTATION_EVALUATIONS)
 """The report does not miss these."""
 REPORT_STEP = "make_report"
-LARGEST_SHOWN = 1e30
-"""Charts can't scale larger numbers."""
 # What makes two trainings comparable: all but the OoD data
 SHARED_FLAGS = ("cam_init_weights_name", "cam_num_epoches", "cam_learning_rate", "cam_batch_size", "train_list", "seed")
 
@@ -142,19 +139,6 @@ def _is_curve(content: Record) -> bool:
     )
 
 
-def _read_losses(path: Path) -> dict[str, list[float]]:
-    """{column: values} of a file of JSON lines; of columns that each line has. Empty if there is no sound file."""
-    try:
-        lines = [parse(line) for line in regular(path).read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError):
-        return {}
-    if not lines or not all(isinstance(line, dict) for line in lines):
-        return {}
-    shown = {"low": -LARGEST_SHOWN, "high": LARGEST_SHOWN}
-    columns = [n for n in lines[0] if n.isprintable() and all(is_number(line.get(n), **shown) for line in lines)]
-    return {name: [line[name] for line in lines] for name in columns} if "step" in columns else {}
-
-
 def _same_path(path: Any, other: Any) -> bool:
     if not (isinstance(path, str) and isinstance(other, str)):
         return False
@@ -201,7 +185,7 @@ def collect_arm(name: str, result_dir: str | Path, voc12_root: str, class_names:
     if ours and all(is_number(number, low=0, high=1) for number in ap):
         arm.instance_ap = ap
     for training in TRAININGS:  # losses carry no data set: the last run that wrote them tells it
-        losses = _read_losses(folder / METRICS_FOLDER / f"{training}.jsonl") if owner.get(training) else {}
+        losses = read_losses(folder, training) if owner.get(training) else {}
         if losses:
             arm.losses[training] = losses
     return arm

@@ -2,11 +2,13 @@
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
 
 import numpy as np
-from matplotlib import colormaps
-from PIL import Image, ImageDraw
+from matplotlib import colormaps, get_data_path
+from PIL import Image, ImageDraw, ImageFont
 
 from misc.files.instancefile import Detections
 from misc.imutils import IGNORE_LABEL
@@ -16,6 +18,9 @@ UNSURE_COLOUR = (190, 190, 190)
 STRIP_ROWS = 64
 THUMBNAIL_SIDE, SHEET_HEIGHT, SHEET_GAP, CAPTION_HEIGHT = 300, 130, 8, 16
 JPEG_QUALITY = 85
+
+TEXT_SHARE, SMALLEST_TEXT, LARGEST_TEXT = 1 / 32, 13, 44
+"""Height of the text beside a picture: a share of its width, in pixels at least and at most this."""
 
 Captioned = tuple[str, np.ndarray]
 
@@ -46,6 +51,67 @@ def mask_overlay(image: np.ndarray, mask: np.ndarray, palette: np.ndarray) -> np
         blended = part * (1 - MASK_OPACITY) + colours * MASK_OPACITY
         picture[rows] = np.where((mask[rows] != 0)[..., None], blended, part * 0.55)
     return picture
+
+
+def maps_overlay(image: np.ndarray, high_res: np.ndarray, keys: Sequence[int], palette: np.ndarray) -> np.ndarray:
+    """The strongest of the CAMs (K, H, W) of the classes `keys`, in its class's colour, denser where it is stronger."""
+    if len(keys) == 0:
+        return image
+    colours = palette[np.asarray(keys) + 1][high_res.argmax(axis=0)]
+    opacity = MASK_OPACITY * high_res.max(axis=0).clip(0, 1)[..., None]
+    return (image * (1 - opacity) + colours * opacity).astype(np.uint8)
+
+
+@cache
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    """The font that comes with matplotlib, which has Latin, Greek and Cyrillic letters."""
+    return ImageFont.truetype(Path(get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), size)
+
+
+def _text_size(width: int) -> int:
+    return int(np.clip(width * TEXT_SHARE, SMALLEST_TEXT, LARGEST_TEXT))
+
+
+def with_legend(picture: np.ndarray, colours: Mapping[str, Sequence[int]]) -> np.ndarray:
+    """The picture, and below it the names and their colours in as many lines as they take; no names: the picture alone.
+
+    The picture's pixels stay as they are; one that is too narrow for a name gets a white margin on its right.
+    """
+    if not colours:
+        return picture
+    height, width = picture.shape[:2]
+    size = _text_size(width)
+    font, line = _font(size), round(1.6 * size)
+    lengths = {name: line + round(font.getlength(name)) + size for name in colours}
+    width = max(width, *lengths.values())
+    places, left, row = {}, 0, 0
+    for name, length in lengths.items():
+        if left + length > width:
+            left, row = 0, row + 1
+        places[name] = left, height + row * line
+        left += length
+    canvas = Image.new("RGB", (width, height + (row + 1) * line), "white")
+    canvas.paste(Image.fromarray(picture), (0, 0))
+    draw, margin = ImageDraw.Draw(canvas), round(0.3 * size)
+    for name, (x, y) in places.items():
+        box = (x + margin, y + margin, x + margin + size, y + margin + size)
+        draw.rectangle(box, fill=tuple(map(int, colours[name])), outline="black")
+        draw.text((x + line, y + line // 2), name, fill="black", font=font, anchor="lm")
+    return np.asarray(canvas)
+
+
+def side_by_side(pictures: Sequence[Captioned]) -> np.ndarray:
+    """Captioned pictures of one size in a row, each with its caption above it."""
+    height, width = pictures[0][1].shape[:2]
+    size = _text_size(width)
+    top = round(1.6 * size)
+    canvas = Image.new("RGB", ((width + SHEET_GAP) * len(pictures) - SHEET_GAP, top + height), "white")
+    draw = ImageDraw.Draw(canvas)
+    for number, (caption, picture) in enumerate(pictures):
+        left = number * (width + SHEET_GAP)
+        draw.text((left, top // 2), caption, fill="black", font=_font(size), anchor="lm")
+        canvas.paste(Image.fromarray(picture), (left, top))
+    return np.asarray(canvas)
 
 
 def instance_colours(detections: Detections, palette: np.ndarray) -> np.ndarray:

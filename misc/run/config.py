@@ -149,6 +149,14 @@ class Config:
         "voc12/cls_labels.npy",
         "image labels, of the IRN family's kind or a table (.csv); one in voc12/ is made from the devkit's XML files",
     )
+    labels_from: Literal["file", "classifier"] = flag(
+        "file",
+        "who tells make_cam, make_advcam and show the classes of an image: the label file, or, where there are no "
+        "labels, the classifier whose CAMs they make (not in the original)",
+    )
+    label_threshold: float = flag(
+        0.5, "probability from which on --labels_from classifier finds a class (not in the original)", low=0, high=1
+    )
     train_list: str = flag(
         "voc12/train_aug.txt", "images of train_cam, make_cam, make_advcam, cam_to_ir_label, train_irn"
     )
@@ -324,6 +332,10 @@ class Config:
     predict_long_side: int = flag(513, "larger photographs are reduced to this for the network; 0: never", low=0)
     predict_crf: bool = flag(False, "predict refines its masks with dense CRF")
 
+    # Overlays to look at (not in the original)
+    show_list: str = flag("", "images of show; empty: those of --infer_list (not in the original)")
+    show_out_dir: str = flag("result/show", "overlays of show, ID.jpg, and classes.json", output=True)
+
     # Report (not in the original)
     control_dir: str = flag(
         "result/control", "result_dir of a control run to compare with, where there is one", output=True
@@ -372,6 +384,12 @@ class Config:
     predict_pass: bool = switch(
         False, "segment photographs with DeepLab-v2; other steps run only if switched on, too", alone=True
     )
+    show_pass: bool = switch(
+        False,
+        "write overlays of CAMs and masks, with names, colours and a legend; other steps run only if switched on, too "
+        "(not in the original)",
+        alone=True,
+    )
     make_report_pass: bool = switch(
         False, "write one page of what was done so far: curves, tables, pictures (not in the original)"
     )
@@ -379,6 +397,11 @@ class Config:
     def only(self, names: Sequence[str]) -> dict[str, Any]:
         """{name: value} of some flags."""
         return {name: getattr(self, name) for name in names}
+
+    @property
+    def known_labels(self) -> str | None:
+        """The label file of the images whose CAMs are made; None where the classifier finds their classes."""
+        return self.label_file if self.labels_from == "file" else None
 
     @property
     def mask_cams(self) -> CamSource:
@@ -478,7 +501,7 @@ def parse_config(arguments: Sequence[str] | None = None, *, explain: Callable[[s
     result `recipe` is the one that was taken, never `auto`.
 
     Args:
-        explain: called with each sentence on what the recipe chose by what is in place.
+        explain: called with each sentence on what the recipe chose by what is in place, and on steps that are left out.
 
     Raises `InputError` for an unknown flag or recipe, a value of the wrong type or out of range.
     """
@@ -512,9 +535,27 @@ def parse_config(arguments: Sequence[str] | None = None, *, explain: Callable[[s
             near = difflib.get_close_matches(step, STEP_MODULES, 1)
             hint = f"did you mean {near[0]}?" if near else f"expected steps, such as make_cam, or {ALL_STEPS}."
             raise InputError(f"--redo: there is no step {step}; {hint}")
-    for sentence in sentences if explain is not None else ():
+    for sentence in [*sentences, *_on_steps_left_out(values, given)] if explain is not None else ():
         explain(sentence)
     return Config(**values)
+
+
+def _on_steps_left_out(values: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
+    """What to tell the user of steps of a bare call that are off for a step that runs alone, beside further steps."""
+    on = {name: item.metadata["alone"] for name, item in _SWITCHES.items() if values[item.name]}
+    left_out = [
+        name
+        for name, item in _SWITCHES.items()
+        if vars(Config())[item.name] and not values[item.name] and item.name not in given
+    ]
+    alone, others = ([name for name, is_alone in on.items() if is_alone == wanted] for wanted in (True, False))
+    if not (alone and others and left_out):
+        return []
+    return [
+        f"notice: beside --{alone[0]}_pass only steps that are switched on run: {', '.join(left_out)} do not, and "
+        f"{', '.join(others)} would use what earlier runs have left; add --{left_out[0]}_pass True and so on, where "
+        "they are meant to run."
+    ]
 
 
 def in_work_dir(values: Mapping[str, Any], work_dir: str) -> dict[str, Any]:
@@ -540,6 +581,11 @@ def switches(*enabled: str) -> dict[str, bool]:
 def deeplab_list_flag(values: Mapping[str, Any]) -> str:
     """The flag that names the images of train_deeplab, given the values of all flags."""
     return "deeplab_train_list" if values.get("deeplab_train_list") else "infer_list"
+
+
+def show_list_flag(values: Mapping[str, Any]) -> str:
+    """The flag that names the images of show, given the values of all flags."""
+    return "show_list" if values.get("show_list") else "infer_list"
 
 
 def changed_flags(values: Mapping[str, Any]) -> dict[str, Any]:

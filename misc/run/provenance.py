@@ -48,8 +48,11 @@ class Provenance:
         """Whether a file of this name was made with the same."""
         return path.name in self._known
 
-    def record(self, path: Path, source: str) -> None:
-        """Note that the complete file at `path` was made with this, from `source`."""
+    def record(self, path: Path, source: str, *, content: Any = None) -> None:
+        """Note that the complete file at `path` was made with this, from `source`; `content`: what it holds, as JSON.
+
+        What a file holds is told to people and decides nothing.
+        """
         state = path.stat()
         entry = {
             "file": path.name,
@@ -59,6 +62,8 @@ class Provenance:
             "source": source,
             "made_with": self._made_with,
         }
+        if content is not None:
+            entry["content"] = content
         with told_if_disk_is_full(self._path), self._path.open("a+b") as file:
             # Half a line that a killed run has left must not spoil this one
             start = b"" if _ends_with_newline(file) else b"\n"
@@ -107,16 +112,21 @@ class FinishedFiles:
         return pending
 
     def write(self, paths: Sequence[Path], source_of: Callable[[], str], write: Callable[..., Any], *args: Any) -> None:
-        """Write the files of an item, `write(*args)`, and note what they were made with."""
-        write(*args)
+        """Write the files of an item, `write(*args)`, and note what they were made with, and hold as `write` says."""
+        content = write(*args)
         source = source_of()
         for path in paths:
-            self._record_of(path).record(path, source)
+            self._record_of(path).record(path, source, content=content)
 
 
 def recorded_checksums(folder: Path) -> dict[str, tuple[int, int, str]]:
     """{file name: (size, time of change in ns, checksum)} of what a folder's record says last of each file."""
     return {entry["file"]: (entry["size"], entry["time"], entry["checksum"]) for entry in _entries(folder / RECORD)}
+
+
+def recorded_contents(folder: Path) -> dict[str, Any]:
+    """{file name: what it holds} as a folder's record says last of each file; None where it does not say."""
+    return {entry["file"]: entry.get("content") for entry in _entries(folder / RECORD)}
 
 
 def source_digest(*parts: str | bytes) -> str:

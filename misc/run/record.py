@@ -22,6 +22,8 @@ from tqdm import tqdm
 from misc.errors import InputError, printable, reason_of
 from misc.files.atomic import atomic_path, write_json
 from misc.files.disk import told_if_disk_is_full
+from misc.files.jsonfile import is_number, parse
+from misc.files.regular import regular
 from misc.run.config import Config
 from misc.run.distributed import is_first_process, n_processes, rank
 from misc.run.memory import peak_memory_mib, reset_peak_memory
@@ -34,6 +36,8 @@ WIDTH = 120
 METRICS_FOLDER, RUNS_FOLDER, SCORES_FOLDER = "metrics", "runs", "scores"
 GROWING = ".jsonl.part"
 """Suffix of the losses of a training that has not ended."""
+LARGEST_SHOWN = 1e30
+"""Of losses: charts can't scale larger numbers."""
 
 
 UNPRINTABLE = "backslashreplace"
@@ -198,6 +202,20 @@ def discard_scores(result_dir: str, name: str) -> None:
 def scores_path(result_dir: str, name: str) -> Path:
     """Where an evaluation is saved."""
     return Path(result_dir) / SCORES_FOLDER / f"{name}.json"
+
+
+def read_losses(result_dir: str | Path, name: str) -> dict[str, list[float]]:
+    """{column: values} of `<result_dir>/metrics/<name>.jsonl`; of columns that each line has. Empty if unsound."""
+    path = Path(result_dir) / METRICS_FOLDER / f"{name}.jsonl"
+    try:
+        lines = [parse(line) for line in regular(path).read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError):
+        return {}
+    if not lines or not all(isinstance(line, dict) for line in lines):
+        return {}
+    shown = {"low": -LARGEST_SHOWN, "high": LARGEST_SHOWN}
+    columns = [n for n in lines[0] if n.isprintable() and all(is_number(line.get(n), **shown) for line in lines)]
+    return {name: [line[name] for line in lines] for name in columns} if "step" in columns else {}
 
 
 @contextmanager

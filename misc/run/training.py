@@ -3,9 +3,10 @@
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from statistics import fmean
 from typing import Any, Protocol
 
 import torch
@@ -17,15 +18,19 @@ from misc.files.jsonfile import jsonable
 from misc.files.soundness import unsound_weight
 from misc.run.config import Config
 from misc.run.device import resolve_device
-from misc.run.distributed import max_over_processes, n_processes, sum_gradients
+from misc.run.distributed import is_first_process, max_over_processes, n_processes, sum_gradients
 from misc.run.done import made_with
 from misc.run.limits import LOST_CONNECTION
 from misc.run.loaders import training_loader
+from misc.run.notices import notice
 from misc.run.progress import progress
-from misc.run.record import metrics_log
+from misc.run.record import metrics_log, read_losses
 from misc.run.step import Inputs, Step
 from misc.run.stopping import GRACE_SECONDS, is_told, stop_deferred, told
 from misc.run.training_state import Part, TrainingState
+
+FEWEST_COMPARED = 10
+"""Steps from which on a loss's start and end tell more than the chance of single batches."""
 
 
 class TrainingSet(Protocol):
@@ -199,6 +204,21 @@ def fit(
     if unsound_weight({str(i): p for i, p in enumerate(p for g in optimizer.param_groups for p in g["params"])}):
         raise InputError(f"{name}: the weights have grown without bounds by step {n_steps}; lower --{rate_flag}.")
     state.save(n_steps)
+    if is_first_process():
+        _tell_if_worse(read_losses(result_dir, name).get("total", []), name=name, rate_flag=rate_flag)
+
+
+def _tell_if_worse(losses: Sequence[float], *, name: str, rate_flag: str) -> None:
+    """Tell the log of a loss that ended above its start: each the mean of a tenth of the steps."""
+    if len(losses) < FEWEST_COMPARED:
+        return
+    n_steps = math.ceil(len(losses) / 10)
+    start, end = fmean(losses[:n_steps]), fmean(losses[-n_steps:])
+    if end > start:
+        notice(
+            f"{name}: the loss ended above its start ({start:.4f} in the first {n_steps} steps, {end:.4f} in the "
+            f"last), so it may have learned nothing; lower --{rate_flag}, or train for longer"
+        )
 
 
 def _groups(
