@@ -1,6 +1,7 @@
 """Hard OoD images: what is scored, what is left out, in which order, and what a review makes of it."""
 
 import csv
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -12,14 +13,17 @@ from PIL import Image
 from support import CAM_START
 
 import run_sample
+from benchmarks import bench_mining
 from misc.errors import InputError
 from misc.files.images import read_image
 from misc.imutils import normalize, to_chw
 from misc.mining import NEAR, by_size, class_probabilities, perceptual_hash, rank, scoring_size
 from misc.report.review import read_review
-from misc.run.config import parse_config, switches
+from misc.run.config import parse_config, switches, to_arguments
+from misc.run.sample_runs import sample_runs
 from net.weights import save_weights
 from tests import colour_network
+from voc12 import sample
 from voc12.classes import classes_beside, write_classes
 from voc12.lists import read_ood_paths
 
@@ -444,3 +448,46 @@ def test_decisions_may_be_separated_and_spelled_as_spreadsheets_do(tmp_path):
     path = tmp_path / "review.csv"
     path.write_text('\ufeffFile;Class;Shows_Object\n"a;b.jpg";cat;TRUE\nc.jpg;dog;0\n\n', encoding="utf-8")
     assert read_review(str(path)) == {"a;b.jpg": True, "c.jpg": False}
+
+
+def test_the_benchmark_reviews_by_place_and_trains_with_each_list(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    data = {"n_train": 8, "n_val": 3, "n_ood": 6, "long_side": 96}
+    tiny = {"cam_network": "tests.own_network", "imagenet_weights": "none", "cam_batch_size": 4, "cam_num_epoches": 1}
+    tiny |= {"cam_crop_size": 64, "cam_resize_long": (64, 96), "cam_learning_rate": 0.001, "cam_scales": (1.0,)}
+    tiny |= {"ood_batch_size": 2, "cluster_K": 2, "ood_long_side": 96, "ood_hard_score": 0.0, "num_workers": 0}
+    flags = to_arguments({**tiny, "device": "cpu"})
+    lines = bench_mining.sample(tmp_path / "bench", seeds=[0], flags=flags, data=data)
+    assert [line.count("|") for line in lines] == [9] * 4
+    shown, marked, images, *scores = (float(cell) for cell in lines[2].strip("| ").split(" | ")[1:])
+    of_seed = tmp_path / "bench/seed0"
+    names = (of_seed / "mined/list.txt").read_text().split()
+    assert (shown, marked, images) == (len(names) + 3, 3, len(names))
+    assert all(name.split("_")[0] != "2099" for name in names)
+    assert all(0 <= score <= 100 for score in scores[:3])
+    assert scores[3] == pytest.approx(scores[2] - scores[1], abs=0.11)
+    lines = bench_mining.sizes(tmp_path / "bench", seeds=[0], flags=flags)
+    assert lines[0].startswith("9 images of ")
+    assert len(lines) == 7
+
+
+@pytest.mark.slow
+def test_on_the_built_in_sample_backgrounds_of_the_classes_come_before_plain_scenes(tmp_path, monkeypatch):
+    """The classifier that the sample trains takes nearly all of its backgrounds for a class, and fewer plain scenes."""
+    monkeypatch.chdir(tmp_path)
+    sample.ensure("sample", workers=1, n_ood=80)
+    (line,) = (line for name, line in sample_runs("sample", []) if name == bench_mining.CLASSIFIER_RUN)
+    config = parse_config(line)
+    bench_mining.run(config, "train_classifier", folder=tmp_path)
+    for number in range(40):
+        scene(f"pool/plain/{number}.jpg", lead=0, channel=number % 3, size=(216, 288), seed=number)
+    Path("sample/OoD_images").rename("pool/scenes")
+    pool = dataclasses.replace(config, ood_pool=("pool",), ood_hard_score=0.0, ood_per_class=1000)
+    bench_mining.run(pool, "mine_ood", folder=tmp_path)
+    scores = [json.loads(line) for line in Path("result/mined_ood/scores.jsonl").read_text().splitlines()]
+    hard, plain = (
+        np.array([score["probability"] for score in scores if score["file"].startswith(f"pool/{kind}/")])
+        for kind in ("scenes", "plain")
+    )
+    assert (len(hard), len(plain)) == (80, 40)
+    assert (hard[:, None] > plain).mean() > 0.9
