@@ -68,6 +68,8 @@ SCORES, CANDIDATES, LEFT_OUT, PAGE, PICTURES = (
     "review.html",
     "pictures",
 )
+LONGEST_STEM = 50
+"""Characters of a file's name that stay where a mark is added, so that it can't become too long."""
 
 log = logging.getLogger(__name__)
 
@@ -217,7 +219,7 @@ def _scores(args: Config, devkit: Devkit, pool: Pool, device: torch.device) -> d
     remaining = pool.remaining()
     states = look.states(pool.paths)[:, :2].tolist()
     scores: dict[int, Score] = {}
-    for number in remaining:
+    for number in progress(remaining, desc="looking for scores", unit="image", leave=False):
         if known := _known_score(record, pool.paths[number], *states[number]):
             scores[number] = known
     pending = [number for number in remaining if number not in scores]
@@ -342,7 +344,8 @@ def _headline(args: Config, candidates: Sequence[Candidate], n_hard: int) -> str
         return f"{found} Nobody has looked at them yet: some may show an object."
     more = len(candidates) - len(decided)
     unseen = f" Nobody has looked at {more} others, which are left out until somebody does." if more else ""
-    return f"{found} People have looked at {len(decided)}: {sum(decided)} show an object and are left out.{unseen}"
+    marked = f"People have looked at {len(decided)}, and marked {sum(decided)} that show an object and are left out."
+    return f"{found} {marked}{unseen}"
 
 
 def _make_ood_data(args: Config, candidates: Sequence[Candidate]) -> None:
@@ -384,7 +387,7 @@ def _name_in(root: Path, candidate: Candidate, taken: Container[str]) -> str:
     is_free = not target.exists() or (target.is_file() and checksum(target) == checksum(path))
     if path.name.lower() not in taken and is_free and is_stored_upright(path):
         return path.name
-    return f"{path.stem}_{mark}{path.suffix}"
+    return f"{path.stem[:LONGEST_STEM]}_{mark}{path.suffix}"
 
 
 def _put(path: Path, target: Path) -> None:

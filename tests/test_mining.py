@@ -133,6 +133,12 @@ def test_what_is_no_candidate_is_left_out_and_named(mine):
     assert "no label of --ood_pool_labels names the classes aeroplane, train" in log_text()
 
 
+def test_the_plan_tells_what_would_be_done_and_does_nothing(mine):
+    mine(plan=True)
+    assert "mine_ood  runs: it has not been done here yet" in log_text()
+    assert not any(Path("result/mined_ood").iterdir())
+
+
 def test_a_pool_of_nothing_hard_says_so(mine):
     scene("pool/none/x.jpg", lead=0)
     mine(ood_pool="pool/none")
@@ -239,7 +245,10 @@ def test_a_review_becomes_ood_data_that_train_cam_reads(mine):
     paths = read_ood_paths("mined/images", "mined/list.txt")
     for path, source in zip(paths, (keys[0], keys[2]), strict=True):
         assert path.samefile(source)
-    assert "People have looked at 3: 1 show an object and are left out. Nobody has looked at 1 others" in log_text()
+    assert (
+        "People have looked at 3, and marked 1 that show an object and are left out. Nobody has looked at 1"
+        in log_text()
+    )
     write_review({keys[0]: False, keys[2]: False, keys[3]: False})
     mine(ood_review="ood_review.csv")
     assert len(read_ood_paths("mined/images", "mined/list.txt")) == 3
@@ -253,6 +262,8 @@ def test_a_review_becomes_ood_data_that_train_cam_reads(mine):
 def test_names_that_lists_or_folders_cannot_hold_twice_are_changed(mine):
     scene("pool/b/0.jpg", lead=140, channel=1)
     scene("pool/b/back\\slash.jpg", lead=141, channel=2, seed=1)
+    scene(f"pool/b/{'n' * 240}.jpg", lead=143, channel=1, seed=3)
+    scene(f"mined/images/{'n' * 240}.jpg", lead=0)  # somebody's own
     scene("pool/b/turned.jpg", lead=142, channel=2, seed=2, exif=_orientation(3))
     scene("mined/images/2.jpg", lead=0)  # somebody's own
     own = Path("mined/images/2.jpg").read_bytes()
@@ -261,8 +272,8 @@ def test_names_that_lists_or_folders_cannot_hold_twice_are_changed(mine):
     for _ in range(2):
         mine(ood_review="ood_review.csv", redo="mine_ood")
         paths = read_ood_paths("mined/images", "mined/list.txt")
-        assert len({str(path).lower() for path in paths}) == len(candidates()) == 7
-        assert len(list(Path("mined/images").iterdir())) == 8
+        assert len({str(path).lower() for path in paths}) == len(candidates()) == 8
+        assert len(list(Path("mined/images").iterdir())) == 10
     assert Path("mined/images/2.jpg").read_bytes() == own
     (turned,) = (path for path in paths if path.name.startswith("turned_"))
     stored = read_image("pool/b/turned.jpg")
@@ -298,6 +309,10 @@ WRONG = {
     "labels no text": ({"ood_pool_labels": "pool/a/0.jpg"}, "--ood_pool_labels: pool/a/0.jpg can't be read"),
     "labels empty": ({"ood_pool_labels": "blank"}, "--ood_pool_labels: blank has no rows below its header"),
     "labels columns": ({"ood_pool_labels": "other.csv"}, "--ood_pool_labels: other.csv has the columns x, y; expected"),
+    "labels of others": (
+        {"ood_pool_labels": "labels.csv"},
+        "labels.csv name none of the 6 images of --ood_pool, such as",
+    ),
     "names missing": ({"ood_label_names": "none.csv"}, "--ood_label_names: none.csv can't be read"),
     "names of one column": ({"ood_label_names": "one.csv"}, "--ood_label_names: one.csv has a line of one column"),
     "review missing": ({"ood_review": "none.csv"}, "--ood_review: none.csv can't be read"),
@@ -331,6 +346,7 @@ def test_wrong_input_is_told_in_a_sentence(mine, kind):
     Path("blank").write_text("\n")
     Path("other.csv").write_text("x,y\n1,2\n")
     Path("one.csv").write_text("a\n")
+    Path("labels.csv").write_text("file,labels\nx.jpg,bottle\n")
     Path("maybe.csv").write_text("file,shows_object\na.jpg,maybe\n")
     Path("others.csv").write_text("file,shows_object\na.jpg,0\n")
     Path("objects.csv").write_text("file;shows_object\npool/a/0.jpg;1\n")
@@ -396,7 +412,7 @@ def test_labels_of_open_images_count_by_their_names_and_confidence(mine):
     ],
 )
 def test_an_image_is_found_in_a_table_by_its_path_or_name(mine, row, found):
-    Path("labels.csv").write_text(f"\ufefffile,labels\n{row}\nx,train\n")
+    Path("labels.csv").write_text(f"\ufefffile,labels\n{row}\nx,train\n0.jpg,cup\n")
     mine(ood_pool_labels="labels.csv")
     assert ("pool/a/2.jpg" not in candidates()) == found
 

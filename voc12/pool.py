@@ -146,7 +146,7 @@ def classes_in_pool(
     Returns:
         {image: its first class}, and the classes that occur in no label of any file, the pool's images or not.
 
-    Raises `InputError` if a file can't be read or lacks the columns.
+    Raises `InputError` if a file can't be read or lacks the columns, or if none names an image of the pool.
     """
     numbers: dict[str, list[int]] = {}
     for number, path in enumerate(paths):
@@ -158,20 +158,28 @@ def classes_in_pool(
     classes_of: dict[str, list[str]] = {}  # tables have millions of rows and some hundred labels
     found: dict[int, str] = {}
     seen: set[str] = set()
+    is_named = False
     for file in label_files:
-        for key, label in _labels_in(file):
-            if label not in classes_of:
-                called = _closure(_plain(label), label_names)
-                classes_of[label] = [ours for name in called for ours in classes_called.get(name, ())]
-            if ours := classes_of[label]:
-                seen.update(ours)
-                for number in numbers.get(key, ()):
-                    found.setdefault(number, ours[0])
+        for key, labels in _labels_in(file):
+            is_named = is_named or key in numbers
+            for label in labels:
+                if label not in classes_of:
+                    called = _closure(_plain(label), label_names)
+                    classes_of[label] = [ours for name in called for ours in classes_called.get(name, ())]
+                if ours := classes_of[label]:
+                    seen.update(ours)
+                    for number in numbers.get(key, ()):
+                        found.setdefault(number, ours[0])
+    if not is_named:
+        raise InputError(
+            f"--ood_pool_labels: {first_three([*label_files])} name none of the {len(paths)} images of --ood_pool, "
+            f"such as {os.path.basename(paths[0])}; name the tables of these images."
+        )
     return found, [name for name in classes if name not in seen]
 
 
-def _labels_in(file: str) -> Iterator[tuple[str, str]]:
-    """(image, label) of each label in a file."""
+def _labels_in(file: str) -> Iterator[tuple[str, list[str]]]:
+    """(image, its labels) of each row of a file."""
     columns = None
     for row in read_table(file, flag="ood_pool_labels", expected=LABELS_EXPECTED):
         if columns is None:
@@ -180,9 +188,9 @@ def _labels_in(file: str) -> Iterator[tuple[str, str]]:
                 raise InputError(
                     f"--ood_pool_labels: {file} has the columns {first_three(list(row))}; expected {LABELS_EXPECTED}."
                 )
-        if not _is_zero(row.get(CONFIDENCE_COLUMN, "")):
-            key, labels = (row[column] for column in columns)
-            yield from ((_key(key), label) for label in re.split(r"[;|]", labels) if label)
+        key, labels = (row[column] for column in columns)
+        is_absent = _is_zero(row.get(CONFIDENCE_COLUMN, ""))
+        yield _key(key), [] if is_absent else list(filter(None, re.split(r"[;|]", labels)))
 
 
 def _keys(path: str, folders: Sequence[str]) -> set[str]:
