@@ -489,7 +489,7 @@ def test_the_benchmark_reviews_by_place_and_trains_with_each_list(tmp_path, monk
 
 @pytest.mark.slow
 def test_on_the_built_in_sample_backgrounds_of_the_classes_come_before_plain_scenes(tmp_path, monkeypatch):
-    """The classifier that the sample trains takes most backgrounds of its classes for a class, and plain noise for none."""
+    """The classifier that the sample trains takes most of its classes' backgrounds for a class, and noise for none."""
     monkeypatch.chdir(tmp_path)
     sample.ensure("sample", workers=1, n_ood=80)
     (line,) = (line for name, line in sample_runs("sample", []) if name == bench_mining.CLASSIFIER_RUN)
