@@ -47,7 +47,7 @@ def ready(prepared, tmp_path, monkeypatch) -> ToyData:
 
 
 def arguments(toy: ToyData, *steps: str, **flags: object) -> list[str]:
-    of_steps = {"predict_input": "photos", "download": "resnet50", "import_from": "sorted"}
+    of_steps = {"predict_input": "photos", "download": "resnet50", "import_from": "sorted", "ood_pool": "photos"}
     if "import_data" in steps:
         of_steps["voc12_root"] = "mine"
     return toy.flags(**of_steps | switches(*steps) | flags)
@@ -200,6 +200,7 @@ def of_masks(out_flag: str) -> list[tuple]:
 
 
 NO_CAMS = Lost("work/result/cam_ood")
+REVIEW = Text("work/r.csv", "file,shows_object\nphotos/a.jpg,0\n")
 OTHER_CLASSES_OF_DEEPLAB = Network(f"work/{DEEPLAB_WEIGHTS}", own_network.DeepLab, 9)
 DEEPLAB_SHAPES = r"aspp.c0.weight has shape \(9, 64, 3, 3\), expected \(4, 64, 3, 3\)"
 
@@ -321,6 +322,29 @@ WRONG: dict[str, list[tuple]] = {
         not_writable("cam_init_weights_name"),
         cut_image(1, 8),
         cut_image(8, 8),  # of the validation images
+    ],
+    "mine_ood": [
+        NO_DEVKIT,
+        NO_CLASSES,
+        no_list("train_list"),
+        no_module("cam_network"),
+        no_checkpoint(CAM_START),
+        wrong_order(CAM_START),
+        missing_class(CAM_START),
+        ({"ood_pool": ()}, "mine_ood needs --ood_pool; expected one or more folders"),
+        ({"ood_pool": "nowhere"}, "--ood_pool nowhere is missing; expected a folder of images"),
+        ({"ood_pool": "sess"}, "--ood_pool sess has no images; expected files .jpg"),
+        ({"ood_pool_labels": "none.csv"}, "--ood_pool_labels: none.csv can't be read"),
+        ({"ood_label_names": "none.csv"}, "--ood_label_names: none.csv can't be read"),
+        not_writable("ood_mine_dir"),
+        ({"ood_review": "none.csv"}, "--ood_review: none.csv can't be read"),
+        ({"ood_review": "r.csv", **not_writable("ood_root")[0]}, REVIEW, not_writable("ood_root")[1]),
+        (
+            {"ood_review": "r.csv", "ood_list": "photos"},
+            REVIEW,
+            "--ood_list photos is a folder; expected the name of a",
+        ),
+        ({"ood_review": "r.csv"}, REVIEW, "--ood_list .*/ood_list.txt is there, and mine_ood has not made it; name"),
     ],
     "train_cam": [
         NO_DEVKIT,
@@ -551,6 +575,7 @@ def test_just_enough_and_what_is_not_used_pass(ready, monkeypatch, step, flags):
 
 HANDED_ON = [
     ("train_classifier", "train_cam", CAM_START),
+    ("train_classifier", "mine_ood", CAM_START),
     ("train_cam", "make_cam", CAM_WEIGHTS),
     ("train_cam", "make_advcam", CAM_WEIGHTS),
     ("make_cam", "eval_cam", "result/cam_ood"),

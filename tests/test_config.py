@@ -73,7 +73,8 @@ def test_every_flag_has_help_and_appears_in_it(capsys):
         assert item.metadata["help"]
 
 
-def test_downloads_and_prediction_run_alone_unless_more_is_asked_for():
+def test_downloads_mining_and_prediction_run_alone_unless_more_is_asked_for():
+    assert enabled_steps(parse_config(["--mine_ood_pass", "True"])) == ["mine_ood"]
     assert enabled_steps(parse_config(["--download_pass", "True"])) == ["download"]
     assert enabled_steps(parse_config(["--predict_pass", "True"])) == ["predict"]
     asked = parse_config(["--predict_pass", "True", "--make_cam_pass", "True", "--predict_input", "x.jpg"])

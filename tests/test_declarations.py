@@ -69,7 +69,7 @@ def test_what_a_step_declares_are_flags_that_it_uses(name):
 def test_what_a_result_depends_on_is_declared(name, toy):
     """So that steps that follow one another are known to."""
     make_all_inputs(toy)
-    module, args = STEPS[name], parse_config(toy.flags(predict_input=toy.root / "JPEGImages"))
+    module, args = STEPS[name], parse_config(toy.flags(predict_input=toy.root / "JPEGImages", ood_pool="photos"))
     inputs = module.inputs(args)
     assert inputs.keys() <= {*module.STEP.reads, *module.STEP.flags}
     assert module.STEP.name == "make_report" or any(

@@ -29,6 +29,8 @@ from misc.imutils import (
     to_chw,
     top_left_crop_boxes,
 )
+from misc.mining import perceptual_hash, scoring_size
+from misc.run.depends import checksum
 from misc.run.loaders import generator
 from voc12.labels import Labels
 
@@ -149,6 +151,29 @@ class Photographs(Dataset):
         if 0 < self.long_side < max(size):
             image = resize_image(image, long_side_size(size, self.long_side))
         return _image_tensor(image)
+
+
+class PoolImages(Dataset):
+    """Images of a pool, upright, for scoring: some may be damaged.
+
+    An item: `index`, `image` (3, H', W') uint8 of `misc.mining.scoring_size`, `hash`, the perceptual hash as hex
+    digits, and `checksum`; of a file that can't be read `index` and `problem`, why not.
+    """
+
+    def __init__(self, paths: Sequence[str], *, long_side: int) -> None:
+        self.paths, self.long_side = paths, long_side
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        try:
+            image, checksum_of_file = read_image(self.paths[index], upright=True), checksum(self.paths[index])
+        except InputError as error:
+            return {"index": index, "problem": str(error)}
+        scaled = resize_image(image, scoring_size(image.shape[:2], self.long_side))
+        of_content = {"hash": perceptual_hash(image).tobytes().hex(), "checksum": checksum_of_file}
+        return {"index": index, "image": _image_tensor(scaled), **of_content}
 
 
 class ScaledImages(Dataset):

@@ -28,6 +28,8 @@ FORMATS = (
 )
 """PIL's names of what a file may be, whatever its suffix. PIL knows many more; PostScript among them it would run."""
 
+UPRIGHT = 1
+"""EXIF's orientation of pixels that are stored as people see them."""
 ON_ITS_SIDE = (5, 6, 7, 8)
 """EXIF orientations of photographs that are stored with height and width exchanged."""
 
@@ -151,3 +153,9 @@ def write_jpeg(path: str | Path, image: np.ndarray) -> None:
     """Write (H, W, 3) uint8 RGB as a JPEG."""
     with atomic_path(path) as temporary:
         Image.fromarray(image).save(temporary, format="JPEG", quality=JPEG_QUALITY)
+
+
+def is_stored_upright(path: str | Path) -> bool:
+    """Whether the pixels of an image that can be read are stored as people see them, by its EXIF orientation."""
+    with open_image(path) as image:
+        return image.getexif().get(ExifTags.Base.Orientation, UPRIGHT) == UPRIGHT

@@ -4,10 +4,8 @@ import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
-import jinja2
 import matplotlib
 import numpy as np
 
@@ -22,9 +20,10 @@ from misc.report.collect import (
     differ_in_ood_data_alone,
 )
 from misc.report.pictures import Captioned, data_uri, thumbnail_uri
+from misc.report.templates import render
 from misc.run.config import changed_flags, to_arguments
 
-TEMPLATE = Path(__file__).with_name("page.html.jinja")
+TEMPLATE = "page.html.jinja"
 CHARTS = {"losses": loss_curves, "thresholds": threshold_curves, "classes": class_bars}
 MIB_PER_GIB = 1024
 
@@ -81,9 +80,9 @@ def render_page(
         skipped: what could not be read, a sentence each.
         command_of: step -> the command that runs it alone, on the same data.
     """
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     wood = arms[0]
-    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+    return render(
+        TEMPLATE,
         data_name=data_name,
         made=f"{datetime.now():%d %B %Y, %H:%M}",
         headline=_headline(arms),

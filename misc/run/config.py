@@ -196,7 +196,7 @@ class Config:
     cam_network: str = flag("net.resnet50_cam", "module with the classes Net and CAM")
     cam_init_weights_name: str = flag(
         "sess/res50_cam_orig.pth",
-        "in-distribution classifier: made by train_classifier, start of train_cam",
+        "in-distribution classifier: made by train_classifier, start of train_cam, what mine_ood fools",
         output=True,
     )
     cam_weights_name: str = flag(
@@ -217,7 +217,9 @@ class Config:
     cam_select_interval: int = flag(10, "steps between two looks of best_miou, in the last quarter epoch", low=1)
     cam_scales: tuple[float, ...] = flag((1.0, 0.5, 1.5, 2.0), "image scales of the CAMs", low=0.01, high=LARGEST_SCALE)
     make_cam_batch_size: int = flag(
-        4, "images of equal size in one batch, fewer if they exceed 512 x 512 (not in the original)", low=1
+        4,
+        "images of equal size in one batch, fewer if they exceed 512 x 512, also of mine_ood (not in the original)",
+        low=1,
     )
     cam_eval_thres: float = flag(0.15, "a background score that eval_cam and eval_advcam report, too", low=0, high=1)
     cam_eval_sweep: tuple[float, ...] = flag(
@@ -253,11 +255,29 @@ class Config:
     ood_dist_topk: float = flag(0.2, "share of the nearest OoD clusters that push", low=0, high=1)
     ood_adv_step: float = flag(0.07, "step of the adversarial perturbation, in normalised pixel values", low=0)
     ood_long_side: int = flag(
-        500, "long side of the OoD images whose features are clustered, pixels", low=16, high=LONGEST_SIDE
+        500,
+        "long side of the OoD images whose features are clustered, and that mine_ood scores, pixels",
+        low=16,
+        high=LONGEST_SIDE,
     )
     ood_ignore_class: str = flag(
         DEFAULT_IGNORED_CLASS, "OoD images that look like this class are left out of the loss; or none"
     )
+
+    # Choosing out-of-distribution images (not in the original; docs/mining.md)
+    ood_pool: tuple[str, ...] = flag((), "folders of images that mine_ood ranks, with all below them")
+    ood_pool_labels: tuple[str, ...] = flag(
+        (), "CSV files with labels of the pool's images: mine_ood leaves out those that hold a class of the data set"
+    )
+    ood_label_names: str = flag("", "CSV file that says what labels of --ood_pool_labels are called")
+    ood_hard_score: float = flag(
+        0.5, "probability of a class from which on an image of the pool is hard", low=0, high=1
+    )
+    ood_per_class: int = flag(250, "candidates of a class, at most: the strongest", low=1)
+    ood_review: str = flag(
+        "", "decisions that the page of mine_ood has saved: it then puts the OoD data into --ood_root and --ood_list"
+    )
+    ood_mine_dir: str = flag("result/mined_ood", "scores, candidates and page of mine_ood", output=True)
 
     # Inter-pixel relation network (IRN)
     conf_fg_thres: float = flag(0.30, "background score for confident foreground", low=0, high=1)
@@ -358,6 +378,12 @@ class Config:
     )
     train_classifier_pass: bool = switch(
         False, "train the in-distribution classifier from ImageNet weights (not in the original)"
+    )
+    mine_ood_pass: bool = switch(
+        False,
+        "rank a pool's images by how strongly the classifier fires, to choose OoD images; other steps run only if "
+        "switched on, too (not in the original)",
+        alone=True,
     )
     train_cam_pass: bool = switch(True, "train the classifier with the W-OoD loss")
     make_cam_pass: bool = switch(True, "make multi-scale CAMs")

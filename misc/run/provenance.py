@@ -2,14 +2,13 @@
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 from misc.files.checksum import crc32_of
-from misc.files.disk import told_if_disk_is_full
-from misc.files.jsonfile import parse
+from misc.files.jsonlines import append_lines, sound_lines
 from misc.run.progress import progress
 
 log = logging.getLogger(__name__)
@@ -32,7 +31,7 @@ class Provenance:
         self._path = Path(folder) / RECORD
         raw = json.dumps(json.loads(json.dumps(made_with)), sort_keys=True).encode()
         self._made_with = blake2b(raw, digest_size=8).hexdigest()
-        last = {entry["file"]: entry for entry in _entries(self._path)}
+        last = {entry["file"]: entry for entry in sound_lines(self._path, KINDS)}
         self._known = {
             name: (entry["checksum"], entry["source"])
             for name, entry in last.items()
@@ -64,10 +63,7 @@ class Provenance:
         }
         if content is not None:
             entry["content"] = content
-        with told_if_disk_is_full(self._path), self._path.open("a+b") as file:
-            # Half a line that a killed run has left must not spoil this one
-            start = b"" if _ends_with_newline(file) else b"\n"
-            file.write(start + json.dumps(entry).encode() + b"\n")
+        append_lines(self._path, [entry])
 
 
 class FinishedFiles:
@@ -121,12 +117,13 @@ class FinishedFiles:
 
 def recorded_checksums(folder: Path) -> dict[str, tuple[int, int, str]]:
     """{file name: (size, time of change in ns, checksum)} of what a folder's record says last of each file."""
-    return {entry["file"]: (entry["size"], entry["time"], entry["checksum"]) for entry in _entries(folder / RECORD)}
+    lines = sound_lines(folder / RECORD, KINDS)
+    return {line["file"]: (line["size"], line["time"], line["checksum"]) for line in lines}
 
 
 def recorded_contents(folder: Path) -> dict[str, Any]:
     """{file name: what it holds} as a folder's record says last of each file; None where it does not say."""
-    return {entry["file"]: entry.get("content") for entry in _entries(folder / RECORD)}
+    return {line["file"]: line.get("content") for line in sound_lines(folder / RECORD, KINDS)}
 
 
 def source_digest(*parts: str | bytes) -> str:
@@ -136,24 +133,3 @@ def source_digest(*parts: str | bytes) -> str:
         digest.update(part.encode() if isinstance(part, str) else part)
         digest.update(b"\0")
     return digest.hexdigest()
-
-
-def _entries(path: Path) -> Iterator[dict[str, Any]]:
-    """The sound lines of a record; a killed run may have left half of one."""
-    if not path.is_file():
-        return
-    with path.open(encoding="utf-8", errors="replace") as file:
-        for line in file:
-            try:
-                entry = parse(line)
-            except ValueError:
-                continue
-            if isinstance(entry, dict) and all(isinstance(entry.get(name), kind) for name, kind in KINDS.items()):
-                yield entry
-
-
-def _ends_with_newline(file: Any) -> bool:
-    """Whether a file opened for reading and appending is empty or ends with a complete line."""
-    size = file.seek(0, 2)
-    file.seek(max(0, size - 1))
-    return file.read(1) in (b"", b"\n")

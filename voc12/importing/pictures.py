@@ -10,10 +10,9 @@ from PIL import ExifTags, Image, ImageOps
 
 from misc.errors import InputError, raise_if_of_the_machine, reason_of
 from misc.files.atomic import atomic_path
-from misc.files.images import IMAGE_SUFFIXES, open_image, open_image_bytes, pixel_problem
+from misc.files.images import IMAGE_SUFFIXES, ON_ITS_SIDE, UPRIGHT, open_image, open_image_bytes, pixel_problem
 from misc.files.regular import regular
 
-UPRIGHT = 1
 SUFFIX_OF = {"JPEG": ".jpg", "MPO": ".jpg", "JPEG2000": ".jp2"}
 """Of formats whose name is not their suffix."""
 LOSSY = ("JPEG", "MPO")
@@ -44,7 +43,7 @@ class Facts:
     @property
     def upright_size(self) -> tuple[int, int]:
         """(H, W) as people see it."""
-        return self.size[::-1] if self.orientation >= 5 else self.size
+        return self.size[::-1] if self.orientation in ON_ITS_SIDE else self.size
 
 
 def facts_of(path: Path) -> Facts | str:

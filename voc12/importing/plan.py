@@ -6,9 +6,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from misc.errors import InputError, first_three
-from misc.files.images import without_image_suffix
+from misc.files.images import UPRIGHT, without_image_suffix
 from voc12.importing.names import new_ids
-from voc12.importing.pictures import UPRIGHT, Facts
+from voc12.importing.pictures import Facts
 from voc12.importing.source import LeftOut, Source, SourceImage, require_classes
 from voc12.importing.split import held_out
 

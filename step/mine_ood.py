@@ -1,0 +1,402 @@
+"""Step 0b: hard out-of-distribution images from a pool, for a person to sort (W-OoD section 3.1).
+
+The original tells how its images were collected and has no code for it.
+"""
+
+import logging
+import os
+import shutil
+from collections import Counter
+from collections.abc import Container, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from misc.cam import batch_scale_maps, merge_high_res
+from misc.errors import InputError, first_three
+from misc.files import look
+from misc.files.atomic import atomic_path, background_writer
+from misc.files.images import is_stored_upright, read_image, write_jpeg
+from misc.files.paths import Paths
+from misc.files.scorefile import HASH_BYTES, Score, Scores
+from misc.mining import by_size, class_probabilities, rank
+from misc.report.review import (
+    REVIEW_FILE,
+    Candidate,
+    read_review,
+    render_review,
+    write_candidates,
+    write_pictures,
+    write_rows,
+)
+from misc.run.config import Config
+from misc.run.depends import checksum, source_of_files
+from misc.run.device import resolve_device
+from misc.run.done import finished_files, is_redone, made_with
+from misc.run.loaders import sequential_loader
+from misc.run.plan import Planned, require_writable, require_writable_file
+from misc.run.progress import progress
+from misc.run.step import Files, Inputs, Step
+from net.build import inputs_of_network, load_network, require_network
+from voc12.dataloader import PoolImages
+from voc12.derived import derived_file, is_derived
+from voc12.devkit import Devkit, open_devkit, require_classes_of_network
+from voc12.lists import read_list
+from voc12.pool import Pool, classes_in_pool, is_text, of_same_content, pool_images, read_label_names
+
+STEP = Step(
+    name="mine_ood",
+    description="rank a pool's images by how strongly the classifier fires, to choose OoD images",
+    reads=(
+        *("voc12_root", "class_list", "train_list", "cam_network", "cam_init_weights_name"),
+        *("ood_pool", "ood_pool_labels", "ood_label_names", "ood_review"),
+    ),
+    writes=("ood_mine_dir", "ood_root", "ood_list"),
+    flags=("ood_long_side", "ood_hard_score", "ood_per_class", "precision"),
+    memory_flags=("num_workers", "make_cam_batch_size", "ood_long_side"),
+)
+SCORING = replace(STEP, flags=("ood_long_side", "precision"))
+"""What a score and a picture depend on; the other settings choose among them."""
+SCORES, CANDIDATES, LEFT_OUT, PAGE, PICTURES = (
+    "scores.jsonl",
+    "candidates.csv",
+    "left_out.csv",
+    "review.html",
+    "pictures",
+)
+LONGEST_STEM = 50
+"""Characters of a file's name that stay where a mark is added, so that it can't become too long."""
+
+log = logging.getLogger(__name__)
+
+
+def check(args: Config, planned: Planned) -> Planned:
+    """Raise `InputError` for bad input; return the outputs of this step (none that others read in the same run)."""
+    devkit = open_devkit(args.voc12_root, args.class_list)
+    read_list(devkit, args.train_list, flag="train_list")
+    require_classes_of_network(devkit, args.cam_init_weights_name, planned=planned)
+    for kind in ("Net", "CAM"):
+        require_network(
+            args.cam_network, kind, args.cam_init_weights_name, planned=planned, n_classes=len(devkit.classes)
+        )
+    _labelled(args, devkit, _pool(args))
+    require_writable(args.ood_mine_dir, flag="ood_mine_dir")
+    if args.ood_review:
+        read_review(args.ood_review)
+        require_writable(args.ood_root, flag="ood_root")
+        require_writable_file(args.ood_list, flag="ood_list", kind="list")
+        if Path(args.ood_list).is_file() and not is_derived(Path(args.ood_list)):
+            raise InputError(
+                f"--ood_list {args.ood_list} is there, and mine_ood has not made it; name another place for the list "
+                "of mined images, with --ood_list and --ood_root, or move it away."
+            )
+    return {args.ood_mine_dir: frozenset()}
+
+
+def inputs(args: Config) -> Inputs:
+    """What the result is made from, by the flag that names it."""
+    devkit = open_devkit(args.voc12_root, args.class_list)
+    pool = _pool(args)
+    tables = {flag: _files(getattr(args, flag)) for flag in ("ood_pool_labels", "ood_label_names", "ood_review")}
+    return {
+        **inputs_of_network(args, "cam_network", "cam_init_weights_name", devkit.classes),
+        "train_list": Files(devkit.image_paths(read_list(devkit, args.train_list, flag="train_list"))),
+        # Sizes and times alone: a pool may be too large to be read once more, and the scores know what has changed
+        "ood_pool": [[path, *state] for path, state in zip(pool, look.states(pool)[:, :2].tolist(), strict=True)],
+        **{flag: Files(paths) for flag, paths in tables.items() if paths},
+    }
+
+
+def _files(given: str | Sequence[str]) -> list[str]:
+    """The files that a flag names: one, several or none."""
+    return list(filter(None, [given] if isinstance(given, str) else given))
+
+
+def outputs(args: Config) -> list[str | Path]:
+    """The files that this step writes."""
+    folder = Path(args.ood_mine_dir)
+    made = [folder / name for name in (SCORES, CANDIDATES, LEFT_OUT, PAGE)]
+    return [*made, *([args.ood_list] if args.ood_review else []), *sorted((folder / PICTURES).glob("*.jpg"))]
+
+
+def run(args: Config) -> None:
+    """Write `ood_mine_dir`/scores.jsonl, candidates.csv, left_out.csv, review.html and pictures/.
+
+    With `ood_review`, also the candidates that show no object, into `ood_root`, and `ood_list`, which names them.
+    Scores and pictures that are there are kept.
+    """
+    device = resolve_device(args.device)
+    devkit = open_devkit(args.voc12_root, args.class_list)
+    pool = Pool(_pool(args))
+    _leave_out_known(args, devkit, pool)
+    scores = _scores(args, devkit, pool, device)
+    chosen, n_hard = _choose(args, devkit, pool, scores)
+    _picture(args, devkit, {pool.paths[number]: score for number, score in chosen.items()}, device)
+
+    decisions = read_review(args.ood_review) if args.ood_review else {}
+    candidates = [
+        Candidate(
+            file=pool.paths[number],
+            content=score.content,
+            name=score.name,
+            probability=score.probability,
+            picture=f"{PICTURES}/{score.content}.jpg",
+            shows_object=decisions.get(pool.paths[number].strip()),
+        )
+        for number, score in chosen.items()
+    ]
+    folder = Path(args.ood_mine_dir)
+    headline = _headline(args, candidates, n_hard)
+    page = render_review(
+        candidates,
+        classes=devkit.classes,
+        data_name=f"{args.voc12_root}, classifier {args.cam_init_weights_name}",
+        headline=headline,
+        n_pool=len(pool),
+        left_out=pool.summary(),
+    )
+    write_candidates(folder / CANDIDATES, candidates)
+    write_rows(folder / LEFT_OUT, ("file", "why"), pool.left_out_rows())
+    with atomic_path(folder / PAGE) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    found = Counter(candidate.name for candidate in candidates)
+    log.info("%d images in the pool, left out: %s", len(pool), pool.summary() or "none")
+    log.info("candidates by class: %s", ", ".join(f"{name} {found[name]}" for name in devkit.classes))
+    log.info("%s", headline)
+    if args.ood_review:
+        _make_ood_data(args, candidates)
+    elif candidates:
+        log.info(
+            "open %s, mark what shows an object, save, and run mine_ood again with --ood_review %s",
+            folder / PAGE,
+            REVIEW_FILE,
+        )
+
+
+def _pool(args: Config) -> Paths:
+    """The images of the pool, without those that this step makes."""
+    key = ("ood pool", args.ood_pool, args.ood_mine_dir, args.ood_root)
+    return look.remembered(key, lambda: pool_images(args.ood_pool, without=(args.ood_mine_dir, args.ood_root)))
+
+
+def _labelled(args: Config, devkit: Devkit, pool: Paths) -> tuple[dict[int, str], list[str]]:
+    """{image: the class that its labels hold}, and the classes that no label names; nothing without labels."""
+    names = read_label_names(args.ood_label_names)
+    if not args.ood_pool_labels:
+        return {}, []
+
+    def read() -> tuple[dict[int, str], list[str]]:
+        return classes_in_pool(pool, args.ood_pool, args.ood_pool_labels, names, devkit.classes)
+
+    return look.remembered(("ood pool labels", pool, args.ood_pool_labels, args.ood_label_names, devkit.classes), read)
+
+
+def _leave_out_known(args: Config, devkit: Devkit, pool: Pool) -> None:
+    """Leave out what can be no candidate, whatever its score."""
+    pool.leave_out(dict.fromkeys((n for n, path in pool if not is_text(path)), "names that no list can hold"))
+    train = devkit.image_paths(read_list(devkit, args.train_list, flag="train_list"))
+    pool.leave_out(dict.fromkeys(of_same_content(pool.paths, train), "training images"))
+    labelled, unnamed = _labelled(args, devkit, pool.paths)
+    pool.leave_out({n: f"labelled {name}" for n, name in labelled.items()}, kind="labelled with a class")
+    if unnamed:
+        log.info(
+            "notice: no label of --ood_pool_labels names the classes %s, so images of these are not left out; where "
+            "the labels call them otherwise, say so in --ood_label_names (docs/mining.md)",
+            ", ".join(unnamed),
+        )
+
+
+def _scores(args: Config, devkit: Devkit, pool: Pool, device: torch.device) -> dict[int, Score]:
+    """{image: its score} of those that may become candidates; what can't be read is left out, and named."""
+    made = made_with(SCORING, args, inputs_of_network(args, "cam_network", "cam_init_weights_name", devkit.classes))
+    record = Scores(
+        Path(args.ood_mine_dir) / SCORES, made, names=frozenset(devkit.classes), keep=not is_redone(STEP, args)
+    )
+    remaining = pool.remaining()
+    states = look.states(pool.paths)[:, :2].tolist()
+    scores: dict[int, Score] = {}
+    for number in progress(remaining, desc="looking for scores", unit="image", leave=False):
+        if known := _known_score(record, pool.paths[number], *states[number]):
+            scores[number] = known
+    pending = [number for number in remaining if number not in scores]
+    if scores:
+        log.info("%d of %d images are scored already", len(scores), len(remaining))
+    if not pending:
+        return scores
+    model = load_network(args.cam_network, "Net", args.cam_init_weights_name, device, n_classes=len(devkit.classes))
+    images = PoolImages(pool.paths[pending], long_side=args.ood_long_side)
+    problems: dict[int, str] = {}
+    with progress(total=len(pending), desc="mine_ood", unit="image") as bar:
+
+        def readable() -> Iterator[Mapping]:
+            for item in sequential_loader(images, num_workers=args.num_workers, device=device):
+                if "problem" in item:
+                    problems[pending[item["index"]]] = item["problem"]
+                    bar.update(1)
+                else:
+                    yield item
+
+        for batch in by_size(readable(), args.make_cam_batch_size):
+            given = torch.stack([item["image"] for item in batch]).to(device, non_blocking=True)
+            probabilities = class_probabilities(model, given).cpu()
+            numbers = [pending[item["index"]] for item in batch]
+            if not probabilities.isfinite().all():
+                raise InputError(
+                    f"--cam_init_weights_name: the network gives NaN or infinity for {pool.paths[numbers[0]]} or an "
+                    "image beside it; name other weights, or train these again with a lower --cam_learning_rate."
+                )
+            best, keys = probabilities.max(dim=1)
+            found = {
+                number: Score(
+                    file=pool.paths[number],
+                    size=states[number][0],
+                    time=states[number][1],
+                    checksum=item["checksum"],
+                    hash=item["hash"],
+                    name=devkit.classes[key],
+                    probability=probability,
+                )
+                for number, item, key, probability in zip(numbers, batch, keys.tolist(), best.tolist(), strict=True)
+            }
+            record.add(found.values())
+            scores |= found
+            bar.update(len(batch))
+    if problems:
+        pool.leave_out(problems, kind="can't be read")
+        names = [pool.name(number) for number in problems]
+        log.info("notice: %d images of the pool can't be read: %s", len(names), first_three(names))
+    return scores
+
+
+def _known_score(record: Scores, path: str, size: int, time: int) -> Score | None:
+    """The score of an image that an earlier run has noted, wherever it lay."""
+    known = record.of_file(path, size, time)
+    if known is None and record.may_know(size):
+        with suppress(InputError):  # what can't be read is told when it is to be scored
+            known = record.of_content(size, checksum(path))
+    return known
+
+
+def _choose(args: Config, devkit: Devkit, pool: Pool, scores: Mapping[int, Score]) -> tuple[dict[int, Score], int]:
+    """{image: score} of the candidates, the strongest first, and how many images are hard; the rest is left out."""
+    numbers = sorted(scores)
+    ranking = rank(
+        np.array([scores[number].probability for number in numbers]),
+        [devkit.classes.index(scores[number].name) for number in numbers],
+        np.array([scores[number].colours for number in numbers], dtype=np.uint8).reshape(-1, HASH_BYTES),
+        hard_score=args.ood_hard_score,
+        per_class=args.ood_per_class,
+    )
+    better = {numbers[worse]: pool.paths[numbers[place]] for worse, place in ranking.duplicates.items()}
+    pool.leave_out({n: f"nearly {path}" for n, path in better.items()}, kind="near-duplicates of a better candidate")
+    of_class = f"beyond the {args.ood_per_class} strongest of their class"
+    pool.leave_out(dict.fromkeys((numbers[place] for place in ranking.surplus), of_class))
+    easy = [number for number in numbers if scores[number].probability < args.ood_hard_score]
+    pool.leave_out(dict.fromkeys(easy, f"less probable than {args.ood_hard_score:g}"))
+    return {numbers[place]: scores[numbers[place]] for place in ranking.candidates}, ranking.n_hard
+
+
+def _picture(args: Config, devkit: Devkit, chosen: Mapping[str, Score], device: torch.device) -> None:
+    """Write the pictures of candidates, {path: score}; those that are there are kept."""
+    finished = finished_files(
+        SCORING, args, inputs_of_network(args, "cam_network", "cam_init_weights_name", devkit.classes)
+    )
+    paths, scores = list(chosen), list(chosen.values())
+    items = [[Path(args.ood_mine_dir) / PICTURES / f"{score.content}.jpg"] for score in scores]
+    pending = finished.pending(items, lambda number: source_of_files(paths[number]))
+    if not pending:
+        return
+    model = load_network(args.cam_network, "CAM", args.cam_init_weights_name, device, n_classes=len(devkit.classes))
+    images = PoolImages([paths[number] for number in pending], long_side=args.ood_long_side)
+    loader = sequential_loader(images, num_workers=args.num_workers, device=device)
+    readable = (item for item in loader if "problem" not in item)  # it was readable when it was scored
+    with (
+        progress(total=len(pending), desc="pictures of candidates", unit="image") as bar,
+        background_writer() as submit,
+    ):
+        for batch in by_size(readable, args.make_cam_batch_size):
+            given = torch.stack([item["image"] for item in batch])
+            (maps,) = batch_scale_maps(model, [given.to(device)])
+            for item, image, of_image in zip(batch, given, maps, strict=True):
+                number = pending[item["index"]]
+                key = devkit.classes.index(scores[number].name)
+                cam = merge_high_res([of_image], tuple(image.shape[1:]), [key]).cpu().numpy()
+                content = (items[number][0], image.permute(1, 2, 0).numpy(), cam)
+                source_of = partial(source_of_files, paths[number])
+                submit(finished.write, items[number], source_of, write_pictures, *content)
+            bar.update(len(batch))
+
+
+def _headline(args: Config, candidates: Sequence[Candidate], n_hard: int) -> str:
+    """How many candidates there are, and whether somebody has looked at them, in sentences."""
+    found = (
+        f"{n_hard} images of the pool are hard: the classifier gives a class a probability of at least "
+        f"{args.ood_hard_score:g} (--ood_hard_score). {len(candidates)} of them are candidates."
+    )
+    if not candidates:
+        return f"{found} Lower --ood_hard_score, or name a pool that is more like your images' backgrounds."
+    decided = [candidate.shows_object for candidate in candidates if candidate.shows_object is not None]
+    if not decided:
+        return f"{found} Nobody has looked at them yet: some may show an object."
+    more = len(candidates) - len(decided)
+    unseen = f" Nobody has looked at {more} others, which are left out until somebody does." if more else ""
+    marked = f"People have looked at {len(decided)}, and marked {sum(decided)} that show an object and are left out."
+    return f"{found} {marked}{unseen}"
+
+
+def _make_ood_data(args: Config, candidates: Sequence[Candidate]) -> None:
+    """Put the candidates that show no object into `ood_root`, and their names into `ood_list`."""
+    kept = [candidate for candidate in candidates if candidate.shows_object is False]
+    if not kept:
+        decided = any(candidate.shows_object for candidate in candidates)
+        reason = "all of its images show an object" if decided else "it has none of the candidates of this pool"
+        raise InputError(
+            f"--ood_review {args.ood_review}: no image is left for --ood_list, since {reason}; name the file that "
+            f"{Path(args.ood_mine_dir) / PAGE} has saved, or lower --ood_hard_score."
+        )
+    root, taken, names = Path(args.ood_root), set(), []
+    for candidate in progress(kept, desc="OoD images", unit="image"):
+        name = _name_in(root, candidate, taken)
+        taken.add(name.lower())
+        names.append(name)
+        _put(Path(candidate.file), root / name)
+    with derived_file(Path(args.ood_list)) as temporary:
+        temporary.write_text("".join(f"{name}\n" for name in names), encoding="utf-8", newline="\n")
+    log.info(
+        "%d OoD images are in %s: train_cam reads them with --ood_root %s --ood_list %s",
+        len(names),
+        root,
+        args.ood_root,
+        args.ood_list,
+    )
+
+
+def _name_in(root: Path, candidate: Candidate, taken: Container[str]) -> str:
+    """A name for a candidate in `root` that a list can hold, and that neither another one has nor another file there.
+
+    It is the file's own, or one with a mark of its content, which no other image has.
+    """
+    path, mark = Path(candidate.file), candidate.content
+    if "\\" in path.name or path.name != path.name.strip():  # lists take it for a slash, and strip their lines
+        return f"{mark}{path.suffix}"
+    target = root / path.name
+    is_free = not target.exists() or (target.is_file() and checksum(target) == checksum(path))
+    if path.name.lower() not in taken and is_free and is_stored_upright(path):
+        return path.name
+    return f"{path.stem[:LONGEST_STEM]}_{mark}{path.suffix}"
+
+
+def _put(path: Path, target: Path) -> None:
+    """Link a file to `target`, or copy it where the disk has no links; one that is stored on its side is turned."""
+    if not is_stored_upright(path):
+        write_jpeg(target, read_image(path, upright=True))
+        return
+    with atomic_path(target) as temporary:
+        try:
+            os.link(path.resolve(), temporary)
+        except OSError:
+            shutil.copyfile(path, temporary)
