@@ -13,6 +13,7 @@ from misc.errors import InputError
 from misc.files import camfile
 from misc.imutils import mirror_pair, normalize
 from misc.run.config import CamSource
+from misc.run.device import to_device
 from misc.run.loaders import sequential_loader
 from misc.run.plan import Planned, require_outputs
 from misc.run.progress import progress
@@ -78,11 +79,11 @@ def walk_inputs(
         size = tuple(image.shape[1:])
         cells = tuple(math.ceil(side / CAM_STRIDE) for side in size)
         with torch.no_grad():
-            edge, displacement = model(mirror_pair(normalize(image.to(device))))
+            edge, displacement = model(mirror_pair(normalize(to_device(image, device))))
         _require_output(edge, displacement, path, cells)
         if cam.shape[1:] != cells:
             raise InputError(f"CAM file {cam_path} is not of the size of its image; make it again.")
-        yield WalkInput(image_id, size, keys, cam.to(device), edge, displacement)
+        yield WalkInput(image_id, size, keys, to_device(cam, device), edge, displacement)
 
 
 def _require_output(edge: Tensor, displacement: Tensor, path: str, cells: tuple[int, int]) -> None:
