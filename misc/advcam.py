@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from misc.cam import merge_scales
+from misc.run.device import to_device
 from misc.run.loaders import PIXELS_A_PLACE
 
 SCALES = (0.5, 1.0, 1.5, 2.0)
@@ -146,8 +147,9 @@ def advcam_batch(
     Returns:
         cam and high_res of each image.
     """
-    owners = [index for index, classes in enumerate(keys) for _ in classes]
-    classes = [int(key) for of_image in keys for key in of_image]
+    device = next(iter(images[0].values())).device
+    owners = to_device(torch.tensor([i for i, of_image in enumerate(keys) for _ in of_image], dtype=torch.long), device)
+    classes = to_device(torch.tensor([int(key) for of_image in keys for key in of_image], dtype=torch.long), device)
     merged_maps: list[list[Tensor]] = [[] for _ in images]
     for scale in images[0]:
         at_scale = torch.stack([pairs[scale] for pairs in images])
@@ -155,7 +157,7 @@ def advcam_batch(
             climb(
                 model,
                 at_scale[owners[start : start + batch_size]],
-                torch.tensor(classes[start : start + batch_size], device=at_scale.device),
+                classes[start : start + batch_size],
                 iterations_at(scale, n_iter),
                 coefficient=coefficient,
                 step=step,

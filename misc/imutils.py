@@ -4,10 +4,14 @@ Resizing is PIL's, on uint8: bicubic for images (antialiased; other libraries di
 training images are OpenCV's: `misc.deeplab.scaled_pair`.)
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+
+from misc.run.device import to_device
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -63,7 +67,7 @@ def nearest_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
         # PIL adds up the step; products would round differently where a cell's centre lies between two pixels
         step = given / wanted
         centres = np.cumsum([step / 2, *[step] * (wanted - 1)])
-        return torch.from_numpy(centres.astype(np.int64)).to(labels.device)
+        return to_device(torch.from_numpy(centres.astype(np.int64)), labels.device)
 
     rows, columns = sources(labels.shape[1], size[0]), sources(labels.shape[2], size[1])
     return labels[:, rows[:, None], columns]
@@ -112,8 +116,7 @@ def normalize(images: Tensor, boxes: Tensor | None = None) -> Tensor:
     `boxes` (B, 4), as (top, left, height, width), marks the part of each crop that the image fills; the rest becomes
     zero: the padding of a crop is zero *after* normalisation, that is the mean colour.
     """
-    mean = torch.tensor(IMAGENET_MEAN, device=images.device).view(3, 1, 1)
-    std = torch.tensor(IMAGENET_STD, device=images.device).view(3, 1, 1)
+    mean, std = (_of_channels(numbers, images.device) for numbers in (IMAGENET_MEAN, IMAGENET_STD))
     return _zero_outside((images.float() / 255 - mean) / std, boxes)
 
 
@@ -122,14 +125,18 @@ def subtract_bgr_mean(images: Tensor, boxes: Tensor | None = None) -> Tensor:
 
     `boxes` as in `normalize`.
     """
-    mean = torch.tensor(BGR_MEAN, device=images.device).view(3, 1, 1)
-    return _zero_outside(images.flip(-3).float() - mean, boxes)
+    return _zero_outside(images.flip(-3).float() - _of_channels(BGR_MEAN, images.device), boxes)
+
+
+def _of_channels(numbers: Sequence[float], device: torch.device) -> Tensor:
+    """(3, 1, 1) float32, written by the device itself: a copy of the numbers would wait for it."""
+    return torch.cat([torch.full((1, 1, 1), number, device=device) for number in numbers])
 
 
 def _zero_outside(images: Tensor, boxes: Tensor | None) -> Tensor:
     if boxes is None:
         return images
-    top, left, height, width = boxes.to(images.device, non_blocking=True).T[..., None]
+    top, left, height, width = to_device(boxes, images.device).T[..., None]
     rows = torch.arange(images.shape[-2], device=images.device)
     columns = torch.arange(images.shape[-1], device=images.device)
     inside_rows = (rows >= top) & (rows < top + height)

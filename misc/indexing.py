@@ -158,23 +158,34 @@ def _apply_power(operator: Tensor, n: int, x: Tensor) -> Tensor:
     return total
 
 
-@torch.no_grad()
-def propagate_to_edge(x: Tensor, edge: Tensor, radius: int = 5, beta: float = 10, exp_times: int = 8) -> Tensor:
-    """Random walk of `x` that stops at edges (IRN equation 8): x * (1 - edge) times T to the power 2^exp_times.
+class RandomWalk:
+    """The random walk that stops at edges (IRN equation 8): x * (1 - edge) times T to the power 2^exp_times.
 
-    The original squares the dense (h*w, h*w) matrix T exp_times times, O(n^3) work and O(n^2) memory. Here `x` is
+    The original squares the dense (h*w, h*w) matrix T exp_times times, O(n^3) work and O(n^2) memory. Here maps are
     multiplied with a sparse matrix of at most 69 entries a row (radius 5), O(n) of both; and since T is similar to a
     symmetric matrix, its power is a short sum of Chebyshev polynomials: 96 products for the 256 steps of the default.
-
-    Args:
-        x: (C, h, w) maps, C may be 0.
-        edge: (1, h, w) edges in [0, 1].
-
-    Returns:
-        (C, h, w).
     """
-    if x.shape[-2:] != edge.shape[-2:]:
-        raise ValueError(f"maps of {tuple(x.shape[-2:])} and edges of {tuple(edge.shape[-2:])} differ in size")
-    operator = _transition_operator(edge[0].double(), radius=radius, beta=beta)
-    start = (x * (1 - edge)).flatten(1).T.double().contiguous()
-    return _apply_power(operator, 2**exp_times, start).T.reshape(x.shape).to(x.dtype)
+
+    @torch.no_grad()
+    def __init__(self, edge: Tensor, radius: int = 5, beta: float = 10, exp_times: int = 8) -> None:
+        """`edge`: (1, h, w) edges in [0, 1]."""
+        self._edge, self._steps = edge, 2**exp_times
+        self._operator = _transition_operator(edge[0].double(), radius=radius, beta=beta)
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor) -> Tensor:
+        """(C, h, w) maps, C may be 0 -> (C, h, w)."""
+        if x.shape[-2:] != self._edge.shape[-2:]:
+            shapes = tuple(x.shape[-2:]), tuple(self._edge.shape[-2:])
+            raise ValueError("maps of {} and edges of {} differ in size".format(*shapes))
+        start = (x * (1 - self._edge)).flatten(1).T.double().contiguous()
+        return _apply_power(self._operator, self._steps, start).T.reshape(x.shape).to(x.dtype)
+
+    def bounds(self, x: Tensor) -> Tensor:
+        """(C, h, w) maps, not negative -> (C,): no value of the walked map is larger, since a walk averages."""
+        return (x * (1 - self._edge)).amax(dim=(1, 2))
+
+
+def propagate_to_edge(x: Tensor, edge: Tensor, radius: int = 5, beta: float = 10, exp_times: int = 8) -> Tensor:
+    """The `RandomWalk` of maps (C, h, w), C may be 0, between edges (1, h, w) in [0, 1] -> (C, h, w)."""
+    return RandomWalk(edge, radius=radius, beta=beta, exp_times=exp_times)(x)

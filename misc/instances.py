@@ -4,14 +4,16 @@ The displacement of a pixel points to the centroid of its instance. Displacement
 """
 
 import math
+from collections.abc import Callable
 
 import cv2
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from misc.files.instancefile import Detections
-from misc.indexing import propagate_to_edge
+from misc.indexing import RandomWalk
 from misc.masks import divide_by_maximum, upsample
 
 REFINEMENTS = 300
@@ -19,18 +21,40 @@ CENTROID_REACH = 2.5
 """Cells with a shorter displacement, in cells, are near a centroid."""
 FRAGMENT_SHARE = 0.01
 """Of the image's pixels: smaller fragments are kept, but score 0."""
+ROUND = 12
+"""Steps of the refinement, after which places that go round in a circle of 1, 2, 3, 4, 6 or 12 steps are back."""
+FIRST_MAPS = 8
+"""Maps that walk before others are left out, where there are more than twice as many."""
+BOUND_MARGIN = 1e-4
+"""Of a bound, far above the rounding of a walk."""
 CELLS_AT_ONCE, PIXELS_AT_ONCE = 2**22, 2**24
 """Of all maps that walk together, and of those that are upsampled together, so that memory stays bounded."""
 
 
-def _interpolate(field: Tensor, position: Tensor) -> Tensor:
-    """(2, h, w) float64 values of a field between its cells, at (2, h, w) positions inside it."""
-    below = position.floor()
-    (y0, x0), (y1, x1) = below.long(), position.ceil().long()
-    wy, wx = (position - below).double()
-    top = field[:, y0, x0] * (1 - wx) + field[:, y0, x1] * wx
-    bottom = field[:, y1, x0] * (1 - wx) + field[:, y1, x1] * wx
-    return top * (1 - wy) + bottom * wy
+def _follower(displacement: Tensor) -> Callable[[Tensor, int], Tensor]:
+    """A function that moves (2, n) positions so many times: p <- p + D(p), kept inside the map.
+
+    The values of D are those of (2, h, w) displacements, between cells interpolated bilinearly.
+    """
+    height, width = displacement.shape[1:]
+    padded = F.pad(displacement.double()[None], (0, 1, 0, 1), mode="replicate")[0]
+    corners = [padded[:, y : y + height, x : x + width] for y in (0, 1) for x in (0, 1)]
+    # At each cell: the values at its four corners, of both directions
+    around = torch.stack(corners).flatten(0, 1).flatten(1)
+    last = torch.stack([torch.full((1,), side - 1.0, device=displacement.device) for side in (height, width)])
+
+    def follow(position: Tensor, times: int) -> Tensor:
+        for _ in range(times):
+            below = position.floor()
+            wy, wx = (position - below).double()
+            cell = (below[0] * width).add_(below[1]).int()
+            found = around.index_select(1, cell).view(2, 2, 2, -1)
+            by_row = found[:, 0].mul_(1 - wx).add_(found[:, 1].mul_(wx))
+            moved = by_row[0].mul_(1 - wy).add_(by_row[1].mul_(wy)).add_(position).float()
+            position = moved.clamp_min_(0).minimum(last)
+        return position
+
+    return follow
 
 
 @torch.no_grad()
@@ -39,15 +63,32 @@ def refine_centroids(displacement: Tensor, iterations: int = REFINEMENTS) -> Ten
 
     A cell follows the field: p <- p + D(p), D interpolated bilinearly, p kept inside the map (IRN section 5.1). p is
     stored in float32 and moved in float64: where the field does not contract, 300 steps would amplify rounding.
+
+    Cells that have come to one place go on as one; and where a place is the same after a `ROUND` of steps, so it is
+    after any number of rounds. So few are left after some rounds, and what they come to is what it would have been.
     """
     height, width = displacement.shape[1:]
+    follow = _follower(displacement)
     rows, columns = (torch.arange(side, device=displacement.device) for side in (height, width))
-    position = torch.stack(torch.meshgrid(rows, columns, indexing="ij")).float()
-    last = torch.tensor([height - 1, width - 1], device=displacement.device).view(2, 1, 1)
-    for _ in range(iterations):
-        moved = (position + _interpolate(displacement, position)).float()
-        position = moved.clamp_min(0).minimum(last)
-    return position.round().long()
+    places = torch.stack(torch.meshgrid(rows, columns, indexing="ij")).float().flatten(1)
+    everywhere = torch.arange(height * width, device=displacement.device)
+    place_of_cell = moving = everywhere
+    n_rounds, rest = divmod(iterations, ROUND)
+    for _ in range(n_rounds):
+        if len(moving) == 0:
+            break
+        before = places[:, moving]
+        after = follow(before, ROUND)
+        places[:, moving] = after
+        has_moved = (after != before).any(dim=0)
+        moving, after = moving[has_moved], after.T[has_moved].contiguous()
+        # A place is two float32: one number of 64 bits
+        distinct, number = after.view(torch.int64).flatten().unique(return_inverse=True)
+        first = torch.empty_like(distinct).scatter_(0, number, moving)
+        joined = everywhere.clone()
+        joined[moving] = first[number]
+        place_of_cell, moving = joined[place_of_cell], first
+    return follow(places, rest)[:, place_of_cell].round().long().view(2, height, width)
 
 
 def connected_components(mask: np.ndarray) -> np.ndarray:
@@ -76,25 +117,41 @@ def instance_map(displacement: Tensor) -> Tensor:
 
 
 def _strongest(
-    cam: Tensor, instances: Tensor, edge: Tensor, size: tuple[int, int], *, beta: float, exp_times: int
+    cam: Tensor, instances: Tensor, walk: RandomWalk, size: tuple[int, int], *, background_score: float
 ) -> tuple[Tensor, Tensor]:
     """Each pixel's largest value of the walked maps, and the number of its map, class-major: (H, W) each.
 
-    A fragmented field makes hundreds of maps: those that are all zero are left out, of the others some walk at once.
+    A fragmented field makes hundreds of maps. Those that are all zero are left out, of the others some walk at once:
+    first the `FIRST_MAPS` of the highest `RandomWalk.bounds`, then those of which a value can still exceed the
+    background, given the largest value so far.
     """
     value, index = cam.new_zeros(size), torch.zeros(size, dtype=torch.long, device=cam.device)
     pairs = torch.stack([instances[:, plane != 0].any(dim=1) for plane in cam]).nonzero()
-    n_walked, n_upsampled = max(1, CELLS_AT_ONCE // edge.numel()), max(1, PIXELS_AT_ONCE // math.prod(size))
-    for start in range(0, len(pairs), n_walked):
-        of_class, of_instance = pairs[start : start + n_walked].T
-        walked = propagate_to_edge(cam[of_class] * instances[of_instance], edge, beta=beta, exp_times=exp_times)
-        numbers = of_class * len(instances) + of_instance
-        for maps, number in zip(walked.split(n_upsampled), numbers.split(n_upsampled), strict=True):
-            upsampled = upsample(maps, size)
-            first = upsampled.argmax(dim=0)
-            largest = upsampled.gather(0, first[None])[0]
-            index = torch.where(largest > value, number[first], index)
-            value = torch.maximum(value, largest)
+    n_walked, n_upsampled = max(1, CELLS_AT_ONCE // cam[0].numel()), max(1, PIXELS_AT_ONCE // math.prod(size))
+
+    def look_at(chosen: Tensor) -> None:
+        nonlocal value, index
+        parts = chosen.split(n_walked) if len(chosen) else ()
+        for of_class, of_instance in (part.unbind(1) for part in parts):
+            walked = walk(cam[of_class] * instances[of_instance])
+            numbers = of_class * len(instances) + of_instance
+            for maps, number in zip(walked.split(n_upsampled), numbers.split(n_upsampled), strict=True):
+                upsampled = upsample(maps, size)
+                first = upsampled.argmax(dim=0)
+                largest, number = upsampled.gather(0, first[None])[0], number[first]
+                wins = (largest > value) | ((largest == value) & (number < index))
+                index = torch.where(wins & (largest > 0), number, index)
+                value = torch.maximum(value, largest)
+
+    if len(pairs) <= 2 * FIRST_MAPS:
+        look_at(pairs)
+        return value, index
+    parts = pairs.split(n_walked)
+    bounds = torch.cat([walk.bounds(cam[part[:, 0]] * instances[part[:, 1]]) for part in parts])
+    order = bounds.argsort(descending=True, stable=True)
+    look_at(pairs[order[:FIRST_MAPS].sort().values])
+    left = order[FIRST_MAPS:].sort().values
+    look_at(pairs[left[bounds[left] > (1 - BOUND_MARGIN) * background_score * value.max()]])
     return value, index
 
 
@@ -148,7 +205,8 @@ def detect_instances(
     if len(keys) == 0:
         return split_regions(np.zeros(size, dtype=np.int64), np.zeros(size, dtype=np.float32), keys)
     instances = instance_map(displacement)
-    value, index = _strongest(cam, instances, edge, size, beta=beta, exp_times=exp_times)
+    walk = RandomWalk(edge, beta=beta, exp_times=exp_times)
+    value, index = _strongest(cam, instances, walk, size, background_score=background_score)
     score = divide_by_maximum(value)
     regions = torch.where(score > background_score, index + 1, 0)
     return split_regions(regions.cpu().numpy(), score.cpu().numpy(), np.repeat(keys, len(instances)))

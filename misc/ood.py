@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from misc.run.device import to_device
 from misc.run.distributed import gather_shares, max_over_processes, mean_over_processes
 
 BOTTLE = 4
@@ -32,7 +33,7 @@ def class_prototypes(features: Tensor, labels: Tensor) -> Tensor:
 
     A class without images is a row of NaN.
     """
-    return _group_means(features, labels.to(features.device))
+    return _group_means(features, to_device(labels, features.device))
 
 
 def kmeans(x: Tensor, k: int, n_iter: int = 10) -> tuple[Tensor, Tensor]:
@@ -80,10 +81,12 @@ def distance_loss(dist: Tensor, label: Tensor, topk: float = 0.2) -> tuple[Tenso
     """
     n_classes = label.shape[1]
     to_class, to_ood = dist[:, :n_classes], dist[:, n_classes:]
-    of_batch = gather_shares(to_ood.detach())
-    known = of_batch[of_batch > 0]
-    rank = int((1 - topk) * known.numel())
-    threshold = known.topk(rank).values[-1] if rank > 0 else dist.new_zeros(())
+    of_batch = gather_shares(to_ood.detach()).flatten()
+    # Of all distances in one order, the others as zeros at its end: their number would have to be read from the device
+    known = of_batch > 0
+    ordered = of_batch.where(known, 0).sort(descending=True).values
+    rank = ((1 - topk) * known.sum().double()).long()
+    threshold = ordered.take((rank - 1).clamp_min(0)).where(rank > 0, 0)
     pull = mean_over_processes(to_class * label) * n_classes / to_ood.shape[1]
     push = mean_over_processes(to_ood * (to_ood < threshold))
     return pull - push, threshold

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from misc.crf import Backend, crf_inference_softmax, device_of, refine_softmax
 from misc.errors import InputError
+from misc.run.device import to_device
 from misc.run.parallel import ordered_map
 
 
@@ -40,7 +41,7 @@ def plain_masks(
     `paths`: the images' files. Raises `InputError`, naming one, where the network gives NaN or infinity.
     """
     for path, image in zip(paths, images, strict=True):
-        probabilities = class_probabilities(model, image.to(device))
+        probabilities = class_probabilities(model, to_device(image, device))
         is_finite = probabilities.isfinite().all()
         mask = probabilities.argmax(dim=0).to(torch.uint8).cpu().numpy()  # waits for the device, so that asking is free
         _require_finite(bool(is_finite), path)
@@ -63,11 +64,11 @@ def plain_and_refined_masks(
     """
     pairs = zip(paths, images, strict=True)
     if device_of(backend, device).type != "cpu":
-        return (_plain_and_refined_on_device(model, image.to(device), path) for path, image in pairs)
+        return (_plain_and_refined_on_device(model, to_device(image, device), path) for path, image in pairs)
 
     @torch.no_grad()
     def network_logits(image: Tensor, path: str | Path) -> np.ndarray:
-        logits = model.network_logits(image[None].to(device)).cpu().numpy()
+        logits = model.network_logits(to_device(image, device)[None]).cpu().numpy()
         _require_finite(bool(np.isfinite(logits).all()), path)
         return logits
 

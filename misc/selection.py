@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 
 from misc.cam import merge_high_res, scale_maps
 from misc.metrics import ThresholdSweep
+from misc.run.device import to_device
 from misc.run.progress import progress
 
 THRESHOLDS = (0.06, 0.08, 0.10, 0.12)
@@ -60,15 +61,19 @@ class CheckpointSelection:
         self.best_miou, self.best_step = float(state["best_miou"]), int(state["best_step"])
         self.best_state = best
 
+    def is_due(self, step: int) -> bool:
+        """Whether the weights after `step` are compared."""
+        return step in self._due
+
     def __call__(self, step: int) -> dict[str, float]:
         """Compare the weights after `step` with the best so far, where that is due."""
-        if step not in self._due:
+        if not self.is_due(step):
             return {}
         self._cam_network.load_state_dict(self._model.state_dict())
         device = next(self._cam_network.parameters()).device
         sweep = ThresholdSweep(THRESHOLDS, self._n_classes + 1)
         for item in progress(self._loader, desc=f"CAM mIoU at step {step}", unit="image", leave=False):
-            images = [image.to(device, non_blocking=True) for image in item["images"]]
+            images = [to_device(image, device) for image in item["images"]]
             high_res = merge_high_res(scale_maps(self._cam_network, images), item["size"], item["keys"])
             sweep.add(high_res, item["keys"], item["mask"])
         sweep.sum_over_processes()

@@ -4,11 +4,14 @@ from typing import Any
 
 import torch
 
+from misc.run.device import may_fuse
+
 
 class PolySGD(torch.optim.SGD):
     """SGD whose learning rates decay as lr0 * (1 - step / max_step) ** power; held once step >= max_step.
 
-    The rate is set before each step, or before each `decay_interval`-th and held in between.
+    The rate is set before each step, or before each `decay_interval`-th and held in between. How the device updates
+    the weights (`misc.run.device.may_fuse`) is no part of the state, which another device may take up.
     """
 
     def __init__(
@@ -22,11 +25,17 @@ class PolySGD(torch.optim.SGD):
         decay_interval: int = 1,
     ) -> None:
         super().__init__(param_groups, lr, momentum=momentum)
+        self._fused = may_fuse(p for group in self.param_groups for p in group["params"]) or None
+        self._set_fused()
         self.max_step = max_step
         self.power = power
         self.decay_interval = decay_interval
         self.global_step = 0
         self._initial_lrs = [group["lr"] for group in self.param_groups]
+
+    def _set_fused(self) -> None:
+        for group in self.param_groups:
+            group["fused"] = self._fused
 
     def step(self, closure=None):  # noqa: ANN001, ANN201 (as in torch.optim.SGD)
         if self.global_step < self.max_step and self.global_step % self.decay_interval == 0:
@@ -37,7 +46,9 @@ class PolySGD(torch.optim.SGD):
         return super().step(closure)
 
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "global_step": self.global_step}
+        state = super().state_dict()
+        groups = [{**group, "fused": None} for group in state["param_groups"]]
+        return {**state, "param_groups": groups, "global_step": self.global_step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up a saved state. Raises `ValueError` for one of other parameters, settings or a step that can't be."""
@@ -45,9 +56,10 @@ class PolySGD(torch.optim.SGD):
         if type(step) is not int or step < 0:
             raise ValueError(f"an optimiser of step {step!r}")
         for group, saved in zip(self.param_groups, state_dict["param_groups"], strict=True):
-            if any(type(saved.get(name)) is not type(value) for name, value in group.items()):
+            if any(type(saved.get(name)) is not type(value) for name, value in group.items() if name != "fused"):
                 raise ValueError("an optimiser of other settings")
         super().load_state_dict(state_dict)
+        self._set_fused()
         self.global_step = step
         for parameter, kept in self.state.items():
             momentum = kept.get("momentum_buffer")

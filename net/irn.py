@@ -1,6 +1,7 @@
 """The inter-pixel relation network: class boundaries and displacements, on any backbone (IRN sections 4 and 5)."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -123,12 +124,38 @@ class EdgeDisplacement(AffinityDisplacement):
         the original, kept: the group norms see the padding); a longer side is padded to the next multiple of 16,
         where the original breaks.
         """
-        height, width = pair.shape[-2:]
-        padded = F.pad(pair, (0, _padded_side(width) - width, 0, _padded_side(height) - height))
-        edge, displacement = self.edge_and_displacement(padded)
-        h, w = math.ceil(height / EDGE_STRIDE), math.ceil(width / EDGE_STRIDE)
-        edge, displacement = edge[..., :h, :w], displacement[..., :h, :w]
-        return torch.sigmoid(edge[0] / 2 + edge[1].flip(-1) / 2), displacement[0]
+        return self._of_pairs([pair])[0]
+
+    def batch(self, pairs: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """`forward` of several pairs that are padded to one size, as one batch; equal up to rounding.
+
+        A subclass with a `forward` of its own is called pair by pair.
+        """
+        if type(self).forward is not EdgeDisplacement.forward:
+            return [self(pair) for pair in pairs]
+        return self._of_pairs(pairs)
+
+    def _of_pairs(self, pairs: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+        sizes = [tuple(pair.shape[-2:]) for pair in pairs]
+        padded = [F.pad(pair, _padding(size)) for pair, size in zip(pairs, sizes, strict=True)]
+        edges, displacements = self.edge_and_displacement(torch.cat(padded))
+        outputs = []
+        for number, (height, width) in enumerate(sizes):
+            h, w = math.ceil(height / EDGE_STRIDE), math.ceil(width / EDGE_STRIDE)
+            edge, mirrored = edges[2 * number : 2 * number + 2, :, :h, :w]
+            displacement = displacements[2 * number, :, :h, :w]
+            outputs.append((torch.sigmoid(edge / 2 + mirrored.flip(-1) / 2), displacement))
+        return outputs
+
+    @staticmethod
+    def padded_size(size: tuple[int, int]) -> tuple[int, int]:
+        """(H, W) of an image -> the size that it is padded to."""
+        return _padded_side(size[0]), _padded_side(size[1])
+
+
+def _padding(size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """What `F.pad` adds to an image of (H, W)."""
+    return 0, _padded_side(size[1]) - size[1], 0, _padded_side(size[0]) - size[0]
 
 
 class AffinityDisplacementLoss(AffinityDisplacement):

@@ -16,7 +16,7 @@ from misc.files.camfile import BYTES_PER_PIXEL
 from misc.files.images import image_size
 from misc.imutils import mirror_pair, normalize
 from misc.run.config import Config
-from misc.run.device import resolve_device
+from misc.run.device import Arriving, resolve_device, to_device, when_arrived
 from misc.run.distributed import on_first_process
 from misc.run.done import finished_files
 from misc.run.loaders import GroupedLoader, places, size_groups
@@ -91,7 +91,7 @@ def outputs(args: Config) -> list[str | Path]:
 
 def _pairs(images: list[Tensor], device: torch.device) -> dict[float, Tensor]:
     """The image at each scale, (3, h, w) uint8 -> {scale: (2, 3, h, w)} normalised, with its mirror image."""
-    return {s: mirror_pair(normalize(image.to(device))) for s, image in zip(SCALES, images, strict=True)}
+    return {s: mirror_pair(normalize(to_device(image, device))) for s, image in zip(SCALES, images, strict=True)}
 
 
 def _advcams(
@@ -167,8 +167,8 @@ def run(args: Config) -> None:
             for item, (cam, high_res) in zip(batch, advcams, strict=True):
                 path = camfile.cam_path(args.advcam_out_dir, images.ids[item["index"]])
                 source_of = partial(images.source_of, item["index"])
-                content = (path, item["keys"], cam.cpu(), high_res.cpu())
-                submit(finished.write, [path], source_of, save_maps, *content)
+                content = (path, item["keys"], Arriving(cam), Arriving(high_res))
+                submit(finished.write, [path], source_of, when_arrived, save_maps, *content)
             bar.update(len(batch))
     tell = partial(tell_maps, weights_flag="cam_weights_name")
     on_first_process(tell, STEP.name, outputs(args), devkit.classes)

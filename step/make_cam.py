@@ -11,7 +11,7 @@ from misc.files.atomic import background_writer
 from misc.files.camfile import BYTES_PER_PIXEL
 from misc.files.images import image_size
 from misc.run.config import Config
-from misc.run.device import resolve_device
+from misc.run.device import Arriving, resolve_device, to_device, when_arrived
 from misc.run.distributed import on_first_process
 from misc.run.done import finished_files
 from misc.run.loaders import GroupedLoader, places, size_groups
@@ -94,15 +94,16 @@ def run(args: Config) -> None:
     loader = GroupedLoader(scaled, groups, num_workers=args.num_workers, device=device)
     with progress(total=len(images), desc="make_cam", unit="image") as bar, background_writer() as submit:
         for group in loader:
-            scales = [torch.stack(at_scale).to(device) for at_scale in zip(*(i["images"] for i in group), strict=True)]
+            by_scale = zip(*(item["images"] for item in group), strict=True)
+            scales = [torch.stack([to_device(image, device) for image in at_scale]) for at_scale in by_scale]
             maps = batch_scale_maps(model, scales)
             for position, item in enumerate(group):
                 of_image = [at_scale[position] for at_scale in maps]
                 cam, high_res = merge_scales(of_image, item["size"], item["keys"])
                 path = camfile.cam_path(args.cam_out_dir, images.ids[item["index"]])
                 source_of = partial(images.source_of, item["index"])
-                content = (path, item["keys"], cam.cpu(), high_res.cpu())
-                submit(finished.write, [path], source_of, save_maps, *content)
+                content = (path, item["keys"], Arriving(cam), Arriving(high_res))
+                submit(finished.write, [path], source_of, when_arrived, save_maps, *content)
             bar.update(len(group))
     tell = partial(tell_maps, weights_flag="cam_weights_name")
     on_first_process(tell, STEP.name, outputs(args), devkit.classes)

@@ -4,10 +4,9 @@ from functools import partial
 from pathlib import Path
 
 from misc.files import instancefile
-from misc.files.atomic import background_writer
+from misc.files.instancefile import Detections
 from misc.instances import detect_instances
 from misc.run.config import Config
-from misc.run.depends import source_of_item
 from misc.run.device import resolve_device
 from misc.run.distributed import on_first_process, share
 from misc.run.done import finished_files
@@ -17,7 +16,7 @@ from misc.summary import save_instances, tell_masks
 from net.build import inputs_of_network, load_network, require_network
 from voc12.devkit import Devkit, open_devkit
 from voc12.images import read_ids_to_segment
-from voc12.inference import inputs_of_walk, require_cams, walk_inputs
+from voc12.inference import Masks, WalkInput, inputs_of_walk, make_masks, require_cams
 from voc12.verify import require_readable
 
 BYTES_PER_PIXEL = 3
@@ -33,7 +32,7 @@ STEP = Step(
     flags=("ins_seg_bg_thres", "beta", "exp_times", "precision"),
     shared=True,
     bytes_per_pixel=BYTES_PER_PIXEL,
-    memory_flags=("num_workers",),
+    memory_flags=("num_workers", "irn_infer_batch_size"),
 )
 
 
@@ -66,41 +65,44 @@ def outputs(args: Config) -> list[str | Path]:
     return instancefile.instance_paths(args.ins_seg_out_dir, ids)
 
 
+def instances(args: Config, devkit: Devkit) -> Masks:
+    """How the instances of an image are made, by their flags; make_sem_seg makes them, too, where both steps are on."""
+
+    def make(item: WalkInput) -> Detections:
+        return detect_instances(
+            item.cam,
+            item.edge,
+            item.displacement,
+            item.keys,
+            item.size,
+            background_score=args.ins_seg_bg_thres,
+            beta=args.beta,
+            exp_times=args.exp_times,
+        )
+
+    return Masks(
+        paths=lambda image_id: [instancefile.instance_path(args.ins_seg_out_dir, image_id)],
+        make=make,
+        write=lambda paths, detections: save_instances(*paths, detections),
+        finished=finished_files(STEP, args, _of_all_files(args, devkit)),
+        max_waiting=1,  # a fragmented image has hundreds of full-size masks
+    )
+
+
 def run(args: Config) -> None:
     """Write `ins_seg_out_dir`/ID.npy for each image of `infer_list`; finished files are kept."""
     device = resolve_device(args.device)
     devkit = open_devkit(args.voc12_root, args.class_list)
-    ids = share(read_ids_to_segment(devkit, args.infer_list, flag="infer_list", label_file=args.known_labels))
-    finished = finished_files(STEP, args, _of_all_files(args, devkit))
-    items = [[instancefile.instance_path(args.ins_seg_out_dir, image_id)] for image_id in ids]
-    sources = inputs_of_walk(devkit, ids, args.mask_cams)
-    pending = finished.pending(items, lambda number: source_of_item(sources, number))
-    model = load_network(args.irn_network, "EdgeDisplacement", args.irn_weights_name, device)
-
-    title = "make_ins_seg_labels"
-    walked = walk_inputs(
-        model,
+    make_masks(
+        [instances(args, devkit)],
+        partial(load_network, args.irn_network, "EdgeDisplacement", args.irn_weights_name, device),
         devkit,
-        [ids[number] for number in pending],
-        args.mask_cams.folder,
+        share(read_ids_to_segment(devkit, args.infer_list, flag="infer_list", label_file=args.known_labels)),
+        args.mask_cams,
         device=device,
         num_workers=args.num_workers,
-        title=title,
+        batch_size=args.irn_infer_batch_size,
+        title="make_ins_seg_labels",
     )
-    # A fragmented image has hundreds of full-size masks: the next one is computed meanwhile, no more
-    with background_writer(max_waiting=1) as submit:
-        for number, item in zip(pending, walked, strict=True):
-            detections = detect_instances(
-                item.cam,
-                item.edge,
-                item.displacement,
-                item.keys,
-                item.size,
-                background_score=args.ins_seg_bg_thres,
-                beta=args.beta,
-                exp_times=args.exp_times,
-            )
-            source_of, (path,) = partial(source_of_item, sources, number), items[number]
-            submit(finished.write, [path], source_of, save_instances, path, detections)
     advice = "lower --ins_seg_bg_thres, or make better CAMs"
     on_first_process(partial(tell_masks, advice=advice), STEP.name, outputs(args))

@@ -1,27 +1,27 @@
 """Step 6: segmentation masks: random walk of the CAMs, stopped at the boundaries that IRN finds."""
 
+import logging
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from misc.files.atomic import background_writer
 from misc.files.images import write_label, write_palette
 from misc.files.paths import Paths
 from misc.masks import semantic_mask
-from misc.run.config import Config
-from misc.run.depends import source_of_item
+from misc.run.config import Config, enabled_steps
 from misc.run.device import resolve_device
 from misc.run.distributed import on_first_process, share
-from misc.run.done import finished_files
+from misc.run.done import finished_files, is_redone
 from misc.run.plan import Planned, require_writable
 from misc.run.step import Inputs, Step
 from misc.summary import Content, content_of_mask, tell_masks
 from net.build import inputs_of_network, load_network, require_network
+from step import make_ins_seg_labels
 from voc12.classes import voc_palette
 from voc12.devkit import Devkit, open_devkit
 from voc12.images import read_ids_to_segment
-from voc12.inference import inputs_of_walk, require_cams, walk_inputs
+from voc12.inference import Masks, WalkInput, inputs_of_walk, make_masks, require_cams
 from voc12.verify import require_readable
 
 PALETTE_FOLDER = "palette"
@@ -38,8 +38,10 @@ STEP = Step(
     flags=("np_power", "sem_seg_bg_thres", "beta", "exp_times", "precision"),
     shared=True,
     bytes_per_pixel=BYTES_PER_PIXEL,
-    memory_flags=("num_workers",),
+    memory_flags=("num_workers", "irn_infer_batch_size"),
 )
+
+log = logging.getLogger(__name__)
 
 
 def check(args: Config, planned: Planned) -> Planned:
@@ -66,63 +68,68 @@ def inputs(args: Config) -> Inputs:
 
 def outputs(args: Config) -> list[str | Path]:
     """The files that this step writes."""
-    masks = _masks(args)
+    masks = _mask_paths(args)
     names = [path.rpartition("/")[2] for path in masks]
     return [*masks, *Paths(Path(args.sem_seg_out_dir) / PALETTE_FOLDER, names)]
 
 
-def _masks(args: Config) -> Paths:
+def _mask_paths(args: Config) -> Paths:
     """The masks, with ids."""
     devkit = open_devkit(args.voc12_root, args.class_list)
     ids = read_ids_to_segment(devkit, args.infer_list, flag="infer_list", label_file=args.known_labels)
     return Paths(args.sem_seg_out_dir, (f"{image_id}.png" for image_id in ids))
 
 
-def _paths(args: Config, image_id: str) -> list[Path]:
-    """The mask of an image, with ids and in colour."""
-    folder, name = Path(args.sem_seg_out_dir), f"{image_id}.png"
-    return [folder / name, folder / PALETTE_FOLDER / name]
+def _masks(args: Config, devkit: Devkit) -> Masks:
+    """How the mask of an image is made, with ids and in colour, by its flags."""
+    folder = Path(args.sem_seg_out_dir)
+
+    def make(item: WalkInput) -> np.ndarray:
+        return semantic_mask(
+            item.cam,
+            item.edge,
+            item.keys,
+            item.size,
+            power=args.np_power,
+            background_score=args.sem_seg_bg_thres,
+            beta=args.beta,
+            exp_times=args.exp_times,
+        )
+
+    return Masks(
+        paths=lambda image_id: [folder / f"{image_id}.png", folder / PALETTE_FOLDER / f"{image_id}.png"],
+        make=make,
+        write=_write,
+        finished=finished_files(STEP, args, _of_all_files(args, devkit)),
+    )
 
 
 def run(args: Config) -> None:
     """Write `sem_seg_out_dir`/ID.png (ids) and palette/ID.png (the same in colour) for each image of `infer_list`.
 
-    Finished files are kept.
+    Finished files are kept. Where make_ins_seg follows, its files are written as well, so that IRN sees each image
+    once; unless that step is to be done again, which then makes all of its files itself.
     """
     device = resolve_device(args.device)
     devkit = open_devkit(args.voc12_root, args.class_list)
-    ids = share(read_ids_to_segment(devkit, args.infer_list, flag="infer_list", label_file=args.known_labels))
-    finished = finished_files(STEP, args, _of_all_files(args, devkit))
-    items = [_paths(args, image_id) for image_id in ids]
-    sources = inputs_of_walk(devkit, ids, args.mask_cams)
-    pending = finished.pending(items, lambda number: source_of_item(sources, number))
-    model = load_network(args.irn_network, "EdgeDisplacement", args.irn_weights_name, device)
-
-    title = "make_sem_seg_labels"
-    walked = walk_inputs(
-        model,
+    kinds, title = [_masks(args, devkit)], "make_sem_seg_labels"
+    if make_ins_seg_labels.STEP.name in enabled_steps(args) and not is_redone(make_ins_seg_labels.STEP, args):
+        kinds.append(make_ins_seg_labels.instances(args, devkit))
+        title = "make_sem_seg_labels and make_ins_seg_labels"
+        log.info("make_sem_seg makes the files of make_ins_seg, too: IRN sees each image once")
+    make_masks(
+        kinds,
+        partial(load_network, args.irn_network, "EdgeDisplacement", args.irn_weights_name, device),
         devkit,
-        [ids[number] for number in pending],
-        args.mask_cams.folder,
+        share(read_ids_to_segment(devkit, args.infer_list, flag="infer_list", label_file=args.known_labels)),
+        args.mask_cams,
         device=device,
         num_workers=args.num_workers,
+        batch_size=args.irn_infer_batch_size,
         title=title,
     )
-    with background_writer() as submit:
-        for number, item in zip(pending, walked, strict=True):
-            mask = semantic_mask(
-                item.cam,
-                item.edge,
-                item.keys,
-                item.size,
-                power=args.np_power,
-                background_score=args.sem_seg_bg_thres,
-                beta=args.beta,
-                exp_times=args.exp_times,
-            )
-            submit(finished.write, items[number], partial(source_of_item, sources, number), _write, items[number], mask)
     advice = "lower --sem_seg_bg_thres, or make better CAMs"
-    on_first_process(partial(tell_masks, advice=advice), STEP.name, _masks(args))
+    on_first_process(partial(tell_masks, advice=advice), STEP.name, _mask_paths(args))
 
 
 def _write(paths: list[Path], mask: np.ndarray) -> Content:

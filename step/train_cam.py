@@ -15,6 +15,7 @@ from misc.files.paths import Paths
 from misc.imutils import normalize
 from misc.ood import class_prototypes, kmeans, wood_losses
 from misc.run.config import DEFAULT_IGNORED_CLASS, Config
+from misc.run.device import to_device
 from misc.run.distributed import gather_shares, n_processes, share
 from misc.run.loaders import Stream, sequential_loader
 from misc.run.plan import Planned, require_writable_file
@@ -134,7 +135,7 @@ def run(args: Config) -> None:
         return wood_losses(
             model,
             images_of(batch, device),
-            batch["label"].to(device, non_blocking=True),
+            to_device(batch["label"], device),
             ood_images=None if ood_batch is None else images_of(ood_batch, device),
             prototypes=prototypes.value,
             ood_coeff=args.ood_coeff,
@@ -165,6 +166,7 @@ def run(args: Config) -> None:
         rate_flag="cam_learning_rate",
         state=state,
         after_step=selection,
+        follows=None if selection is None else selection.is_due,
         **training.options,
     )
     if selection is not None:
@@ -263,7 +265,7 @@ def _features_of(model: nn.Module, images: WholeImages, *, num_workers: int, nam
     device = next(model.parameters()).device
     loader = sequential_loader(images, num_workers=num_workers, device=device)
     bar = progress(loader, desc=f"features of {name}", unit="image")
-    features = torch.cat([model(normalize(image.to(device, non_blocking=True))[None])[1] for image in bar])
+    features = torch.cat([model(normalize(to_device(image, device))[None])[1] for image in bar])
     are_finite = features.isfinite().all(dim=1).tolist()
     if not all(are_finite):
         raise InputError(

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from misc.run.config import Config
+from misc.run.device import to_device
 from misc.run.distributed import mean_over_processes, sum_over_processes
 from misc.run.loaders import Stream, batch_loader
 from misc.run.plan import Planned, require_writable_file
@@ -108,7 +109,7 @@ def run(args: Config) -> None:
     )
 
     def losses_of_images(batch: dict) -> Tensor:
-        labels = batch["label"].to(device, non_blocking=True)
+        labels = to_device(batch["label"], device)
         return classification_losses(model, images_of(batch, device), labels)
 
     optimizer = two_rate_optimizer(
@@ -123,6 +124,7 @@ def run(args: Config) -> None:
         rate_flag="cam_learning_rate",
         state=state,
         after_step=_validation(args, val, losses_of_images, steps_per_epoch=steps_per_epoch, device=device),
+        follows=lambda step: step % steps_per_epoch == 0,
         **training.options,
     )
     weights = args.cam_init_weights_name
@@ -137,7 +139,7 @@ def _validation(
     steps_per_epoch: int,
     device: torch.device,
 ) -> Callable[[int], dict[str, float]]:
-    """What is called after each step, and after each epoch gives the mean loss of the validation images."""
+    """What is called after each epoch and gives the mean loss of the validation images."""
     batches = batch_loader(
         TopLeftCrops(val.paths, val.labels, crop_size=args.cam_crop_size),
         batch_size=args.cam_batch_size,
@@ -147,8 +149,6 @@ def _validation(
 
     @torch.no_grad()
     def validate(step: int) -> dict[str, float]:
-        if step % steps_per_epoch:
-            return {}
         of_share = sum(float(losses_of_images(batch).sum()) for batch in batches)
         loss = float(sum_over_processes(torch.tensor(of_share, dtype=torch.float64))) / len(val)
         log.info("epoch %d: validation loss %.4f", step // steps_per_epoch, loss)

@@ -8,6 +8,7 @@ from torch import Tensor
 from misc.deeplab import deeplab_optimizer, multiscale_losses
 from misc.files.paths import Paths
 from misc.run.config import Config, deeplab_list_flag
+from misc.run.device import to_device
 from misc.run.loaders import Stream
 from misc.run.plan import Planned, require_outputs, require_writable_file
 from misc.run.step import Files, Inputs, Step
@@ -123,8 +124,8 @@ def run(args: Config) -> None:
     crops = SegmentationCrops(image_paths, mask_paths, scales=scales, crop_size=args.deeplab_crop_size, seed=seed)
 
     def loss_of(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        images = base.prepare(batch["image"].to(device, non_blocking=True), batch["box"])
-        labels = batch["label"].to(device, non_blocking=True)
+        images = base.prepare(to_device(batch["image"], device), batch["box"])
+        labels = to_device(batch["label"], device)
         return multiscale_losses(model.scale_logits(images), labels, loss=args.deeplab_loss)
 
     optimizer = deeplab_optimizer(

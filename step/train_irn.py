@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 from misc.errors import InputError
 from misc.files.paths import Paths
 from misc.run.config import Config
+from misc.run.device import to_device
 from misc.run.distributed import sum_over_processes
 from misc.run.loaders import Stream, batch_loader
 from misc.run.plan import Planned, require_outputs, require_writable_file
@@ -110,7 +111,7 @@ def run(args: Config) -> None:
     crops = AffinityCrops(image_paths, label_paths, crop_size=args.irn_crop_size, seed=(args.seed, Stream.IRN))
 
     def loss_of(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        return model(images_of(batch, device), batch["label"].to(device, non_blocking=True))
+        return model(images_of(batch, device), to_device(batch["label"], device))
 
     optimizer = two_rate_optimizer(
         *model.trainable_parameters(), lr=args.irn_learning_rate, weight_decay=args.irn_weight_decay, max_step=n_steps

@@ -7,7 +7,7 @@ import pytest
 import torch
 from support import every_pair
 
-from misc.indexing import affinity_labels, pair_paths, propagate_to_edge
+from misc.indexing import RandomWalk, affinity_labels, pair_paths, propagate_to_edge
 from misc.run.memory import peak_memory_mib, reset_peak_memory
 
 
@@ -130,3 +130,14 @@ def test_affinity_labels_equal_plain_loops():
 def test_maps_too_small_for_a_pair_are_refused():
     with pytest.raises(ValueError, match="needs 10 x 19 cells"):
         affinity_labels(torch.zeros(1, 12, 18, dtype=torch.uint8), radius=10)
+
+
+@pytest.mark.parametrize("exp_times", [0, 1, 3, 8])
+def test_no_walked_value_exceeds_its_bound(exp_times):
+    rng = np.random.default_rng(0)
+    edge = torch.from_numpy(rng.random((1, 17, 23)).astype(np.float32) ** 6)
+    maps = torch.from_numpy(rng.random((9, 17, 23)).astype(np.float32) ** 9)
+    walk = RandomWalk(edge, exp_times=exp_times)
+    assert (walk(maps).amax(dim=(1, 2)) <= walk.bounds(maps) * (1 + 1e-6)).all()
+    assert (walk.bounds(maps) <= maps.amax(dim=(1, 2))).all()
+    assert walk.bounds(torch.zeros(1, 17, 23)).tolist() == [0]

@@ -11,10 +11,11 @@ from misc.errors import InputError
 from misc.files import instancefile
 from misc.files.coco import annotations_of, decode, outline, segmentation_of
 from misc.files.instancefile import Detections
-from misc.indexing import propagate_to_edge
+from misc.indexing import RandomWalk, propagate_to_edge
 from misc.instances import (
     CELLS_AT_ONCE,
     PIXELS_AT_ONCE,
+    _follower,
     connected_components,
     detect_instances,
     instance_map,
@@ -172,11 +173,12 @@ def test_maps_without_any_value_do_not_walk(monkeypatch):
     cam = cam * torch.stack([right, torch.zeros_like(left), left])
     walked = []
 
-    def counted(maps, *arguments, **settings):
+    def counted(walk, maps):
         walked.append(len(maps))
-        return propagate_to_edge(maps, *arguments, **settings)
+        return call(walk, maps)
 
-    monkeypatch.setattr("misc.instances.propagate_to_edge", counted)
+    call = RandomWalk.__call__
+    monkeypatch.setattr(RandomWalk, "__call__", counted)
     keys, size = np.array([3, 5, 7]), (45, 62)
     found = detect_instances(cam, edge, field, keys, size, background_score=0.25, beta=10, exp_times=3)
     assert walked == [2]
@@ -184,6 +186,54 @@ def test_maps_without_any_value_do_not_walk(monkeypatch):
     assert {3, 7} == set(found.classes.tolist())
     assert found.classes.tolist() == [label for _, _, label in expected]
     np.testing.assert_array_equal(found.masks, [mask for _, mask, _ in expected])
+
+
+def fragments(rng, height=24, width=32, n_classes=2):
+    """CAMs, edges and a field that falls apart into many instances."""
+    centres = [(y, x) for y in range(3, height, 6) for x in range(3, width, 6)]
+    field = towards(centres, height, width) + torch.from_numpy(
+        rng.normal(0, 0.3, (2, height, width)).astype(np.float32)
+    )
+    slope = torch.linspace(0, 1, width) ** 4  # of which many fragments see low values alone
+    cam = torch.from_numpy(rng.random((n_classes, height, width)).astype(np.float32)) * slope
+    return cam, torch.from_numpy(rng.random((1, height, width)).astype(np.float32) ** 3), field
+
+
+@pytest.mark.parametrize("background_score", [0.05, 0.5, 1.0])
+def test_maps_that_can_not_exceed_the_background_do_not_walk(monkeypatch, background_score):
+    monkeypatch.setattr("misc.instances.FIRST_MAPS", 2)
+    size, keys = (94, 126), np.array([3, 7])
+    walked, call = [], RandomWalk.__call__
+    monkeypatch.setattr(RandomWalk, "__call__", lambda walk, maps: walked.append(len(maps)) or call(walk, maps))
+    maps = fragments(np.random.default_rng(4))
+    found = detect_instances(*maps, keys, size, background_score=background_score, beta=10, exp_times=3)
+    n_maps = len(instance_map(maps[2])) * len(keys)
+    assert walked[0] == 2
+    assert 2 < sum(walked) < n_maps
+    expected = plain_detections(*maps, keys, size, background_score)
+    assert found.classes.tolist() == [label for _, _, label in expected]
+    np.testing.assert_array_equal(found.masks, np.reshape([mask for _, mask, _ in expected], (-1, *size)))
+    np.testing.assert_allclose(found.scores, [score for score, _, _ in expected], rtol=1e-6)
+
+
+@pytest.mark.parametrize("field", ["contracting", "fragmented", "turning"])
+def test_cells_that_meet_or_rest_come_to_the_same_centroids(field):
+    """As all cells do that take every step on their own."""
+    if field == "contracting":
+        displacement = towards([(5, 4), (12, 25)], 24, 32) * 0.7
+    elif field == "fragmented":
+        displacement = torch.from_numpy(np.random.default_rng(5).normal(0, 6, (2, 24, 32)).astype(np.float32))
+    else:
+        displacement = torch.stack([torch.ones(24, 32), -torch.ones(24, 32)])  # round and round in the middle
+        displacement[0, :, 16:] = -1
+        displacement[1, 12:] = 1
+    for iterations in (0, 5, 12, 300):
+        alone = refine_centroids(displacement, 0)
+        position = alone.float()
+        follow = _follower(displacement)
+        for _ in range(iterations):
+            position = follow(position.flatten(1), 1).view_as(position)
+        assert torch.equal(refine_centroids(displacement, iterations), position.round().long())
 
 
 def test_nothing_is_found_without_classes_or_without_a_cam():

@@ -1,5 +1,6 @@
 """The training loop and the state on disk, on one number."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -7,8 +8,10 @@ import pytest
 import torch
 from torch import nn
 
+from misc.run.device import Arriving
 from misc.run.training import fit
 from misc.run.training_state import TrainingState
+from misc.torchutils import PolySGD
 
 
 class Number(nn.Module):
@@ -22,7 +25,7 @@ def _in_a_folder_of_its_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def train(loss_of, *, n_steps=3, batches_per_step=1, stop_after=None):
+def train(loss_of, *, n_steps=3, batches_per_step=1, stop_after=None, **options):
     """The number after `n_steps` of SGD at a rate of 0.1 on the batches 0, 1, 2, ..."""
     model = Number()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -44,8 +47,8 @@ def train(loss_of, *, n_steps=3, batches_per_step=1, stop_after=None):
         result_dir="result",
         rate_flag="rate",
         state=state,
-        after_step=stop,
         batches_per_step=batches_per_step,
+        **{"after_step": stop, **options},
     )
     return model.weight.item()
 
@@ -66,6 +69,69 @@ def test_batches_of_a_step_are_averaged():
     ]
     assert [line["total"] for line in lines] == pytest.approx([0.5, 0.95 * 2.5, 0.7 * 4.5])
     assert [line["half"] for line in lines] == pytest.approx([0.5, 0.475, 0.35])
+
+
+def test_losses_are_read_while_the_next_step_is_under_way(monkeypatch):
+    """But before what follows a step, at the end, and before the state is saved."""
+    events = []
+    wait = Arriving.wait
+
+    def waited(arriving):
+        events.append("read")
+        return wait(arriving)
+
+    monkeypatch.setattr(Arriving, "wait", waited)
+    monkeypatch.setattr(TrainingState, "save_if_due", lambda state, step: step == 4 and state.save(step))
+    monkeypatch.setattr(torch, "save", lambda content, path: (Path(path).touch(), events.append("saved")))
+
+    def loss_of(weight, batch):
+        events.append(f"step {batch + 1}")
+        return {"total": weight * 1}
+
+    train(loss_of, n_steps=6, follows=lambda step: step == 2)
+    first = ["step 1", "step 2", "read", "read", "step 3", "step 4", "read", "read", "saved"]
+    assert events == [*first, "step 5", "step 6", "read", "read", "saved"]
+
+
+def test_every_step_that_the_state_holds_has_its_line():
+    lines = Path("result/metrics/t.jsonl.part")
+
+    def loss_of(weight, batch):
+        assert len(lines.read_text().splitlines()) == batch  # the state is saved after each step
+        return {"total": weight * 1}
+
+    train(loss_of, n_steps=4, follows=lambda step: False)
+    assert len(lines.with_suffix("").read_text().splitlines()) == 4
+
+
+def test_cudnn_chooses_for_the_crops_alone():
+    found = []
+
+    def loss_of(weight, batch):
+        found.append(("step", torch.backends.cudnn.benchmark))
+        return {"total": weight * 1}
+
+    train(loss_of, n_steps=2, after_step=lambda step: found.append(("after", torch.backends.cudnn.benchmark)) or {})
+    assert found == [("step", True), ("after", False)] * 2
+    assert not torch.backends.cudnn.benchmark
+
+
+def test_an_optimisers_state_goes_from_device_to_device(monkeypatch):
+    """How the device updates the weights is no part of it."""
+    settings = {"lr": 0.1, "momentum": 0.9, "max_step": 9}
+    states = {}
+    for fused in (False, True):
+        monkeypatch.setattr("misc.torchutils.may_fuse", lambda parameters, fused=fused: fused)
+        model = Number()
+        optimizer = PolySGD([{"params": model.parameters(), "lr": 0.1, "weight_decay": 0.0}], **settings)
+        model.weight.sum().backward()
+        optimizer.step()
+        states[fused] = copy.deepcopy(optimizer.state_dict())
+        optimizer.load_state_dict(copy.deepcopy(states[False]))
+        assert optimizer.param_groups[0]["fused"] is (True if fused else None)
+        optimizer.step()
+        assert model.weight.item() == pytest.approx(1 - 0.1 - 0.19 * (1 - 1 / 9) ** 0.9)
+    assert str(states[False]) == str(states[True])
 
 
 def test_random_numbers_go_on_after_an_interruption():

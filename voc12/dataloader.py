@@ -31,6 +31,7 @@ from misc.imutils import (
 )
 from misc.mining import perceptual_hash, scoring_size
 from misc.run.depends import checksum
+from misc.run.device import to_device
 from misc.run.loaders import generator
 from voc12.labels import Labels
 
@@ -49,7 +50,7 @@ def _crop_item(image: np.ndarray, boxes: tuple, crop_size: int) -> dict[str, Any
 
 def images_of(batch: dict[str, Any], device: torch.device) -> torch.Tensor:
     """(B, 3, h, w) normalised images on the device of a batch of crops; what an image does not cover is zero."""
-    return normalize(batch["image"].to(device, non_blocking=True), batch["box"])
+    return normalize(to_device(batch["image"], device), batch["box"])
 
 
 class ClassificationCrops(Dataset):

@@ -1,8 +1,11 @@
 """Running IRN over the images of a list that have CAMs: what semantic and instance masks are made from."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,16 +14,24 @@ from torch import Tensor, nn
 from misc.cam import CAM_STRIDE
 from misc.errors import InputError
 from misc.files import camfile
+from misc.files.atomic import background_writer
+from misc.files.images import image_size
 from misc.imutils import mirror_pair, normalize
 from misc.run.config import CamSource
-from misc.run.loaders import sequential_loader
+from misc.run.depends import source_of_item
+from misc.run.device import to_device
+from misc.run.loaders import GroupedLoader, places, sequential_loader, size_groups
 from misc.run.plan import Planned, require_outputs
 from misc.run.progress import progress
+from misc.run.provenance import FinishedFiles
 from misc.run.step import Files, Inputs
 from voc12.dataloader import ImagesWithCams, WholeImages
 from voc12.devkit import Devkit
 from voc12.images import LabelledImages, read_ids_to_segment
 from voc12.labels import Labels
+
+DEVICE_BATCH = 8
+"""Images of up to 512 x 512 pixels that run as one batch on a GPU; on the CPU a batch gains nothing."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +89,65 @@ def inputs_of_walk(devkit: Devkit, ids: Sequence[str], cams: CamSource) -> Input
     return {"infer_list": Files(devkit.image_paths(ids)), cams.flag: Files(camfile.cam_paths(cams.folder, ids))}
 
 
+@dataclass(frozen=True)
+class Masks:
+    """Masks of one kind, as a step makes them of each image.
+
+    `paths`: the files of an image, by its id. `make`: of an image's input what `write(paths, masks)` writes, which
+    returns what the files hold, for the record.
+    `finished`: which of the files are done. `max_waiting`: of how many images the masks may wait for the disk.
+    """
+
+    paths: Callable[[str], list[Path]]
+    make: Callable[[WalkInput], Any]
+    write: Callable[[list[Path], Any], Any]
+    finished: FinishedFiles
+    max_waiting: int = 8
+
+
+def make_masks(
+    kinds: Sequence[Masks],
+    load_model: Callable[[], nn.Module],
+    devkit: Devkit,
+    ids: Sequence[str],
+    cams: CamSource,
+    *,
+    device: torch.device,
+    num_workers: int,
+    batch_size: int,
+    title: str,
+) -> None:
+    """Make all masks of the images `ids` that are not finished; the network sees each image once for all `kinds`.
+
+    `load_model`: as in `walk_inputs`, as are the other arguments; called if there is something to do.
+    """
+    sources = inputs_of_walk(devkit, ids, cams)
+    source_of = partial(source_of_item, sources)
+    items = [[kind.paths(image_id) for image_id in ids] for kind in kinds]
+    pending = [set(kind.finished.pending(of_kind, source_of)) for kind, of_kind in zip(kinds, items, strict=True)]
+    numbers = sorted(set().union(*pending))
+    if not numbers:
+        return
+    walked = walk_inputs(
+        load_model(),
+        devkit,
+        [ids[number] for number in numbers],
+        cams.folder,
+        device=device,
+        num_workers=num_workers,
+        batch_size=batch_size,
+        title=title,
+    )
+    number_of = {ids[number]: number for number in numbers}
+    with background_writer(max_waiting=min(kind.max_waiting for kind in kinds)) as submit:
+        for item in walked:
+            number = number_of[item.image_id]
+            for kind, of_kind, of_pending in zip(kinds, items, pending, strict=True):
+                if number in of_pending:
+                    paths, masks = of_kind[number], kind.make(item)
+                    submit(kind.finished.write, paths, partial(source_of, number), kind.write, paths, masks)
+
+
 def walk_inputs(
     model: nn.Module,
     devkit: Devkit,
@@ -86,29 +156,44 @@ def walk_inputs(
     *,
     device: torch.device,
     num_workers: int,
+    batch_size: int,
     title: str,
 ) -> Iterator[WalkInput]:
-    """Each image's CAM and IRN's output for it, in the order of `ids`, under a progress bar called `title`.
+    """Each image's CAM and IRN's output for it, under a progress bar called `title`.
 
-    `model`: (2, 3, H, W) -> edge (1, h, w), displacement (2, h, w), in evaluation mode on `device`.
+    They come in the order of `ids`, but for images that run in one batch with an earlier one.
+
+    Args:
+        model: (2, 3, H, W) -> edge (1, h, w), displacement (2, h, w), in evaluation mode on `device`. Where it offers
+            `batch(pairs)` and `padded_size(size)`, images that it pads to one size run as one batch.
+        batch_size: images of up to 512 x 512 pixels in a batch; 0: `DEVICE_BATCH` on CUDA, else one.
+
     Raises `InputError` for a CAM that is unreadable or not of its image's size, and for a network whose output is of
     another size or not finite.
     """
     paths = devkit.image_paths(ids)
     cam_paths = camfile.cam_paths(cam_folder, ids)
+    batch_size = batch_size or (DEVICE_BATCH if device.type == "cuda" else 1)
+    groups: Sequence[Sequence[int]] = [[number] for number in range(len(ids))]
+    if batch_size > 1 and hasattr(model, "batch"):
+        padded = [model.padded_size(image_size(path)) for path in paths]
+        groups = size_groups(padded, batch_size, n_parts=[places(size) for size in padded])
     items = ImagesWithCams(paths, cam_paths, len(devkit.classes))
-    loader = sequential_loader(items, num_workers=num_workers, device=device)
-    bar = progress(loader, desc=title, unit="image")
-    for image_id, path, cam_path, item in zip(ids, paths, cam_paths, bar, strict=True):
-        image, cam, keys = item["image"], item["cam"], np.array(item["keys"], dtype=np.int64)
-        size = tuple(image.shape[1:])
-        cells = tuple(math.ceil(side / CAM_STRIDE) for side in size)
-        with torch.no_grad():
-            edge, displacement = model(mirror_pair(normalize(image.to(device))))
-        _require_output(edge, displacement, path, cells)
-        if cam.shape[1:] != cells:
-            raise InputError(f"CAM file {cam_path} is not of the size of its image; make it again.")
-        yield WalkInput(image_id, size, keys, cam.to(device), edge, displacement)
+    loader = GroupedLoader(items, groups, num_workers=num_workers, device=device)
+    with progress(total=len(ids), desc=title, unit="image") as bar:
+        for numbers, group in zip(groups, loader, strict=True):
+            pairs = [mirror_pair(normalize(to_device(item["image"], device))) for item in group]
+            with torch.no_grad():
+                outputs = model.batch(pairs) if len(pairs) > 1 else [model(pairs[0])]
+            for number, item, (edge, displacement) in zip(numbers, group, outputs, strict=True):
+                cam, keys = item["cam"], np.array(item["keys"], dtype=np.int64)
+                size = tuple(item["image"].shape[1:])
+                cells = tuple(math.ceil(side / CAM_STRIDE) for side in size)
+                _require_output(edge, displacement, paths[number], cells)
+                if cam.shape[1:] != cells:
+                    raise InputError(f"CAM file {cam_paths[number]} is not of the size of its image; make it again.")
+                yield WalkInput(ids[number], size, keys, to_device(cam, device), edge, displacement)
+                bar.update()
 
 
 def _require_output(edge: Tensor, displacement: Tensor, path: str, cells: tuple[int, int]) -> None:

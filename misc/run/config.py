@@ -291,6 +291,13 @@ class Config:
     irn_learning_rate: float = flag(0.1, "learning rate of the edge branch; the displacement's is 10 times this", low=0)
     irn_weight_decay: float = flag(1e-4, "weight decay (and, as in the original, the momentum)", low=0)
 
+    irn_infer_batch_size: int = flag(
+        0,
+        "images in one batch of make_*_seg that IRN pads to one size, fewer if that exceeds 512 x 512; 0: one on the "
+        "CPU, 8 on CUDA (not in the original)",
+        low=0,
+    )
+
     # Random walk and masks
     beta: float = flag(10, "power of the affinities", low=0)
     exp_times: int = flag(8, "the walk takes 2^exp_times steps", low=0)

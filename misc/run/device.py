@@ -1,7 +1,12 @@
-"""The device of this process, its precision, and the seed of every random generator."""
+"""The device of this process: its precision, its random generators, and what makes CUDA fast.
+
+A GPU works through a queue that the processor fills, and idles where that runs empty, as it does whenever the processor
+waits for a result. So numbers go to the GPU from page-locked memory (`to_device`), results come back while the next
+ones are computed (`Arriving`), and a training reads its losses one step late (`misc.run.training.fit`).
+"""
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -83,6 +88,63 @@ def backbone_precision(device: torch.device) -> AbstractContextManager:
     if _backbone_dtype is None:
         return nullcontext()
     return torch.autocast(device.type, dtype=_backbone_dtype)
+
+
+@contextmanager
+def one_size(yes: bool = True) -> Iterator[None]:
+    """cuDNN's benchmark mode, for a training, whose crops are all of one size; `yes` False leaves the mode.
+
+    cuDNN then tries its algorithms on the first batch and keeps the fastest. Whole images are of many sizes, and each
+    one would be tried for longer than it is computed: for these the mode stays off.
+    """
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = yes
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
+def may_fuse(parameters: Iterable[Tensor]) -> bool:
+    """Whether an optimiser shall update these parameters by one kernel for many of them: on CUDA.
+
+    SGD reads and writes little for each weight, so that the time goes into starting kernels. On the CPU it does not.
+    """
+    return all(parameter.device.type == "cuda" for parameter in parameters)
+
+
+def to_device(x: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the CPU on `device`, without waiting for the copy.
+
+    Only page-locked memory is copied while the processor goes on. What a loader brings is in it already; all else is
+    put there first, which PyTorch keeps until the copy is done.
+    """
+    if device.type != "cuda":
+        return x.to(device)
+    return (x if x.is_pinned() else x.pin_memory()).to(device, non_blocking=True)
+
+
+class Arriving:
+    """A tensor on its way to the CPU: the copy begins at once, and `wait` gives it when it is there, in any thread."""
+
+    def __init__(self, x: Tensor) -> None:
+        self._copied = None
+        self._x = x.detach()
+        if x.device.type == "cuda":
+            self._x = self._x.to("cpu", non_blocking=True)  # into page-locked memory
+            self._copied = torch.cuda.Event()
+            self._copied.record()
+
+    def wait(self) -> Tensor:
+        """The tensor on the CPU."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        return self._x
+
+
+def when_arrived(function: Callable[..., Any], *args: Any) -> Any:
+    """`function(*args)`, with the tensors for those of the arguments that are `Arriving`."""
+    return function(*(arg.wait() if isinstance(arg, Arriving) else arg for arg in args))
 
 
 class UnfilledNetworks(TorchFunctionMode):

@@ -17,7 +17,7 @@ from misc.errors import InputError, ProcessLost
 from misc.files.jsonfile import jsonable
 from misc.files.soundness import unsound_weight
 from misc.run.config import Config
-from misc.run.device import resolve_device
+from misc.run.device import Arriving, one_size, resolve_device
 from misc.run.distributed import is_first_process, max_over_processes, n_processes, sum_gradients
 from misc.run.done import made_with
 from misc.run.limits import LOST_CONNECTION
@@ -138,12 +138,14 @@ def fit(
     other_help: str = "",
     state: TrainingState,
     after_step: Callable[[int], dict[str, float]] | None = None,
+    follows: Callable[[int], bool] | None = None,
     batches_per_step: int = 1,
 ) -> None:
     """Run `n_steps` of an optimiser on `loss_of(batch)["total"]`, with a bar and JSON lines.
 
     It goes on from `state`, if that is of this training, and saves it now and then and at the end. Of several processes
-    each calls it with its share of the batches, and gets the same parameters.
+    each calls it with its share of the batches, and gets the same parameters. The losses of a step are read while the
+    device is at the next one; before `after_step`, and before the state is saved, nothing is left unread.
 
     Args:
         batches_from: the batches from a number on, counted from 0.
@@ -154,8 +156,13 @@ def fit(
         rate_flag: the learning rate's flag, named if the loss stops being finite (`InputError`).
         other_help: what else to do then, beside lowering it.
         after_step: called with the number of steps done; what it returns joins the JSON line.
+        follows: whether `after_step` has something to do after that many steps; None: after each.
         batches_per_step: batches whose losses and gradients are averaged for a step, one after the other.
     """
+
+    def is_followed(step: int) -> bool:
+        return after_step is not None and (follows is None or follows(step))
+
     done = state.restore()
     if done == n_steps and state.unfinished_line is None:
         return
@@ -165,12 +172,13 @@ def fit(
         metrics_log(result_dir, name, n_kept=done - (state.unfinished_line is not None)) as write_line,
         progress(total=n_steps, initial=done, desc=name, unit="step") as bar,
         stop_deferred(),
+        one_size(),
     ):
 
-        def complete(step: int, line: dict[str, Any]) -> None:
+        def follow(step: int, line: dict[str, Any]) -> None:
             """What follows a step, which may take long and need not be finished when the run is told to end."""
             try:
-                with stop_deferred(False):
+                with stop_deferred(False), one_size(False):
                     line.update(after_step(step) if after_step else {})
             except (KeyboardInterrupt, ProcessLost):
                 state.save(step, unfinished_line=line)
@@ -178,29 +186,44 @@ def fit(
             write_line(jsonable(line))
 
         if state.unfinished_line is not None:
-            complete(done, state.unfinished_line)
+            follow(done, state.unfinished_line)
         started = time.perf_counter()
+        unread = _Postponed()
+        state.before_saving = unread.do
+
+        def read(step: int, names: Iterable[str], losses: Arriving, rate: float) -> None:
+            """Show and write down a step, when its losses are on the CPU."""
+            nonlocal started
+            values = dict(zip(names, losses.wait().tolist(), strict=True))
+            if not all(math.isfinite(value) for value in values.values()):
+                help_with_it = f"lower --{rate_flag}" + (f", or {other_help}" if other_help else "")
+                raise InputError(f"{name}: the loss is no longer finite at step {step} ({values}); {help_with_it}.")
+            line = {"step": step, "epoch": step / steps_per_epoch, "lr": rate, **values}
+            now = time.perf_counter()
+            line["images_per_second"], started = batches_per_step * batch_size / (now - started), now
+            if is_followed(step):
+                follow(step, line)
+            else:
+                write_line(jsonable(line))
+            shown = {key: f"{value:.4f}" for key, value in values.items()}
+            bar.set_postfix(**shown, lr=f"{rate:.2e}", img_s=f"{line['images_per_second']:.1f}")
+            bar.update()
+
         for step, group in enumerate(_groups(batches, batches_per_step, state=state, done=done), start=done + 1):
             optimizer.zero_grad(set_to_none=True)
             of_batches = [_backward(loss_of(batch), share=1 / batches_per_step) for batch in group]
             sum_gradients(optimizer)
             optimizer.step()
-            values = dict(zip(of_batches[0], _mean_of(of_batches), strict=True))
-            if not all(math.isfinite(value) for value in values.values()):
-                help_with_it = f"lower --{rate_flag}" + (f", or {other_help}" if other_help else "")
-                raise InputError(f"{name}: the loss is no longer finite at step {step} ({values}); {help_with_it}.")
-            rate = optimizer.param_groups[0]["lr"]
-            line = {"step": step, "epoch": step / steps_per_epoch, "lr": rate, **values}
-            now = time.perf_counter()
-            line["images_per_second"], started = batches_per_step * batch_size / (now - started), now
-            complete(step, line)
-            shown = {key: f"{value:.4f}" for key, value in values.items()}
-            bar.set_postfix(**shown, lr=f"{rate:.2e}", img_s=f"{line['images_per_second']:.1f}")
-            bar.update()
+            losses = Arriving(_mean_of(of_batches))
+            # First that of the step before, while the device is at this one
+            unread.put(partial(read, step, tuple(of_batches[0]), losses, optimizer.param_groups[0]["lr"]))
+            if is_followed(step):
+                unread.do()
             if _any_is_told():
                 state.save(step)
                 raise told()
             state.save_if_due(step)
+        unread.do()
     if unsound_weight({str(i): p for i, p in enumerate(p for g in optimizer.param_groups for p in g["params"])}):
         raise InputError(f"{name}: the weights have grown without bounds by step {n_steps}; lower --{rate_flag}.")
     state.save(n_steps)
@@ -219,6 +242,24 @@ def _tell_if_worse(losses: Sequence[float], *, name: str, rate_flag: str) -> Non
             f"{name}: the loss ended above its start ({start:.4f} in the first {n_steps} steps, {end:.4f} in the "
             f"last), so it may have learned nothing; lower --{rate_flag}, or train for longer"
         )
+
+
+class _Postponed:
+    """A thing to do, done when the next one comes, or when `do` asks for it."""
+
+    def __init__(self) -> None:
+        self._waiting: Callable[[], None] | None = None
+
+    def put(self, thing: Callable[[], None]) -> None:
+        """Do the one before, and keep this one."""
+        self.do()
+        self._waiting = thing
+
+    def do(self) -> None:
+        """Do what waits."""
+        thing, self._waiting = self._waiting, None
+        if thing is not None:
+            thing()
 
 
 def _groups(
@@ -253,6 +294,6 @@ def _backward(losses: dict[str, Tensor], *, share: float) -> dict[str, Tensor]:
     return {name: loss.detach() for name, loss in losses.items()}
 
 
-def _mean_of(of_batches: list[dict[str, Tensor]]) -> list[float]:
-    """The mean of each loss over the batches of a step (one transfer from the device)."""
-    return torch.stack([torch.stack([*losses.values()]) for losses in of_batches]).mean(dim=0).tolist()
+def _mean_of(of_batches: list[dict[str, Tensor]]) -> Tensor:
+    """The mean of each loss over the batches of a step, in one tensor: one transfer from the device."""
+    return torch.stack([torch.stack([*losses.values()]) for losses in of_batches]).mean(dim=0)

@@ -70,6 +70,8 @@ class TrainingState:
         self._done: int | None = None
         self.unfinished_line: dict[str, Any] | None = None
         """What was said of the last step done, if the run was told to end before all of it was known."""
+        self.before_saving: Callable[[], Any] = lambda: None
+        """Called before the state is written: what belongs to the steps done may still be under way."""
         self._saved_at = time.monotonic()
 
     def restore(self) -> int:
@@ -162,6 +164,7 @@ class TrainingState:
 
         `unfinished_line`: what is known of that step, if what follows a step is still to be done.
         """
+        self.before_saving()
         if not is_first_process():
             return
         cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []

@@ -1,0 +1,303 @@
+"""Every step's computation on CUDA tensors without values: nothing is made on the wrong device, and few things wait."""
+
+from functools import partial
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from fake_cuda import CUDA, fake_cuda, on_cuda
+
+from misc import crf, instances
+from misc.advcam import advcam
+from misc.cam import batch_scale_maps, confident_label, merge_scales
+from misc.deeplab import deeplab_optimizer, multiscale_losses
+from misc.imutils import mirror_pair, normalize
+from misc.masks import semantic_mask
+from misc.metrics import ThresholdSweep
+from misc.ood import class_prototypes, kmeans, wood_losses
+from misc.run.device import Arriving, UnfilledNetworks, to_device, when_arrived
+from misc.run.training import fit
+from misc.segmentation import plain_and_refined_masks, plain_masks
+from misc.torchutils import two_rate_optimizer
+from net import resnet18_cam, resnet18_deeplab, resnet18_irn
+from net.deeplab import MultiScale, Segmenter
+from step.train_classifier import classification_losses
+from tests import own_network
+from voc12.dataloader import images_of
+
+N_CLASSES = 3
+SIZE, CELLS = (60, 46), (15, 12)
+WALK = {"beta": 10, "exp_times": 1}
+FAMILIES = {
+    "ResNet-18": (resnet18_cam, resnet18_irn, resnet18_deeplab),
+    "one's own": (own_network, own_network, own_network),
+}
+
+
+def network(module, name, **arguments):
+    with UnfilledNetworks():
+        return getattr(module, name)(**arguments)
+
+
+def photograph(*leading, size=SIZE):
+    return torch.empty(*leading, 3, *size, dtype=torch.uint8, device=CUDA)
+
+
+def batch(n, side, *, label):
+    """As a loader brings it: in page-locked memory."""
+    content = {"image": torch.empty(n, 3, side, side, dtype=torch.uint8), "box": torch.empty(n, 4, dtype=torch.long)}
+    return {name: tensor.pin_memory() for name, tensor in {**content, "label": label}.items()}
+
+
+def on_gpu(*shape, dtype=torch.float32):
+    return torch.empty(*shape, dtype=dtype, device=CUDA)
+
+
+# Trainings: what `loss_of` of a step does, and its optimiser
+
+
+def of_classifier(networks):
+    model = network(networks[0], "Net", n_classes=N_CLASSES)
+
+    def loss_of():
+        given = batch(2, 64, label=torch.empty(2, N_CLASSES))
+        losses = classification_losses(model, images_of(given, CUDA), to_device(given["label"], CUDA))
+        return {"total": losses.mean()}
+
+    return model, loss_of, partial(two_rate_optimizer, lr=0.1, weight_decay=1e-4, max_step=9)
+
+
+def of_wood(networks, *, ignore_class=1):
+    model = network(networks[0], "Net", n_classes=N_CLASSES)
+
+    def loss_of():
+        given, ood = (batch(2, 64, label=torch.empty(2, N_CLASSES)) for _ in range(2))
+        prototypes = on_gpu(N_CLASSES + 4, model.classifier.weight.shape[1])
+        settings = {"ood_coeff": 0.25, "distance_lambda": 0.007, "topk": 0.2, "step": 0.07}
+        return wood_losses(
+            model,
+            images_of(given, CUDA),
+            to_device(given["label"], CUDA),
+            ood_images=images_of(ood, CUDA),
+            prototypes=prototypes,
+            ignore_class=ignore_class,
+            **settings,
+        )
+
+    return model, loss_of, partial(two_rate_optimizer, lr=0.1, weight_decay=1e-4, max_step=9)
+
+
+def of_irn(networks):
+    model = network(networks[1], "AffinityDisplacementLoss")
+    model.radius = 3  # of few pairs
+
+    def loss_of():
+        given = batch(2, 64, label=torch.empty(2, 16, 16, dtype=torch.uint8))
+        return model(images_of(given, CUDA), to_device(given["label"], CUDA))
+
+    return model, loss_of, partial(two_rate_optimizer, lr=0.1, weight_decay=1e-4, max_step=9)
+
+
+def of_deeplab(networks, *, loss="balanced"):
+    model = network(networks[2], "DeepLab", n_classes=N_CLASSES + 1)
+
+    def loss_of():
+        given = batch(2, 65, label=torch.empty(2, 65, 65, dtype=torch.uint8))
+        prepared = model.prepare(to_device(given["image"], CUDA), given["box"])
+        logits = MultiScale(model).scale_logits(prepared)
+        return multiscale_losses(logits, to_device(given["label"], CUDA), loss=loss)
+
+    return model, loss_of, partial(deeplab_optimizer, lr=0.1, weight_decay=1e-4, max_step=9)
+
+
+TRAININGS = {"train_classifier": of_classifier, "train_cam": of_wood, "train_irn": of_irn, "train_deeplab": of_deeplab}
+
+
+@pytest.mark.parametrize(
+    ("name", "family"), [("train_classifier", "ResNet-18"), *((name, "one's own") for name in TRAININGS)]
+)
+def test_no_step_of_a_training_waits_for_the_gpu(name, family, tmp_path):
+    """Losses are read when the next step is under way, and the weights are looked at once, at the end."""
+    model, loss_of, optimizer_of = TRAININGS[name](FAMILIES[family])
+    waits_after, devices = [], set()
+
+    def loss_of_batch(_):
+        losses = loss_of()
+        devices.update(loss.device for loss in losses.values())
+        waits_after.append([*waits.lines])
+        return losses
+
+    with fake_cuda() as waits:
+        on_cuda(model).train()
+        optimizer = optimizer_of(*model.trainable_parameters())
+        assert all(group["fused"] for group in optimizer.param_groups)
+        fit(
+            lambda first: range(first, 2),
+            loss_of_batch,
+            optimizer,
+            n_steps=2,
+            steps_per_epoch=2,
+            batch_size=2,
+            name=name,
+            result_dir=str(tmp_path),
+            rate_flag="rate",
+            state=SimpleNamespace(
+                restore=lambda: 0,
+                restore_generators=lambda: None,
+                unfinished_line=None,
+                save_if_due=lambda step: None,
+                save=lambda step: None,
+            ),
+        )
+        assert all(p.grad is not None for parameters in model.trainable_parameters() for p in parameters)
+    assert devices == {CUDA}
+    assert waits_after == [[]] * 2
+    assert {line.split(" by ")[1].split(":")[0] for line in waits.lines} == {"misc/files/soundness.py"}
+    assert (tmp_path / "metrics" / f"{name}.jsonl").read_text().count("\n") == 2
+
+
+# Inference
+
+
+def test_cams_and_their_files_wait_for_nothing_but_the_file():
+    model = network(resnet18_cam, "CAM", n_classes=N_CLASSES).eval()
+    written = []
+    with fake_cuda() as waits:
+        on_cuda(model)
+        maps = batch_scale_maps(model, [photograph(2), photograph(2, size=(30, 23))])
+        cam, high_res = merge_scales([at_scale[1] for at_scale in maps], SIZE, [0, 2])
+        when_arrived(lambda *results: written.extend(results), Arriving(cam), Arriving(high_res))
+        assert [(x.device.type, *x.shape) for x in written] == [("cpu", 2, *CELLS), ("cpu", 2, *SIZE)]
+        assert [x.numpy().shape for x in written] == [(2, *CELLS), (2, *SIZE)]
+    assert waits.lines == []
+
+
+def test_advcam_waits_for_nothing():
+    model = network(resnet18_cam, "CAM", n_classes=N_CLASSES).eval()
+    with fake_cuda() as waits:
+        pairs = {s: mirror_pair(normalize(photograph(size=(round(60 * s), 46)))) for s in (0.5, 1.0)}
+        cam, high_res = advcam(on_cuda(model), pairs, SIZE, [0, 2], n_iter=3, batch_size=2)
+        assert cam.device == high_res.device == CUDA
+        assert (cam.shape, high_res.shape) == ((2, *CELLS), (2, *SIZE))
+    assert waits.lines == []
+
+
+def test_clusters_and_prototypes_stay_on_the_gpu():
+    with fake_cuda() as waits:
+        assignment, centres = kmeans(on_gpu(9, 5), 3)
+        prototypes = class_prototypes(on_gpu(9, 5), torch.empty(9, N_CLASSES, dtype=torch.bool))
+        assert {assignment.device, centres.device, prototypes.device} == {CUDA}
+    assert waits.lines == []
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_irn_stays_on_the_gpu(family):
+    model = network(FAMILIES[family][1], "EdgeDisplacement").eval()
+    with fake_cuda() as waits:
+        edge, displacement = on_cuda(model)(mirror_pair(normalize(photograph())))
+        assert edge.device == displacement.device == CUDA
+        assert (edge.shape, displacement.shape) == ((1, *CELLS), (2, *CELLS))
+    assert waits.lines == []
+
+
+def test_a_semantic_mask_is_walked_on_the_gpu():
+    settings = {"power": 1.5, "background_score": 0.2, **WALK}
+    with fake_cuda() as waits:
+        mask = semantic_mask(on_gpu(2, *CELLS), on_gpu(1, *CELLS), [0, 2], SIZE, **settings)
+    assert mask.shape == SIZE
+    assert mask.dtype == np.uint8
+    assert {line.split(" by ")[1].split(":")[0] for line in waits.lines} == {"misc/indexing.py", "misc/masks.py"}
+
+
+def test_instances_are_walked_on_the_gpu(monkeypatch):
+    monkeypatch.setattr(instances, "REFINEMENTS", 2)
+    with fake_cuda():
+        maps = on_gpu(2, *CELLS), on_gpu(1, *CELLS), on_gpu(2, *CELLS)
+        found = instances.detect_instances(*maps, [0, 2], SIZE, background_score=0.2, **WALK)
+    assert found.masks.shape[1:] == SIZE
+
+
+def test_thresholds_are_counted_on_the_gpu():
+    sweep = ThresholdSweep((0.1, 0.2), N_CLASSES + 1)
+    with fake_cuda():
+        sweep.add(on_gpu(2, *SIZE), [0, 1], torch.empty(SIZE, dtype=torch.uint8))
+
+
+@pytest.fixture
+def _no_kept_lattices():
+    yield
+    crf._kept_gaussian_lattice.cache_clear()
+
+
+@pytest.mark.usefixtures("_no_kept_lattices")
+def test_dense_crf_of_a_cam_stays_on_the_gpu():
+    image, high_res = np.zeros((*SIZE, 3), dtype=np.uint8), np.zeros((2, *SIZE), dtype=np.float32)
+    with fake_cuda():
+        label = confident_label(image, high_res, [0, 2], foreground_score=0.3, background_score=0.1, device=CUDA)
+    assert label.shape == SIZE
+
+
+@pytest.mark.usefixtures("_no_kept_lattices")
+def test_deeplabs_masks_without_and_with_dense_crf_stay_on_the_gpu():
+    model = network(resnet18_deeplab, "DeepLab", n_classes=N_CLASSES + 1)
+    with fake_cuda():
+        segmenter = Segmenter(MultiScale(on_cuda(model))).eval()
+        images = [torch.empty(3, *SIZE, dtype=torch.uint8)]
+        (mask,) = plain_masks(segmenter, images, device=CUDA, paths=["a.jpg"])
+        ((plain, refined),) = plain_and_refined_masks(segmenter, images, device=CUDA, paths=["a.jpg"], workers=0)
+    assert mask.shape == plain.shape == refined.shape == SIZE
+
+
+# That these tests can fail
+
+
+def test_a_tensor_on_the_wrong_device_fails():
+    for module, name, spoiled in (
+        (torch, "arange", lambda make: lambda *a, device=None, **k: make(*a, **k)),
+        (torch, "full", lambda make: lambda *a, device=None, **k: make(*a, **k)),
+    ):
+        with fake_cuda(), pytest.MonkeyPatch.context() as patch:
+            patch.setattr(module, name, spoiled(getattr(module, name)))
+            with pytest.raises((RuntimeError, TypeError), match="device"):
+                normalize(photograph(2), torch.empty(2, 4, dtype=torch.long))
+
+
+def test_a_network_left_on_the_cpu_fails():
+    model = network(own_network, "Net", n_classes=N_CLASSES)
+    with fake_cuda(), pytest.raises(RuntimeError, match="device"):
+        model(normalize(photograph(1)))
+
+
+@pytest.mark.parametrize(
+    ("waiting", "told"),
+    [
+        (lambda x: x.sum().item(), "a value is read"),
+        (lambda x: float(x.sum()), "a value is read"),
+        (lambda x: bool((x > 0).any()), "a value is read"),
+        (lambda x: x[0, 0].tolist(), "a value is read"),
+        (lambda x: x[x > 0], "a number of places is read"),
+        (lambda x: x.nonzero(), "a number of places is read"),
+        (lambda x: x.unique(), "a number of values is read"),
+        (lambda x: x[torch.tensor([0, 1])], "an index is copied"),
+        (lambda x: x.cpu(), "a copy to the processor"),
+        (lambda x: torch.tensor([1.0, 2.0], device=x.device), "a copy to the GPU"),
+        (lambda x: torch.zeros(2).to(x.device, non_blocking=True), "a copy to the GPU"),  # from pageable memory
+        (lambda x: torch.zeros(2).pin_memory().to(x.device), "a copy to the GPU"),
+    ],
+)
+def test_what_waits_is_counted(waiting, told):
+    with fake_cuda() as waits:
+        waiting(on_gpu(2, 3))
+    assert len(waits.lines) >= 1
+    assert {line.split(" by ")[0] for line in waits.lines} == {told}
+
+
+def test_a_copy_that_nobody_waited_for_is_no_result():
+    with fake_cuda():
+        copy = on_gpu(2).to("cpu", non_blocking=True)
+        with pytest.raises(AssertionError, match="before it has arrived"):
+            copy.numpy()
+        with pytest.raises(TypeError, match="cuda:0"):
+            on_gpu(2).numpy()
+        assert Arriving(on_gpu(2)).wait().numpy().shape == (2,)
