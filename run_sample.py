@@ -162,13 +162,15 @@ def run(arguments: Sequence[str]) -> None:
     from misc.run.limits import allow_open_files, limits_told
     from misc.run.record import start_log
     from voc12.derived import DERIVED_FOLDER
+    from voc12.verify import VERIFIED_FOLDER
 
     device = resolve_device(config.device)
     if config.work_dir:
         require_writable(config.work_dir, flag="work_dir", is_own=False)
     require_writable_file(f"{config.log_name}.log", flag="log_name", kind="log")
     require_writable_results(config.result_dir)
-    require_writable(DERIVED_FOLDER)  # derived lists and labels, and which images were checked
+    require_writable(DERIVED_FOLDER)  # derived lists and labels
+    require_writable(VERIFIED_FOLDER)  # which images were checked
     with process_group(device), one_look(), limits_told():
         start_log(config.log_name)
         allow_open_files()

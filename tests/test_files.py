@@ -22,7 +22,7 @@ from voc12.classes import VOC_CLASSES
 from voc12.devkit import Devkit, open_devkit
 from voc12.labels import read_labels
 from voc12.lists import read_list, read_ood_paths
-from voc12.verify import VERIFIED_RECORD, require_instances, require_masks, require_readable
+from voc12.verify import VERIFIED_FOLDER, record_of, require_instances, require_masks, require_readable
 
 
 @pytest.fixture
@@ -321,7 +321,7 @@ def test_ood_images_in_folders_of_their_own(toy):
 def test_images_are_checked_once_until_they_change(toy, monkeypatch):
     paths = sorted((toy.root / "JPEGImages").iterdir())
     require_readable(paths, num_workers=1)
-    assert VERIFIED_RECORD.is_file()
+    assert record_of(toy.root / "JPEGImages").is_file()
     with monkeypatch.context() as patch:
         patch.setattr("voc12.verify._problem_of_image", lambda path: "was read again")
         require_readable(paths, num_workers=1)
@@ -375,9 +375,9 @@ def test_masks_are_checked_again_when_their_images_change(devkit, toy):
 
 @pytest.mark.parametrize("content", [b"[]", b'{"train_aug.txt": 3}', b"\xff\xfe", b"{"])
 def test_damaged_records_of_derived_files_are_made_again(devkit, toy, content):
-    (toy.work / "voc12").mkdir()
-    for name in (".derived.json", ".verified.json"):
-        (toy.work / "voc12" / name).write_bytes(content)
+    VERIFIED_FOLDER.mkdir(parents=True)
+    for path in (toy.work / "voc12/.derived.json", record_of(toy.root / "JPEGImages")):
+        path.write_bytes(content)
     assert read_list(devkit, "voc12/train.txt", flag="train_list") == toy.ids[:6]
     require_readable([devkit.image_path(image_id) for image_id in toy.ids], num_workers=1)
 

@@ -127,8 +127,12 @@ def test_files_in_the_place_of_the_projects_own_folder(ready, tmp_path, monkeypa
     with pytest.raises(InputError, match=r"can't write into voc12 \(.*\); work in another folder\."):
         run_sample.run(ready.flags(**switches("make_cam")))
     (tmp_path / "voc12").unlink()
-    (tmp_path / "voc12/.verified.json").mkdir(parents=True)
-    with pytest.raises(InputError, match=r"voc12/.verified.json is a folder, where a file may have to go"):
+    (tmp_path / "voc12/.derived.json").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"voc12/.derived.json is a folder, where a file may have to go"):
+        run_sample.run(ready.flags(**switches("make_cam")))
+    (tmp_path / "voc12/.derived.json").rmdir()
+    (tmp_path / "voc12/.verified").write_text("x")
+    with pytest.raises(InputError, match=r"can't write into voc12/.verified \(.*\); work in another folder\."):
         run_sample.run(ready.flags(**switches("make_cam")))
 
 

@@ -19,6 +19,7 @@ from support import ALL_STEPS, NO_STEPS
 import run_sample
 from misc.errors import InputError
 from misc.files import look
+from misc.files.jsonfile import read_dict
 from misc.files.look import digest, folder_at, forget, one_look, read_once, remembered, states
 from misc.files.paths import Paths
 from misc.run.config import parse_config
@@ -29,7 +30,7 @@ from net.resnet18_cam import CAM
 from voc12.devkit import open_devkit
 from voc12.labels import Labels, read_labels
 from voc12.lists import read_list
-from voc12.verify import VERIFIED_RECORD, require_masks, require_readable
+from voc12.verify import FOLDER, VERIFIED_FOLDER, record_of, require_masks, require_readable
 
 UP_TO_MASKS = {step: on for step, on in ALL_STEPS.items() if "ins_seg" not in step and "deeplab" not in step} | {
     "make_cocoann_pass": False
@@ -214,18 +215,35 @@ def test_the_record_leaves_out_what_is_gone_and_keeps_other_data(toy, tmp_path):
     require_masks(devkit, toy.ids, num_workers=0)
     require_readable(devkit.image_paths(toy.ids), num_workers=0)
     require_readable([other / "a.png"], num_workers=0)
-    record = json.loads(VERIFIED_RECORD.read_text())
-    folder = f"{toy.root / 'JPEGImages'}: image"
-    assert record.keys() == {folder, f"{toy.root / 'SegmentationClass'}: mask of 3 classes", f"{other}: image"}
-    assert record[folder].count("/") == 2 * len(toy.ids) - 1
-    (toy.root / "JPEGImages" / f"{toy.ids[0]}.jpg").unlink()
+    images = toy.root / "JPEGImages"
+    record, of_masks = (
+        json.loads(record_of(folder).read_text()) for folder in (images, toy.root / "SegmentationClass")
+    )
+    assert record.keys() == {FOLDER, "image"}
+    assert of_masks.keys() == {FOLDER, "mask of 3 classes"}
+    assert record["image"].count("/") == 2 * len(toy.ids) - 1
+    assert json.loads(record_of(other).read_text())["image"].startswith("a.png/")
+    (images / f"{toy.ids[0]}.jpg").unlink()
     (other / "a.png").unlink()
     other.rmdir()
-    Image.new("RGB", (5, 5)).save(toy.root / "JPEGImages" / "new.jpg")
-    require_readable([toy.root / "JPEGImages" / "new.jpg"], num_workers=0)
-    record = json.loads(VERIFIED_RECORD.read_text())
-    assert f"{other}: image" not in record
-    assert record[folder].split("/")[::2] == [*(f"{image_id}.jpg" for image_id in toy.ids[1:]), "new.jpg"]
+    Image.new("RGB", (5, 5)).save(images / "new.jpg")
+    require_readable([images / "new.jpg"], num_workers=0)
+    record = json.loads(record_of(images).read_text())
+    assert record["image"].split("/")[::2] == [*(f"{image_id}.jpg" for image_id in toy.ids[1:]), "new.jpg"]
+    assert len([*VERIFIED_FOLDER.iterdir()]) == 2
+
+
+def test_a_start_reads_the_records_of_its_own_data_alone(toy, tmp_path, monkeypatch):
+    Image.new("RGB", (5, 5)).save(tmp_path / "a.png")
+    require_readable([tmp_path / "a.png"], num_workers=0)
+    paths = open_devkit(str(toy.root), "").image_paths(toy.ids)
+    require_readable(paths, num_workers=0)
+    read = []
+    monkeypatch.setattr("voc12.verify.read_dict", lambda path: read.append(path) or read_dict(path))
+    with one_look():
+        require_readable(paths, num_workers=0)
+        require_readable(paths, num_workers=0)
+    assert read == [record_of(toy.root / "JPEGImages")]
 
 
 def test_many_files_are_checked_in_processes(toy):

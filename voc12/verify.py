@@ -5,6 +5,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from hashlib import blake2b
 from itertools import chain, groupby, islice
 from pathlib import Path
 
@@ -25,12 +26,14 @@ from voc12.derived import DERIVED_FOLDER
 from voc12.devkit import Devkit
 from voc12.instances import instances_of
 
-VERIFIED_RECORD = DERIVED_FOLDER / ".verified.json"
+VERIFIED_FOLDER = DERIVED_FOLDER / ".verified"
 FILES_A_TASK = 64
 """That a process checks at a time; so few are not worth a process."""
 
 NO_CLASS_ID = "no class id"
 """Of a mask that holds 0 and 255 alone: one such mask is sound, a list of nothing else is not."""
+FOLDER = "folder"
+"""In a record, beside the kinds of checks."""
 CHECKSUM = "checksum"
 """The kind of check whose state ends with a file's checksum."""
 
@@ -88,24 +91,23 @@ def _problems(chunk: Sequence[Files], *, problem_of: Callable[[Files], str | Non
 
 
 class _Verified:
-    """`VERIFIED_RECORD`: the files that passed, with their sizes and times and those of the files that they fit.
+    """The files that passed, with their sizes and times and those of the files that they fit.
 
-    The JSON object has a text for each folder and kind of check, `NAME/STATE/NAME/STATE...`, which is taken apart only
-    where it is asked for, so that other data sets cost no time. Folders and files that are gone are left out.
+    `VERIFIED_FOLDER` has a record for each folder of files, so that other data sets cost nothing: a JSON object of the
+    folder's name, and a text `NAME/STATE/NAME/STATE...` for each kind of check. What is gone is left out.
     """
 
     def __init__(self) -> None:
-        self._texts = {key: text for key, text in read_dict(VERIFIED_RECORD).items() if isinstance(text, str)}
-        self._known: dict[str, dict[str, str]] = {}
+        self._known: dict[str, dict[str, dict[str, str]]] = {}
         self._lists: set[tuple[str, Columns]] = set()
 
     def _of_folder(self, folder: str, kind: str) -> dict[str, str]:
         """{name: state} of the files of a folder that passed."""
-        key = f"{os.path.realpath(folder)}: {kind}"
-        if key not in self._known:
-            parts = self._texts.get(key, "").split("/")
-            self._known[key] = dict(zip(parts[::2], parts[1::2], strict=False))
-        return self._known[key]
+        folder = os.path.realpath(folder)
+        if folder not in self._known:
+            texts = read_dict(record_of(folder))
+            self._known[folder] = {key: _by_name(text) for key, text in texts.items() if isinstance(text, str)}
+        return self._known[folder].setdefault(kind, {})
 
     def without_passed(self, lists: Iterable[Columns], kind: str) -> list[Columns]:
         """The lists without those that passed as a whole in this run."""
@@ -129,14 +131,24 @@ class _Verified:
         return len(columns[0]) - len(self.new([columns], kind))
 
     def add(self, passed: Mapping[Files, str | None], kind: str) -> None:
-        """Write the record with these files as well."""
+        """Write the records of these files' folders with these as well; remove those of folders that are gone."""
+        changed = set()
         for (path, *_), state in passed.items():
             if state is not None:
-                self._of_folder(os.path.dirname(path), kind)[os.path.basename(path)] = state
-        for key, known in self._known.items():
-            present = look.folder_at(_folder_of(key))
-            self._texts[key] = "/".join(part for pair in known.items() if pair[0] in present for part in pair)
-        write_json(VERIFIED_RECORD, {key: text for key, text in self._texts.items() if os.path.isdir(_folder_of(key))})
+                folder = os.path.dirname(path)
+                self._of_folder(folder, kind)[os.path.basename(path)] = state
+                changed.add(os.path.realpath(folder))
+        for folder in changed:
+            present = look.folder_at(folder)
+            texts = {
+                each: "/".join(part for pair in known.items() if pair[0] in present for part in pair)
+                for each, known in self._known[folder].items()
+                if each != FOLDER
+            }
+            write_json(record_of(folder), {FOLDER: folder, **texts})
+        for record in VERIFIED_FOLDER.glob("*.json"):
+            if not os.path.isdir(str(read_dict(record).get(FOLDER))):
+                record.unlink(missing_ok=True)
 
     def add_lists(self, lists: Iterable[Columns], kind: str) -> None:
         """Remember for this run that all files of these lists passed."""
@@ -160,8 +172,14 @@ def _folder_of_row(row: tuple) -> str:
     return row[1].rpartition("/")[0]
 
 
-def _folder_of(key: str) -> str:
-    return key.rpartition(": ")[0]
+def record_of(folder: str | Path) -> Path:
+    """The record of the files of a folder that passed."""
+    return VERIFIED_FOLDER / f"{blake2b(os.path.realpath(folder).encode(), digest_size=8).hexdigest()}.json"
+
+
+def _by_name(text: str) -> dict[str, str]:
+    parts = text.split("/")
+    return dict(zip(parts[::2], parts[1::2], strict=False))
 
 
 def _states(columns: Columns) -> Iterator[str | None]:
