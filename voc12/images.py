@@ -61,7 +61,7 @@ def read_images_to_segment(devkit: Devkit, list_path: str | Path, *, flag: str, 
     return images.select([number for number, image_id in enumerate(images.ids) if image_id not in without])
 
 
-def read_ids_to_segment(devkit: Devkit, list_path: str | Path, *, flag: str, label_file: str) -> list[str]:
+def read_ids_to_segment(devkit: Devkit, list_path: str | Path, *, flag: str, label_file: str | None) -> list[str]:
     """The ids of the same images, for steps that need no labels."""
     ids = read_list(devkit, list_path, flag=flag)
     without = ids_without_class(devkit, label_file, ids)

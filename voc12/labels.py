@@ -280,16 +280,16 @@ def _known_labels(devkit: Devkit, label_file: Path) -> _LabelFile:
     return look.read_once(label_file, lambda: _LabelFile(label_file, devkit.classes), "label file", devkit.classes)
 
 
-def ids_without_class(devkit: Devkit, label_file: str | Path, ids: Sequence[str]) -> frozenset[str]:
-    """Those of `ids` that a label file says have none of the classes.
+def ids_without_class(devkit: Devkit, label_file: str | Path | None, ids: Sequence[str]) -> frozenset[str]:
+    """Those of `ids` that a label file says have none of the classes; None: there is no label file.
 
     Labels that are made of annotations don't say so: these name objects, which may be spelled otherwise than the
     classes. Neither does a label file in which an image is missing.
     Raises `InputError` for an unreadable file, and labels that are not 0 or 1 for each class.
     """
-    label_file = Path(label_file)
-    if not label_file.is_file():
+    if label_file is None or not Path(label_file).is_file():
         return frozenset()
+    label_file = Path(label_file)
     return look.read_once(
         label_file, lambda: _without_class(devkit, label_file, ids), "no class", devkit.classes, tuple(ids)
     )
