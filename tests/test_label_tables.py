@@ -105,7 +105,7 @@ def test_a_list_without_any_class_is_told(toy):
 
 def test_where_no_labels_tell_an_image_counts_as_having_a_class(toy):
     devkit = open_devkit(str(toy.root), "")
-    assert ids_without_class(devkit, "nowhere.npy", toy.ids) == set()
+    assert ids_without_class(devkit, "nowhere.npy", toy.ids) == ids_without_class(devkit, None, toy.ids) == set()
     write_table("labels.csv", [(toy.ids[0], []), (toy.ids[1], ["train"])])
     assert ids_without_class(devkit, "labels.csv", toy.ids) == {toy.ids[0]}
     (toy.root / "Annotations" / f"{toy.ids[3]}.xml").write_text("<annotation/>")
