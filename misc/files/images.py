@@ -13,6 +13,10 @@ from misc.files.atomic import atomic_path
 from misc.files.regular import regular
 
 JPEG_QUALITY = 90
+UPRIGHT = 1
+"""EXIF's orientation of pixels that are stored as people see them."""
+ON_ITS_SIDE = (5, 6, 7, 8)
+"""EXIF orientations of photographs that are stored with height and width exchanged."""
 DEEP_TO_UINT8 = 257
 """65535 / 255: 16-bit grey to 8-bit."""
 DEEP_FORMATS = ("PNG", "PPM")
@@ -27,11 +31,6 @@ FORMATS = (
     *("PPM", "TGA", "PCX", "SGI"),
 )
 """PIL's names of what a file may be, whatever its suffix. PIL knows many more; PostScript among them it would run."""
-
-UPRIGHT = 1
-"""EXIF's orientation of pixels that are stored as people see them."""
-ON_ITS_SIDE = (5, 6, 7, 8)
-"""EXIF orientations of photographs that are stored with height and width exchanged."""
 
 
 def without_image_suffix(name: str) -> str:
