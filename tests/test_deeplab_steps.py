@@ -147,7 +147,7 @@ def test_images_of_one_pixel_are_segmented(trained):
     sizes = {trained.ids[6]: (1, 90), trained.ids[7]: (1, 1)}
     for image_id, size in sizes.items():
         photograph(trained.root / "JPEGImages" / f"{image_id}.jpg", size=size)
-        Image.new("L", size[::-1]).save(trained.root / "SegmentationClass" / f"{image_id}.png")
+        Image.new("L", size[::-1], 1).save(trained.root / "SegmentationClass" / f"{image_id}.png")
     run(trained, eval_deeplab_pass=True)
     for image_id, size in sizes.items():
         for folder in ("deeplab", "deeplab_crf"):
