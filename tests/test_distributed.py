@@ -61,8 +61,8 @@ def one_and_two(tmp_path_factory):
         "deeplab_batch_size": 3,
         "cam_num_epoches": 2,
         "cam_select_interval": 1,
-        # Rates at which the weights change by much more than rounding
-        "cam_learning_rate": 0.1,
+        # Rates at which the weights change by much more than rounding, and at which CAMs are left to compare
+        "cam_learning_rate": 0.01,
         "irn_learning_rate": 0.1,
         "deeplab_learning_rate": 0.02,
     }
