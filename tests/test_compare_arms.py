@@ -8,9 +8,10 @@ import pytest
 import run_sample
 from benchmarks import bench_sample, compare_arms
 from benchmarks.arms import NAMED, parse_arm, parse_arms
-from benchmarks.arms_table import Result, columns_of, figure, page, summary
+from benchmarks.arms_table import Result, columns_of, figure, page, result_of, summary
 from benchmarks.compare_arms import Comparison, compare, execute, runs_of_seed, write
 from misc.errors import InputError, message_of
+from misc.report import collect
 from misc.run.config import enabled_steps, parse_config
 from misc.run.sample_runs import sample_runs
 from net.weights import save_weights
@@ -156,35 +157,48 @@ def run_sample_flags(module):
 
 def test_arms_are_run_once_and_one_that_fails_does_not_lose_the_others(work, monkeypatch, capsys):
     save_weights(own_network.Net(n_classes=len(TOY_CLASSES)), "start.pth")
-    flags = work.flags(redo=(), cam_init_weights_name="start.pth", **MASK_STEPS)
+    flags = work.flags(redo=(), cam_init_weights_name="start.pth")
     arms = parse_arms(["control", "broken=--ood_ignore_class spoon", "wood"])
-    options = {"folder": Path("arms"), "chain_of": ["wood"], "execute": in_process}
-    done = compare(arms, flags, seeds=[0, 1], **options)
+    options = {"seeds": [2], "folder": Path("arms"), "execute": in_process}
+    done = compare(arms, flags, **options)
     page = write(done, Path("arms"), command="the command")
     assert done.failed.keys() == {"broken"}
-    assert done.failed["broken"].keys() == {0, 1}
-    assert "seed 0, broken: --ood_ignore_class spoon is no class of the data set" in capsys.readouterr().out
-    for arm, columns in (("control", {"CAM"}), ("wood", {"CAM", "CAM + CRF"})):
-        assert done.results[arm].keys() == {0, 1}
-        for seed, result in done.results[arm].items():
-            scored = json.loads(Path(f"arms/{arm}/seed{seed}/result/scores/eval_cam.json").read_text())
-            assert result.scores.keys() == columns | {"CAM, other half's score"}
-            assert result.scores["CAM"] == 100 * scored["best"]["miou"]
-            assert result.scores["CAM, other half's score"] == 100 * scored["two_fold"]["miou"]
-            assert result.seconds > 0
-            assert result.gib["process"] > 0
-    assert "broken, seed 1: --ood_ignore_class spoon is no class" in page
+    assert "seed 2, broken: --ood_ignore_class spoon is no class of the data set" in capsys.readouterr().out
+    for arm in ("control", "wood"):
+        scored = json.loads(Path(f"arms/{arm}/seed2/result/scores/eval_cam.json").read_text())
+        found = done.results[arm][2]
+        assert found.scores == {
+            "CAM": 100 * scored["best"]["miou"],
+            "CAM, other half's score": 100 * scored["two_fold"]["miou"],
+        }
+        assert found.seconds > 0
+        assert found.gib["process"] > 0
+    assert "* broken, seed 2: --ood_ignore_class spoon is no class" in page
     assert Path("arms/arms.md").read_text() == page
     assert Path("arms/arms.png").read_bytes().startswith(b"\x89PNG")
     content = json.loads(Path("arms/arms.json").read_text())["arms"]
-    assert content["broken"]["failed"].keys() == {"0", "1"}
-    assert content["wood"]["seeds"]["1"]["scores"] == done.results["wood"][1].scores
+    assert content["broken"]["failed"].keys() == {"2"}
+    assert content["wood"]["seeds"]["2"]["scores"] == done.results["wood"][2].scores
 
     made = {path: path.stat().st_mtime_ns for path in Path("arms").rglob("result/**/*.json")}
     monkeypatch.setattr("step.train_cam.run", lambda args: pytest.fail("it is done"))
-    again = compare(arms, flags, seeds=[0, 1], **options)
-    assert again.results == done.results
+    assert compare(arms, flags, **options).results == done.results
     assert {path: path.stat().st_mtime_ns for path in Path("arms").rglob("result/**/*.json")} == made
+
+
+def test_scores_and_costs_of_other_steps_do_not_count():
+    steps = {"eval_cam": 2.0, "eval_sem_seg": 3.0, "train_irn": 50.0}
+    record = [{"step": name, "seconds": s, "peak_memory_mib": {"process": 1024 * s}} for name, s in steps.items()]
+    scores = {
+        "eval_cam": {"best": {"miou": 0.25}, "two_fold": {"miou": None}},
+        "eval_sem_seg": {"miou": 0.5},
+        "eval_deeplab_crf": {"miou": 0.75},
+    }
+    found = collect.Arm("wood", scores=scores, runs=[{"done": record}])
+    assert result_of(found, ["eval_cam", "eval_sem_seg"]) == Result(
+        {"CAM": 25, "Masks after IRN": 50}, seconds=5, gib={"process": 3}
+    )
+    assert result_of(found, ["eval_deeplab"]).scores == {"DeepLab + CRF": 75}
 
 
 def test_without_its_classifier_no_arm_of_a_seed_runs(work, capsys):
@@ -258,8 +272,8 @@ def test_the_samples_table():
     whole = {"CAM": 42.94, "CAM + CRF": 55.7, "Masks after IRN": 52.3, "DeepLab": 47.8, "DeepLab + CRF": 54.8}
     results = {"control": {0: result(CAM=28.04), 1: result(CAM=1.0)}, "wood": {0: Result(whole, 120, {"process": 2.0})}}
     assert bench_sample.table(Comparison([], results, {}, {0: 30.0})).splitlines() == [
-        "| seed | control CAM | W-OoD CAM | gain | W-OoD CAM + CRF | masks after IRN | DeepLab | DeepLab + CRF | minutes "
-        "| GiB |",
+        "| seed | control CAM | W-OoD CAM | gain | W-OoD CAM + CRF | masks after IRN | DeepLab | DeepLab + CRF | "
+        "minutes | GiB |",
         "| --- " * 10 + "|",
         "| 0 | 28.0 | 42.9 | +14.9 | 55.7 | 52.3 | 47.8 | 54.8 | 3.5 | 2.0 |",
         "| mean | 28.0 | 42.9 | +14.9 | 55.7 | 52.3 | 47.8 | 54.8 | 3.5 | 2.0 |",
