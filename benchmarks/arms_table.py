@@ -22,11 +22,13 @@ class Result:
         scores: {column: mIoU in per cent}, of what was evaluated.
         seconds: of the arm's steps, without the classifier that all arms of a seed share.
         gib: {"process" or "gpu": peak memory of the largest step, GiB}.
+        device: of the arm's last run.
     """
 
     scores: Mapping[str, float]
     seconds: float
     gib: Mapping[str, float]
+    device: str
 
 
 Results = Mapping[str, Mapping[int, Result]]
@@ -49,6 +51,7 @@ def result_of(found: Arm, steps: Iterable[str]) -> Result:
         scores={title: 100 * miou for title, miou in scores.items() if miou is not None},
         seconds=sum(step["seconds"] for step in done),
         gib={place: max(peak.get(place, 0) for peak in peaks) / 1024 for place in set().union(*peaks)},
+        device=found.runs[-1]["device"] if found.runs else "unknown",
     )
 
 
@@ -129,8 +132,10 @@ def page(results: Results, *, differs_in: Mapping[str, str], failed: Mapping[str
         for seed, result in by_seed.items()
     ]
     lost = [f"* {name}, seed {seed}: {reason}" for name, by_seed in failed.items() for seed, reason in by_seed.items()]
+    devices = sorted({result.device for by_seed in results.values() for result in by_seed.values()})
     parts = [
         head,
+        f"Device: {', '.join(devices) or 'none'}.",
         _table(["arm", "seeds", *columns, *costs], rows),
         "mIoU in per cent: mean ± standard deviation over the seeds, and in brackets the difference to the control, "
         "seed by seed, ± its standard error.",

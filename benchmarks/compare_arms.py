@@ -7,7 +7,6 @@ stopped, and does nothing again that is done. docs/evidence.md tells what the co
 """
 
 import argparse
-import os
 import shlex
 import subprocess
 import sys
@@ -218,13 +217,11 @@ def write(done: Comparison, folder: Path, *, command: str) -> str:
     """Write arms.md, arms.json and arms.png into the folder; returns the page."""
     differs_in = {arm.name: arm.differs_in for arm in done.arms}
     told = {"differs_in": differs_in, "failed": done.failed}
-    head = f"# Arms compared\n\n`{command}`, {os.cpu_count()} CPU cores"
-    text = page(done.results, head=head, **told)
+    text = page(done.results, head=f"# Arms compared\n\n`{command}`", **told)
     write_json(
         folder / "arms.json",
         {
             "command": command,
-            "cores": os.cpu_count(),
             "classifier_seconds": {str(seed): seconds for seed, seconds in done.seconds.items()},
             "arms": content(done.results, **told),
         },

@@ -1,6 +1,7 @@
 """Arms compared: what each differs in, that they are run once, what is written, and the statistics."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -12,12 +13,13 @@ from benchmarks.arms_table import Result, columns_of, figure, page, result_of, s
 from benchmarks.compare_arms import Comparison, compare, execute, runs_of_seed, write
 from misc.errors import InputError, message_of
 from misc.report import collect
-from misc.run.config import enabled_steps, parse_config
+from misc.run.config import enabled_steps, given_flags, parse_config
 from misc.run.sample_runs import sample_runs
 from net.weights import save_weights
 from tests import own_network
 from tests.support import TOY_CLASSES
 
+EVIDENCE = Path(__file__).resolve().parent.parent / "docs/evidence.md"
 CAM_STEPS = ["train_cam", "make_cam", "eval_cam"]
 MASK_STEPS = {"cam_to_ir_label_pass": True, "eval_ir_label_pass": True, "make_report_pass": True}
 OF_OOD_DATA = {"ood_coeff", "distance_lambda", "ood_adv_step", "ood_root", "ood_list", "ood_batch_size", "cluster_K"}
@@ -152,6 +154,11 @@ def run_sample_flags(module):
     return __import__(f"step.{module}", fromlist=["STEP"]).STEP.flags
 
 
+def test_the_page_of_the_documentation_lists_the_arms_and_their_flags():
+    rows = re.findall(r"^\| `(\w+)` \| [^|]+ \| (?:`(--[^`]+)`|none) \|$", EVIDENCE.read_text(), re.M)
+    assert {name: given_flags(flags.split()) for name, flags in rows} == NAMED
+
+
 # Running them
 
 
@@ -194,9 +201,9 @@ def test_scores_and_costs_of_other_steps_do_not_count():
         "eval_sem_seg": {"miou": 0.5},
         "eval_deeplab_crf": {"miou": 0.75},
     }
-    found = collect.Arm("wood", scores=scores, runs=[{"done": record}])
+    found = collect.Arm("wood", scores=scores, runs=[{"device": "cpu (x)", "done": record}])
     assert result_of(found, ["eval_cam", "eval_sem_seg"]) == Result(
-        {"CAM": 25, "Masks after IRN": 50}, seconds=5, gib={"process": 3}
+        {"CAM": 25, "Masks after IRN": 50}, seconds=5, gib={"process": 3}, device="cpu (x)"
     )
     assert result_of(found, ["eval_deeplab"]).scores == {"DeepLab + CRF": 75}
 
@@ -241,7 +248,7 @@ def test_statistics_are_of_the_differences_seed_by_seed():
 
 
 def result(**scores):
-    return Result({title.replace("_", " "): value for title, value in scores.items()}, seconds=60, gib={"process": 1.5})
+    return Result(scores, seconds=60, gib={"process": 1.5}, device="cpu (x)")
 
 
 def test_the_page_shows_each_arm_and_seed():
@@ -254,6 +261,7 @@ def test_the_page_shows_each_arm_and_seed():
     differs_in = {name: parse_arm(name if name != "lost" else "lost=--beta 3").differs_in for name in results}
     text = page(results, differs_in=differs_in, failed={"lost": {0: "reason"}}, head="# Title")
     for line in (
+        "Device: cpu (x).",
         "| arm | seeds | CAM | DeepLab | seconds | process, GiB |",
         "| control | 2 | 31.0 ± 1.4 | - | 60 | 1.5 |",
         "| wood | 2 | 33.0 ± 2.8 (+2.0 ± 1.0) | 40.0 | 60 | 1.5 |",
@@ -270,7 +278,10 @@ def test_the_page_shows_each_arm_and_seed():
 
 def test_the_samples_table():
     whole = {"CAM": 42.94, "CAM + CRF": 55.7, "Masks after IRN": 52.3, "DeepLab": 47.8, "DeepLab + CRF": 54.8}
-    results = {"control": {0: result(CAM=28.04), 1: result(CAM=1.0)}, "wood": {0: Result(whole, 120, {"process": 2.0})}}
+    results = {
+        "control": {0: result(CAM=28.04), 1: result(CAM=1.0)},
+        "wood": {0: Result(whole, 120, {"process": 2.0}, "cpu")},
+    }
     assert bench_sample.table(Comparison([], results, {}, {0: 30.0})).splitlines() == [
         "| seed | control CAM | W-OoD CAM | gain | W-OoD CAM + CRF | masks after IRN | DeepLab | DeepLab + CRF | "
         "minutes | GiB |",

@@ -227,7 +227,7 @@ RECIPES = {
             "make_report_pass": True,
         },
         "a few hundred photographs of one's own: the built-in sample's settings with larger crops and lower background "
-        "scores, fitted to the images there are; tried on 311 photographs of VOC 2012 (docs/recipes.md)",
+        "scores, fitted to the images there are (docs/recipes.md)",
         _fit_to_few_images,
     ),
 }
