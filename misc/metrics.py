@@ -116,6 +116,32 @@ class ThresholdSweep:
         best = max(scored, key=lambda threshold: np.nan_to_num(scored[threshold]["miou"], nan=-1.0))
         return best, scored[best]
 
+    def __add__(self, other: "ThresholdSweep") -> "ThresholdSweep":
+        """The sweep over the images of both, which have the same thresholds and classes."""
+        both = ThresholdSweep(self.thresholds, self.n_classes)
+        both._counts = self._counts + other._counts
+        return both
+
+
+def two_fold(
+    halves: tuple[ThresholdSweep, ThresholdSweep], among: Sequence[float] | None = None
+) -> tuple[tuple[float, float], dict[str, Any]]:
+    """Scores over two halves of the images, each at the threshold that is best on the other half.
+
+    So no image has a say in its own threshold, as it has in `ThresholdSweep.best`, and all images count.
+
+    Args:
+        among: the thresholds to choose from; all if None.
+
+    Returns:
+        the thresholds of the halves, and the `scores` of the sum of their confusion matrices.
+    """
+    one, other = halves
+    thresholds = other.best(among)[0], one.best(among)[0]
+    return thresholds, scores(
+        sum(half.confusions()[threshold] for half, threshold in zip(halves, thresholds, strict=True))
+    )
+
 
 def _mask_iou(one: np.ndarray, other: np.ndarray) -> float:
     union = np.count_nonzero(one | other)

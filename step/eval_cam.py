@@ -16,6 +16,7 @@ STEP = Step(
     writes=("result_dir",),
     flags=("cam_eval_sweep", "cam_eval_thres"),
     memory_flags=("num_workers",),
+    version=2,
 )
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from misc.cam import label_map
 from misc.files.jsonfile import jsonable
-from misc.metrics import ThresholdSweep, ap_table, class_table, confusion_matrix, instance_ap, scores
+from misc.metrics import ThresholdSweep, ap_table, class_table, confusion_matrix, instance_ap, scores, two_fold
 
 
 def test_confusion_counts_each_pixel_once_and_leaves_out_ignored_ones():
@@ -67,6 +67,24 @@ def test_sweep_equals_one_evaluation_a_threshold():
     best, best_scores = sweep.best()
     assert best_scores["miou"] == max(scores(confusion)["miou"] for confusion in expected.values())
     assert best_scores["miou"] == scores(expected[best])["miou"]
+
+
+def test_each_half_has_the_score_that_is_best_on_the_other():
+    """One half wants 0.2, which separates its object, the other 0.6; 0.9, which fits none, is not in the choice."""
+    truth = np.array([[0, 1, 1, 1], [0, 0, 0, 0]], np.uint8)
+    halves = ThresholdSweep((0.2, 0.6, 0.9), 2), ThresholdSweep((0.2, 0.6, 0.9), 2)
+    maps = np.where(truth == 1, 0.5, 0.1).astype(np.float32), np.where(truth == 1, 0.8, 0.4).astype(np.float32)
+    for half, high_res in zip(halves, maps, strict=True):
+        half.add(high_res[None], [0], truth)
+    whole = halves[0] + halves[1]
+    assert whole.confusions()[0.2].sum() == 2 * truth.size
+    assert whole.best(among=(0.2, 0.6))[1]["miou"] < 1
+    thresholds, scored = two_fold(halves, among=(0.2, 0.6))
+    assert thresholds == (0.6, 0.2)
+    # At 0.6 nothing of the first half is found, at 0.2 all of the second is
+    expected = confusion_matrix(np.zeros_like(truth), truth, 2) + confusion_matrix(np.ones_like(truth), truth, 2)
+    np.testing.assert_array_equal(scored["iou"], scores(expected)["iou"])
+    assert two_fold((halves[0], halves[0]))[1]["miou"] == 1
 
 
 def test_sweep_refuses_another_size():

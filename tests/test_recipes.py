@@ -177,19 +177,24 @@ def test_small_fits_batches_clusters_and_epochs_to_the_images(photographs):
     assert (config.ood_root, config.ood_list) == ("mine/OoD_images", "mine/ood_list.txt")
     assert (config.cam_batch_size, config.irn_batch_size, config.deeplab_batch_size) == (10, 10, 8)
     assert (config.ood_batch_size, config.cluster_K) == (6, 6)
-    assert (config.cam_num_epoches, config.irn_num_epoches) == (75, 45)
+    assert (config.cam_num_epoches, config.irn_num_epoches) == (76, 76)
     assert parse_config([*photographs, "--cluster_K", "2", "--cam_num_epoches", "3"]).only(
         ["cluster_K", "cam_num_epoches"]
     ) == {"cluster_K": 2, "cam_num_epoches": 3}
 
 
-def test_small_takes_the_samples_numbers_where_there_are_enough_images(photographs):
+def test_small_takes_its_own_numbers_where_there_are_enough_images(photographs):
     for name in (f"mine/{part}" for part in ("ImageSets/Segmentation/train.txt", "ood_list.txt")):
-        Path(name).write_text("".join(f"{k}\n" for k in range(240)))
+        Path(name).write_text("".join(f"{k}\n" for k in range(311)))
     config = parse_config(photographs)
     assert (config.cam_batch_size, config.irn_batch_size, config.deeplab_batch_size) == (16, 16, 8)
     assert (config.ood_batch_size, config.cluster_K) == (8, 20)
-    assert (config.cam_num_epoches, config.irn_num_epoches) == (5, 3)
+    assert (config.cam_num_epoches, config.irn_num_epoches) == (4, 4)
+    assert (config.cam_network, config.cam_crop_size, config.imagenet_weights) == (
+        "net.efficientnet_lite0_cam",
+        256,
+        "auto",
+    )
 
 
 def test_small_evaluates_only_what_has_masks(photographs):

@@ -264,6 +264,7 @@ def test_evaluations_of_cams(ready, step, folder, title):
     # Above the threshold nothing: all is background
     assert scored["miou_by_threshold"]["0.3"] == pytest.approx(n_background / n_pixels / 3)
     assert scored["best"]["miou"] == max(scored["miou_by_threshold"].values()) < 1
+    assert scored["two_fold"] == {"thresholds": [0.3, 0.3], "miou": scored["miou_by_threshold"]["0.3"]}
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from misc.files.images import read_label
 from misc.files.jsonfile import jsonable
 from misc.files.paths import Paths
 from misc.imutils import IGNORE_LABEL
-from misc.metrics import ThresholdSweep, class_table, confusion_matrix, nan_mean, scores
+from misc.metrics import ThresholdSweep, class_table, confusion_matrix, nan_mean, scores, two_fold
 from misc.run.plan import Planned, require_outputs
 from misc.run.progress import progress
 from misc.run.record import save_scores
@@ -82,23 +82,26 @@ def evaluate_cams(
 ) -> None:
     """Score the CAM files `<folder>/ID.npy` on the images of a split over background scores, in one pass.
 
-    Logs the mIoU of all `thresholds` and the classes at the best one, also the mIoU at `threshold_apart`, which is not
-    in the choice; saves them as `<result_dir>/scores/<name>.json`. Raises `InputError` for a file that does not fit
-    its truth.
+    Logs the mIoU of all `thresholds` and the classes at the best one, also the mIoU where each half of the images
+    (every other one of the list) has the threshold that is best on the other half, and the mIoU at `threshold_apart`,
+    which is not in the choice; saves them as `<result_dir>/scores/<name>.json`. Raises `InputError` for a file that
+    does not fit its truth.
     """
     ids = read_split(devkit, split)
     names = names_with_background(devkit.classes)
-    sweep = ThresholdSweep((*thresholds, threshold_apart), len(names))
-    for image_id in progress(ids, desc=name, unit="image"):
+    halves = tuple(ThresholdSweep((*thresholds, threshold_apart), len(names)) for _ in range(2))
+    for number, image_id in enumerate(progress(ids, desc=name, unit="image")):
         path = camfile.cam_path(folder, image_id)
         keys, _, high_res = camfile.load(path, len(devkit.classes))
         truth = read_label(devkit.mask_path(image_id))
         if high_res.shape[1:] != truth.shape:
             raise InputError(f"CAM file {path} is not of the size of its ground truth; make it again.")
-        sweep.add(high_res, keys, truth)
+        halves[number % 2].add(high_res, keys, truth)
 
+    sweep = halves[0] + halves[1]
     scored = {threshold: scores(confusion) for threshold, confusion in sweep.confusions().items()}
     best, best_scores = sweep.best(among=thresholds)
+    thresholds_of_halves, held_out = two_fold(halves, among=thresholds)
     miou_apart = scored[threshold_apart]["miou"]
     content = {
         "voc12_root": str(devkit.root),
@@ -109,6 +112,7 @@ def evaluate_cams(
         "best_threshold": best,
         "best": best_scores,
         "miou_by_threshold": {f"{threshold:g}": scored[threshold]["miou"] for threshold in thresholds},
+        "two_fold": {"thresholds": thresholds_of_halves, "miou": held_out["miou"]},
         "miou_at_cam_eval_thres": miou_apart,
     }
     path = save_scores(result_dir, name, jsonable(content))
@@ -117,6 +121,11 @@ def evaluate_cams(
         log.info("%16g   %.4f%s", threshold, scored[threshold]["miou"], "   best" if threshold == best else "")
     log.info("%16g   %.4f   (--cam_eval_thres, not in the choice)", threshold_apart, miou_apart)
     log.info("%s", class_table(names, best_scores))
+    log.info(
+        "mIoU %.4f where each half of the images has the score that is best on the other half (%g and %g)",
+        held_out["miou"],
+        *thresholds_of_halves,
+    )
     log.info("%s mIoU %.4f at background score %g (%s)", title, best_scores["miou"], best, path)
 
 

@@ -1,7 +1,7 @@
 """Charts as PNG bytes."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -121,4 +121,35 @@ def class_bars(arms: Sequence[Arm]) -> bytes | None:
     axes.set_xlabel("IoU, %")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=LEGEND_COLUMNS)
+    return _png(figure)
+
+
+def dots_by_arm(scores: Mapping[str, Mapping[str, Sequence[float]]], *, reference: str) -> bytes | None:
+    """A panel a score, a row an arm: a dot a value, a bar at their mean, a dashed line at the mean of `reference`.
+
+    Args:
+        scores: {title: {arm: values in per cent}}.
+
+    None if there is no value.
+    """
+    titles = [title for title, by_arm in scores.items() if by_arm]
+    if not titles:
+        return None
+    names = list(dict.fromkeys(name for title in titles for name in scores[title]))
+    figure = Figure(figsize=(1.6 + 2.4 * len(titles), 1.0 + 0.32 * len(names)), layout="constrained")
+    panels = figure.subplots(1, len(titles), sharey=True, squeeze=False)[0]
+    for axes, title in zip(panels, titles, strict=True):
+        for name, values in scores[title].items():
+            row = names.index(name)
+            colour = COLOURS["Control"] if name == reference else COLOURS["W-OoD"]
+            axes.plot(values, [row] * len(values), "o", ms=5, alpha=0.5, mew=0, color=colour)
+            axes.plot(np.mean(values), row, "|", ms=15, mew=2.5, color=colour)
+        if reference in scores[title]:
+            axes.axvline(np.mean(scores[title][reference]), color=COLOURS["Control"], linewidth=0.9, linestyle="--")
+        axes.set_title(title, fontsize=9, loc="left")
+        axes.set_xlabel("mIoU, %", fontsize=9)
+        axes.margins(x=0.12)
+        _tidy(axes)
+    panels[0].set_yticks(range(len(names)), [name.replace("$", r"\$") for name in names])
+    panels[0].set_ylim(len(names) - 0.5, -0.5)
     return _png(figure)

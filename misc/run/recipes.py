@@ -59,7 +59,7 @@ ADVCAM = {
     "sem_seg_bg_thres": 0.22,
 }
 
-# A small backbone, small crops and few steps: what both arms of the built-in sample have in common
+# A small backbone, small crops and few steps: what both arms of the built-in sample and small data have in common
 SMALL_CAMS = {
     "cam_network": "net.efficientnet_lite0_cam",
     "irn_network": "net.efficientnet_lite0_irn",
@@ -91,8 +91,21 @@ SMALL_DEEPLAB = {
     "deeplab_max_iter": 200,
     "deeplab_learning_rate": 5e-4,
 }
-SAMPLE_CAM_STEPS, SAMPLE_IRN_STEPS = 75, 45
-"""Steps of W-OoD's training and of IRN's on the built-in sample: 5 and 3 epochs of its 240 images in batches of 16."""
+# Where photographs, whose long side is about 500 pixels, take other values than the sample's drawings of 288 pixels
+PHOTOGRAPHS = {
+    "cam_crop_size": 256,
+    "cam_resize_long": (256, 384),
+    "cam_num_epoches": 4,
+    "ood_long_side": 320,
+    "conf_fg_thres": 0.4,
+    "conf_bg_thres": 0.2,
+    "irn_crop_size": 256,
+    "irn_num_epoches": 4,
+    "sem_seg_bg_thres": 0.3,
+    "deeplab_crop_size": 257,
+}
+SMALL_STEPS = 76
+"""Least steps of each classifier and of IRN on photographs: 4 epochs of some 300 images in batches of 16."""
 
 
 EVALUATIONS = tuple(f"eval_{what}_pass" for what in ("cam", "advcam", "ir_label", "sem_seg", "ins_seg", "deeplab"))
@@ -132,8 +145,8 @@ def _fit_to_starts(values: Flags, given: Flags) -> tuple[dict[str, Any], list[st
 def _fit_to_few_images(values: Flags, given: Flags) -> tuple[dict[str, Any], list[str]]:
     """Lists and OoD images in the data set's folder, batches and clusters that they fill, evaluations that have masks.
 
-    Batches are at most as large as their lists, and epochs at least so many that there are as many steps as on the
-    built-in sample. What can't be read here keeps its default: the steps' own checks say what is wrong.
+    Batches are at most as large as their lists, and epochs at least so many that there are `SMALL_STEPS`. What can't be
+    read here keeps its default: the steps' own checks say what is wrong.
     """
     root = Path(values["voc12_root"])
     splits = root / "ImageSets/Segmentation"
@@ -151,9 +164,9 @@ def _fit_to_few_images(values: Flags, given: Flags) -> tuple[dict[str, Any], lis
     if n_train:
         for name in ("cam_batch_size", "irn_batch_size", "deeplab_batch_size"):
             flags[name] = min(values[name], n_train)
-        for name, steps in (("cam", SAMPLE_CAM_STEPS), ("irn", SAMPLE_IRN_STEPS)):
-            a_step = n_train // flags[f"{name}_batch_size"]
-            flags[f"{name}_num_epoches"] = max(values[f"{name}_num_epoches"], math.ceil(steps / a_step))
+        for name in ("cam", "irn"):
+            an_epoch = n_train // flags[f"{name}_batch_size"]
+            flags[f"{name}_num_epoches"] = max(values[f"{name}_num_epoches"], math.ceil(SMALL_STEPS / an_epoch))
     if n_ood:
         flags |= {name: min(values[name], n_ood) for name in ("ood_batch_size", "cluster_K")}
 
@@ -231,6 +244,7 @@ RECIPES = {
             **SMALL_WOOD,
             **SMALL_MASKS,
             **SMALL_DEEPLAB,
+            **PHOTOGRAPHS,
             "cam_init_weights_name": "sess/small_cam_orig.pth",
             "cam_weights_name": "sess/small_cam_ood.pth",
             "irn_weights_name": "sess/small_irn.pth",
@@ -244,8 +258,8 @@ RECIPES = {
             "train_deeplab_pass": True,
             "make_report_pass": True,
         },
-        "a few photographs of one's own: the built-in sample's settings, fitted to the images there are; not verified "
-        "on any other data",
+        "a few hundred photographs of one's own: the built-in sample's settings with larger crops and lower background "
+        "scores, fitted to the images there are (docs/recipes.md)",
         _fit_to_few_images,
     ),
 }

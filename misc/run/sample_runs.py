@@ -20,10 +20,11 @@ CLASSIFIER = {"cam_num_epoches": 4, "cam_learning_rate": 0.05}
 # Both arms are trained equally long, at the same rate
 TRAINING = SMALL_TRAINING
 WOOD = {"cam_weights_name": "sess/sample_cam_ood.pth", **SMALL_WOOD}
+WITHOUT_OOD = {"ood_coeff": 0, "distance_lambda": 0}
+"""What makes a control of any W-OoD training: no term of the loss sees OoD images."""
 CONTROL = {
     "cam_weights_name": "sess/sample_cam_control.pth",
-    "ood_coeff": 0,
-    "distance_lambda": 0,
+    **WITHOUT_OOD,
     "result_dir": "result/control",
     "cam_out_dir": "result/control/cam",
 }
