@@ -197,6 +197,20 @@ def test_small_takes_its_own_numbers_where_there_are_enough_images(photographs):
     )
 
 
+def test_small_with_mining_trains_the_classifier_alone_and_names_the_places_of_the_chain(photographs):
+    Path("mine/OoD_images").rmdir()
+    config = parse_config([*photographs, "--mine_ood_pass", "True", "--ood_pool", "pool"])
+    assert enabled_steps(config) == ["train_classifier", "mine_ood"]
+    assert (config.ood_root, config.ood_list) == ("mine/OoD_images", "mine/ood_list.txt")
+    assert (config.cam_network, config.cam_init_weights_name) == (
+        "net.efficientnet_lite0_cam",
+        "sess/small_cam_orig.pth",
+    )
+    touch("sess/small_cam_orig.pth")
+    asked = parse_config([*photographs, "--mine_ood_pass", "True", "--ood_pool", "pool", "--make_cam_pass", "True"])
+    assert enabled_steps(asked) == ["mine_ood", "make_cam"]
+
+
 def test_small_evaluates_only_what_has_masks(photographs):
     config, sentences = explained(*photographs)
     evaluations = {step for step in SMALL_CHAIN if step.startswith("eval")}

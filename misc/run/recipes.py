@@ -104,6 +104,13 @@ PHOTOGRAPHS = {
     "sem_seg_bg_thres": 0.3,
     "deeplab_crop_size": 257,
 }
+SMALL_CHAIN = tuple(
+    f"{step}_pass"
+    for step in (
+        *("train_cam", "make_cam", "cam_to_ir_label", "train_irn"),
+        *("make_sem_seg", "make_ins_seg", "train_deeplab", "make_report"),
+    )
+)
 SMALL_STEPS = 76
 """Least steps of each classifier and of IRN on photographs: 4 epochs of some 300 images in batches of 16."""
 
@@ -145,6 +152,7 @@ def _fit_to_starts(values: Flags, given: Flags) -> tuple[dict[str, Any], list[st
 def _fit_to_few_images(values: Flags, given: Flags) -> tuple[dict[str, Any], list[str]]:
     """Lists and OoD images in the data set's folder, batches and clusters that they fill, evaluations that have masks.
 
+    With `mine_ood` the classifier alone is trained, and the OoD images go where the chain will look for them.
     Batches are at most as large as their lists, and epochs at least so many that there are `SMALL_STEPS`. What can't be
     read here keeps its default: the steps' own checks say what is wrong.
     """
@@ -157,7 +165,8 @@ def _fit_to_few_images(values: Flags, given: Flags) -> tuple[dict[str, Any], lis
         "infer_list": str(given.get("train_list", train)),
         "val_list": str(val) if val.is_file() else str(given.get("train_list", train)),
     }
-    if (root / "OoD_images").is_dir():
+    mines = given.get("mine_ood_pass", False)
+    if mines or (root / "OoD_images").is_dir():
         flags |= {"ood_root": str(root / "OoD_images"), "ood_list": str(root / "ood_list.txt")}
     lists = {**values, **flags, **given}
     n_train, n_ood = _n_lines(lists["train_list"]), _n_lines(lists["ood_list"])
@@ -175,6 +184,8 @@ def _fit_to_few_images(values: Flags, given: Flags) -> tuple[dict[str, Any], lis
     flags |= dict.fromkeys(("eval_cam_pass", "eval_ir_label_pass", "eval_sem_seg_pass"), evaluated)
     flags["eval_ins_seg_pass"] = evaluated and any((root / "SegmentationObject").glob("*.png"))
     flags["eval_deeplab_pass"] = has_masks and (splits / f"{values['deeplab_eval_set']}.txt").is_file()
+    if mines:  # what comes after it is for the images that a person has chosen
+        return flags | dict.fromkeys((*SMALL_CHAIN, *EVALUATIONS), False), []
     if has_masks:
         return flags, []
     return flags, [_WITHOUT_MASKS.format(root / "SegmentationClass")]
@@ -249,14 +260,7 @@ RECIPES = {
             "cam_weights_name": "sess/small_cam_ood.pth",
             "irn_weights_name": "sess/small_irn.pth",
             "deeplab_weights_name": "sess/small_deeplab.pth",
-            "train_cam_pass": True,
-            "make_cam_pass": True,
-            "cam_to_ir_label_pass": True,
-            "train_irn_pass": True,
-            "make_sem_seg_pass": True,
-            "make_ins_seg_pass": True,
-            "train_deeplab_pass": True,
-            "make_report_pass": True,
+            **dict.fromkeys(SMALL_CHAIN, True),
         },
         "a few hundred photographs of one's own: the built-in sample's settings with larger crops and lower background "
         "scores, fitted to the images there are (docs/recipes.md)",
