@@ -31,7 +31,16 @@ from voc12.verify import require_readable
 STEP = Step(
     name="cam_to_ir_label",
     description="turn CAMs into confident labels with dense CRF",
-    reads=("voc12_root", "class_list", "label_file", "train_list", "masks_from", "cam_out_dir", "advcam_out_dir"),
+    reads=(
+        "voc12_root",
+        "class_list",
+        "label_file",
+        "labels_from",
+        "train_list",
+        "masks_from",
+        "cam_out_dir",
+        "advcam_out_dir",
+    ),
     writes=("ir_label_out_dir",),
     flags=("conf_fg_thres", "conf_bg_thres"),
     shared=True,

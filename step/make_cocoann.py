@@ -22,7 +22,7 @@ from voc12.verify import require_readable
 STEP = Step(
     name="make_cocoann",
     description="write the instance masks as COCO annotations",
-    reads=("voc12_root", "class_list", "label_file", "infer_list", "ins_seg_out_dir"),
+    reads=("voc12_root", "class_list", "label_file", "labels_from", "infer_list", "ins_seg_out_dir"),
     writes=("cocoann_path",),
     flags=("cocoann_format", "cocoann_min_score"),
     packages=(*PACKAGES, "pycocotools"),

@@ -25,7 +25,16 @@ STEP = Step(
     name="make_ins_seg",
     description="make instance masks: displacements and random walk of the CAMs",
     reads=(
-        *("voc12_root", "class_list", "label_file", "infer_list", "masks_from", "cam_out_dir", "advcam_out_dir"),
+        *(
+            "voc12_root",
+            "class_list",
+            "label_file",
+            "labels_from",
+            "infer_list",
+            "masks_from",
+            "cam_out_dir",
+            "advcam_out_dir",
+        ),
         *("irn_network", "irn_weights_name"),
     ),
     writes=("ins_seg_out_dir",),

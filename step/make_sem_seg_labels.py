@@ -31,7 +31,16 @@ STEP = Step(
     name="make_sem_seg",
     description="make masks: random walk of the CAMs between boundaries",
     reads=(
-        *("voc12_root", "class_list", "label_file", "infer_list", "masks_from", "cam_out_dir", "advcam_out_dir"),
+        *(
+            "voc12_root",
+            "class_list",
+            "label_file",
+            "labels_from",
+            "infer_list",
+            "masks_from",
+            "cam_out_dir",
+            "advcam_out_dir",
+        ),
         *("irn_network", "irn_weights_name"),
     ),
     writes=("sem_seg_out_dir",),

@@ -27,7 +27,15 @@ STEP = Step(
     name="train_deeplab",
     description="train DeepLab-v2 on the masks",
     reads=(
-        *("voc12_root", "class_list", "label_file", "infer_list", "deeplab_train_list", "sem_seg_out_dir"),
+        *(
+            "voc12_root",
+            "class_list",
+            "label_file",
+            "labels_from",
+            "infer_list",
+            "deeplab_train_list",
+            "sem_seg_out_dir",
+        ),
         *("deeplab_mask_dir", "deeplab_init_weights"),
     ),
     writes=("deeplab_weights_name",),

@@ -29,7 +29,7 @@ STEP = Step(
     name="train_irn",
     description="train the boundary and displacement network",
     reads=(
-        *("voc12_root", "class_list", "label_file", "train_list", "infer_list"),
+        *("voc12_root", "class_list", "label_file", "labels_from", "train_list", "infer_list"),
         *("ir_label_out_dir", "imagenet_weights"),
     ),
     writes=("irn_weights_name",),

@@ -178,7 +178,7 @@ def test_a_network_keeps_its_class_names(trained):
         ({"class_list": own}, {"background", "cat", "dog", "cow"}),
     ):
         run(trained, **predict, **more)
-        (shares,) = json.loads(Path("result/predict/classes.json").read_text()).values()
+        (shares,) = json.loads(Path("result/predict/classes.json").read_text())["shares"].values()
         assert shares.keys() <= names
         assert shares.keys() - {"background"}
 

@@ -154,6 +154,19 @@ def tell(number):
     time.sleep(1)
 
 
+class Swallows:
+    def __del__(self):
+        tell(signal.SIGTERM)
+
+
+def test_a_signal_in_a_destructor_is_not_printed_and_not_forgotten(capsys):
+    with stopping.ending_when_told():
+        thing = Swallows()
+        del thing
+        assert stopping.is_told()
+    assert "Traceback" not in capsys.readouterr().err
+
+
 def test_a_signal_that_was_swallowed_is_not_forgotten():
     with stopping.ending_when_told():
         with pytest.raises(stopping.Told):

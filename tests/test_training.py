@@ -2,6 +2,7 @@
 
 import copy
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,18 @@ def test_losses_are_read_while_the_next_step_is_under_way(monkeypatch):
     train(loss_of, n_steps=6, follows=lambda step: step == 2)
     first = ["step 1", "step 2", "read", "read", "step 3", "step 4", "read", "read", "saved"]
     assert events == [*first, "step 5", "step 6", "read", "read", "saved"]
+
+
+def test_the_speed_is_that_of_the_step_and_not_of_what_follows_it():
+    """Steps take at least 10 ms for four images, what follows the second takes much longer."""
+
+    def loss_of(weight, batch):
+        time.sleep(0.01)
+        return {"total": weight * 1}
+
+    train(loss_of, n_steps=4, after_step=lambda step: time.sleep(2) or {}, follows=lambda step: step == 2)
+    speeds = [json.loads(line)["images_per_second"] for line in Path("result/metrics/t.jsonl").read_text().splitlines()]
+    assert all(2 < speed <= 400 for speed in speeds)
 
 
 def test_every_step_that_the_state_holds_has_its_line():

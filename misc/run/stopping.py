@@ -7,6 +7,7 @@ training after the step under way, so that its state can be saved. A second sign
 import multiprocessing
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -66,13 +67,19 @@ def _say(text: str) -> None:
 
 @contextmanager
 def ending_when_told() -> Iterator[None]:
-    """Within the block, SIGINT and SIGTERM raise `Told` at the next safe place. For the main thread."""
+    """Within the block, SIGINT and SIGTERM raise `Told` at the next safe place. For the main thread.
+
+    Where Python swallows it, as in a destructor, nothing is printed: `raise_if_told` and `is_told` still know.
+    """
     global _received
     _received = _Received()
     before = {number: signal.signal(number, _received) for number in SIGNALS}
+    tell_unraisable = sys.unraisablehook
+    sys.unraisablehook = lambda what: None if isinstance(what.exc_value, Told) else tell_unraisable(what)
     try:
         yield
     finally:
+        sys.unraisablehook = tell_unraisable
         for number, handler in before.items():
             signal.signal(number, handler)
         _received = _Received()

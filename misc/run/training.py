@@ -191,16 +191,14 @@ def fit(
         unread = _Postponed()
         state.before_saving = unread.do
 
-        def read(step: int, names: Iterable[str], losses: Arriving, rate: float) -> None:
+        def read(step: int, names: Iterable[str], losses: Arriving, rate: float, seconds: float) -> None:
             """Show and write down a step, when its losses are on the CPU."""
-            nonlocal started
             values = dict(zip(names, losses.wait().tolist(), strict=True))
             if not all(math.isfinite(value) for value in values.values()):
                 help_with_it = f"lower --{rate_flag}" + (f", or {other_help}" if other_help else "")
                 raise InputError(f"{name}: the loss is no longer finite at step {step} ({values}); {help_with_it}.")
             line = {"step": step, "epoch": step / steps_per_epoch, "lr": rate, **values}
-            now = time.perf_counter()
-            line["images_per_second"], started = batches_per_step * batch_size / (now - started), now
+            line["images_per_second"] = batches_per_step * batch_size / seconds
             if is_followed(step):
                 follow(step, line)
             else:
@@ -215,10 +213,13 @@ def fit(
             sum_gradients(optimizer)
             optimizer.step()
             losses = Arriving(_mean_of(of_batches))
+            rate, now = optimizer.param_groups[0]["lr"], time.perf_counter()
             # First that of the step before, while the device is at this one
-            unread.put(partial(read, step, tuple(of_batches[0]), losses, optimizer.param_groups[0]["lr"]))
+            unread.put(partial(read, step, tuple(of_batches[0]), losses, rate, now - started))
+            started = now
             if is_followed(step):
                 unread.do()
+                started = time.perf_counter()
             if _any_is_told():
                 state.save(step)
                 raise told()
