@@ -19,6 +19,8 @@ from misc.run.parallel import usable_cores
 from misc.run.recipes import AUTO, ORIGINAL, RECIPES, choose_recipe
 
 ALL_STEPS = "all"
+NETWORKS, BACKBONE_MARK = ("cam_network", "irn_network", "deeplab_network"), ":"
+"""The flags that name networks; what stands between the name of a module and that of its backbone."""
 LONGEST_SIDE, LARGEST_SCALE, MOST_WORKERS = 2**14, 16, 1024
 """Beyond these there is no machine for the images, or a slip of the keyboard."""
 DEFAULT_IGNORED_CLASS = "bottle"
@@ -178,6 +180,12 @@ class Config:
     )
     cam_weights_name: str = flag(
         "sess/res50_cam_ood.pth", "W-OoD classifier: made by train_cam, read by make_cam", output=True
+    )
+    backbone: str = flag(
+        "",
+        "backbone of networks whose modules offer many, timm's models: --cam_network net.timm_cam --irn_network "
+        "net.timm_irn --deeplab_network net.timm_deeplab; MODULE:BACKBONE names that of one network alone (not in the "
+        "original)",
     )
     imagenet_weights: str = flag("auto", "start of train_classifier and IRN: auto, a file, or none (random weights)")
     cam_crop_size: int = flag(512, "side of the training crop, pixels", low=16, high=LONGEST_SIDE)
@@ -472,6 +480,7 @@ def parse_config(arguments: Sequence[str] | None = None, *, explain: Callable[[s
         fitted, more = recipe.fit(values, given)
         values |= {**fitted, **given, "recipe": name}
         sentences += more
+    values |= _with_backbone(values)
     for item in fields(Config):
         if isinstance(values[item.name], str):
             _check_name(item.name, values[item.name], output=item.metadata["output"])
@@ -491,6 +500,17 @@ def parse_config(arguments: Sequence[str] | None = None, *, explain: Callable[[s
     for sentence in sentences if explain is not None else ():
         explain(sentence)
     return Config(**values)
+
+
+def _with_backbone(values: Mapping[str, Any]) -> dict[str, str]:
+    """The flags of the networks, with `--backbone` added to those that don't name their own."""
+    networks = {name: values[name] for name in NETWORKS}
+    if not values["backbone"]:
+        return networks
+    return {
+        name: network if BACKBONE_MARK in network else f"{network}{BACKBONE_MARK}{values['backbone']}"
+        for name, network in networks.items()
+    }
 
 
 def in_work_dir(values: Mapping[str, Any], work_dir: str) -> dict[str, Any]:
