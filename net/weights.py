@@ -81,6 +81,8 @@ WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "weights",
 BACKBONE_NAME = "backbone"
 """Under which name a checkpoint keeps that of its backbone, if its module offers many."""
 SAFETENSORS = ".safetensors"
+MXNET_START = (0x112).to_bytes(8, "little")
+"""The first bytes of a file of MXNet's arrays."""
 # The last block of ResNet-101's third stage, in torchvision's and in MSRA's names
 _TORCHVISION_RESNET101, _MSRA_RESNET101 = "layer3.22.conv1.weight", "layer4.block23.reduce.conv.weight"
 ANOTHER_START = "pass another --deeplab_init_weights, or a --deeplab_network such as net.resnet101_deeplab"
@@ -275,6 +277,7 @@ def read_checkpoint(path: str | Path, *, instead: str = "train it") -> dict[str,
     """
     path = find_checkpoint(path, instead=instead)
     advice = "it is truncated or no PyTorch state dict; download or train it again."
+    _require_not_of_mxnet(path)
     try:
         with torch.serialization.safe_globals([(stand_in, name) for name, stand_in in NUMPY_STAND_INS.items()]):
             content = _load_safetensors(path) if path.suffix == SAFETENSORS else load_tensors(path)
@@ -306,6 +309,21 @@ def read_checkpoint(path: str | Path, *, instead: str = "train it") -> dict[str,
         return WeightsOfBackbone(state, backbone=backbone)
     log.info("%s: the weights are those under %r", path, name)
     return state
+
+
+def _require_not_of_mxnet(path: Path) -> None:
+    """Raise `InputError` for a file of MXNet, as the weights of ResNet-38 were published."""
+    try:
+        with regular(path).open("rb") as file:
+            start = file.read(len(MXNET_START))
+    except OSError:
+        return  # the reader says so
+    if start == MXNET_START:
+        raise InputError(
+            f"checkpoint {path} is of MXNet, which is not read here: convert it to a PyTorch state dict where mxnet is "
+            "installed (convert_mxnet_to_torch in network/resnet38d.py of github.com/jiwoon-ahn/psa does), and save "
+            "that with torch.save."
+        )
 
 
 def _load_safetensors(path: Path) -> dict[str, Tensor]:
