@@ -139,6 +139,11 @@ class Config:
     )
     log_name: str = flag("sample_train_eval", "the log goes to the screen and to <log_name>.log", output=True)
     result_dir: str = flag("result", "folder of the run records, losses and scores (not in the original)", output=True)
+    tensorboard: str = flag(
+        "",
+        "folder for TensorBoard: losses, rates, images per second, the curve over background scores, some CAMs; empty: "
+        "none (not in the original)",
+    )
 
     # Data
     voc12_root: str = flag("Data/VOCdevkit/VOC2012", "VOC devkit: the folder with JPEGImages, Annotations, ImageSets")

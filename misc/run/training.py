@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from misc.errors import InputError, ProcessLost
 from misc.files.jsonfile import jsonable
 from misc.files.soundness import unsound_weight
+from misc.run.board import board
 from misc.run.config import Config
 from misc.run.device import resolve_device
 from misc.run.distributed import max_over_processes, n_processes, sum_gradients
@@ -116,6 +117,7 @@ class Training:
             "batches_per_step": self.batches_per_step,
             "name": self.step.name,
             "result_dir": self.args.result_dir,
+            "tensorboard": self.args.tensorboard,
         }
 
 
@@ -134,6 +136,7 @@ def fit(
     state: TrainingState,
     after_step: Callable[[int], dict[str, float]] | None = None,
     batches_per_step: int = 1,
+    tensorboard: str = "",
 ) -> None:
     """Run `n_steps` of an optimiser on `loss_of(batch)["total"]`, with a bar and JSON lines.
 
@@ -150,14 +153,17 @@ def fit(
         other_help: what else to do then, beside lowering it.
         after_step: called with the number of steps done; what it returns joins the JSON line.
         batches_per_step: batches whose losses and gradients are averaged for a step, one after the other.
+        tensorboard: folder that the JSON lines' numbers go to, too; or empty.
     """
     done = state.restore()
     if done == n_steps and state.unfinished_line is None:
         return
     batches = iter(batches_from(done * batches_per_step))
     state.restore_generators()
+    n_kept = done - (state.unfinished_line is not None)
     with (
-        metrics_log(result_dir, name, n_kept=done - (state.unfinished_line is not None)) as write_line,
+        metrics_log(result_dir, name, n_kept=n_kept) as write_line,
+        board(tensorboard, result_dir, name, n_kept=n_kept) as curves,
         progress(total=n_steps, initial=done, desc=name, unit="step") as bar,
         stop_deferred(),
     ):
@@ -171,6 +177,7 @@ def fit(
                 state.save(step, unfinished_line=line)
                 raise
             write_line(jsonable(line))
+            curves.numbers(step, line)
 
         if state.unfinished_line is not None:
             complete(done, state.unfinished_line)
