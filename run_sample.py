@@ -157,6 +157,7 @@ def run(arguments: Sequence[str]) -> None:
     """What the command line asks for. Raises `InputError` for bad input."""
     sentences: list[str] = []
     config = parse_config(arguments, explain=sentences.append)
+    from misc.run.board import require_board
     from misc.run.device import resolve_device
     from misc.run.distributed import on_first_process, process_group
     from misc.run.limits import allow_open_files, limits_told
@@ -169,6 +170,9 @@ def run(arguments: Sequence[str]) -> None:
         require_writable(config.work_dir, flag="work_dir", is_own=False)
     require_writable_file(f"{config.log_name}.log", flag="log_name", kind="log")
     require_writable_results(config.result_dir)
+    if config.tensorboard:
+        require_board()
+        require_writable(config.tensorboard, flag="tensorboard", is_own=False)
     require_writable(DERIVED_FOLDER)  # derived lists and labels
     require_writable(VERIFIED_FOLDER)  # which images were checked
     with process_group(device), one_look(), limits_told():

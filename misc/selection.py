@@ -3,6 +3,7 @@
 import copy
 import logging
 import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from misc.cam import merge_high_res, scale_maps
 from misc.metrics import ThresholdSweep
+from misc.run.board import N_PICTURES
 from misc.run.device import to_device
 from misc.run.progress import progress
 
@@ -38,11 +40,19 @@ class CheckpointSelection:
     """
 
     def __init__(
-        self, model: nn.Module, cam_network: nn.Module, loader: DataLoader, *, n_classes: int, due: frozenset[int]
+        self,
+        model: nn.Module,
+        cam_network: nn.Module,
+        loader: DataLoader,
+        *,
+        n_classes: int,
+        due: frozenset[int],
+        show: Callable[[int, Sequence[tuple[dict[str, Any], Tensor]]], None] | None = None,
     ) -> None:
         """`loader` yields items of `ScaledImages` with masks, of several processes each one's share; `due` are the
-        steps at which to look.
+        steps at which to look. `show` is called at each of them with the step and the first items and their CAMs.
         """
+        self._show = show
         self._n_classes = n_classes
         self._model, self._cam_network, self._loader, self._due = model, cam_network, loader, due
         self.best_miou, self.best_step = -math.inf, 0
@@ -72,10 +82,15 @@ class CheckpointSelection:
         self._cam_network.load_state_dict(self._model.state_dict())
         device = next(self._cam_network.parameters()).device
         sweep = ThresholdSweep(THRESHOLDS, self._n_classes + 1)
+        first: list[tuple[dict[str, Any], Tensor]] = []
         for item in progress(self._loader, desc=f"CAM mIoU at step {step}", unit="image", leave=False):
             images = [to_device(image, device) for image in item["images"]]
             high_res = merge_high_res(scale_maps(self._cam_network, images), item["size"], item["keys"])
             sweep.add(high_res, item["keys"], item["mask"])
+            if len(first) < N_PICTURES:
+                first.append((item, high_res))
+        if self._show is not None:
+            self._show(step, first)
         sweep.sum_over_processes()
         threshold, scored = sweep.best()
         log.info("step %d: CAM mIoU %.4f at background score %g", step, scored["miou"], threshold)

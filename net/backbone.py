@@ -4,7 +4,7 @@ CAM and IRN code uses a backbone only through `Backbone`: five stages, the chann
 network is put in place by a class that fills these three attributes.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -14,6 +14,7 @@ from torchvision import models
 from torchvision.models import WeightsEnum
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
+from misc.imutils import IMAGENET_MEAN, IMAGENET_STD
 from misc.run.device import backbone_precision
 
 
@@ -25,23 +26,29 @@ class Backbone(nn.Module):
         strides: pixels of the image per cell of each stage's output, not decreasing; the first two are 4.
         imagenet_weights: torchvision's description of ImageNet weights, or None where there are none.
         imagenet_files: names under which torchvision has published these weights.
+        name: as `--backbone` gives it, where a module offers many backbones; it travels with checkpoints.
     """
 
     channels: tuple[int, ...]
     strides: tuple[int, ...]
     imagenet_weights: WeightsEnum | None = None
     imagenet_files: tuple[str, ...] = ()
+    name: str = ""
 
     def stages(self) -> Sequence[Sequence[nn.Module]]:
         """The modules of each stage, in the order in which they run."""
         raise NotImplementedError
 
-    def imagenet_file(self) -> Path | None:
-        """The ImageNet weights of a network that has them in an installed package, or None.
+    def imagenet_source(self) -> Path | Mapping[str, Tensor] | None:
+        """Where else than at torchvision there are ImageNet weights: the file in an installed package, or a state dict.
 
         Raises `InputError` if the package is missing; the flag that asked for it is named by `net.weights`.
         """
         return None
+
+    def from_published(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """{canonical name: tensor} of a published file -> the weights of this backbone in it."""
+        return state
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """(B, 3, H, W) normalised images -> the five stage outputs, (B, channels[i], ceil(H / strides[i]), ...).
@@ -60,6 +67,20 @@ class Backbone(nn.Module):
         for stage in self.stages()[first : last + 1]:
             for module in stage:
                 yield from module.parameters()
+
+
+class Renormalized(nn.Module):
+    """Images normalised with ImageNet's mean and deviation -> normalised with those of other weights, of 0 .. 1."""
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        ours, theirs = torch.tensor([IMAGENET_MEAN, IMAGENET_STD]), torch.tensor([[*mean], [*std]])
+        self.is_needed = not torch.equal(ours, theirs)
+        self.register_buffer("scale", (ours[1] / theirs[1]).view(3, 1, 1), persistent=False)
+        self.register_buffer("offset", ((ours[0] - theirs[0]) / theirs[1]).view(3, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images * self.scale + self.offset if self.is_needed else images
 
 
 class FrozenStatsBatchNorm2d(nn.Module):

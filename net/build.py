@@ -1,5 +1,7 @@
 """Networks by the name of their module, as `--cam_network`, `--irn_network` and `--deeplab_network` give it.
 
+`MODULE:BACKBONE` is a module that offers many backbones, with the name of one; `--backbone` adds it to all three.
+
 docs/own_networks.md tells what such a module must offer.
 """
 
@@ -13,7 +15,7 @@ import torch
 from torch import nn
 
 from misc.errors import InputError, first_three, requirement
-from misc.run.config import Config
+from misc.run.config import BACKBONE_MARK, Config
 from misc.run.step import Files, Inputs
 from net.weights import load_weights
 
@@ -40,16 +42,18 @@ ATTRIBUTES = {
 """What the steps use of each class besides calling it."""
 ADVCAM_ATTRIBUTES = ("logit_maps", "classifier.weight")
 """What AdvCAM uses of `CAM` as well."""
+TIMM_MODULES = {"cam_network": "net.timm_cam", "irn_network": "net.timm_irn", "deeplab_network": "net.timm_deeplab"}
 GUIDE = "docs/own_networks.md says what a network must offer"
 
 
 def build_network(module_name: str, class_name: str, *, needs: tuple[str, ...] = (), **arguments: Any) -> nn.Module:
-    """`module_name.class_name(**arguments)`.
+    """`module_name.class_name(**arguments)`, with the argument `backbone` where `module_name` names one, too.
 
     Raises `InputError` if there is no such module or class, if the class does not take the arguments, or if the
     network lacks one of its `ATTRIBUTES` or of `needs`.
     """
     flag = f"--{FLAGS[class_name]}"
+    module_name, _, backbone = module_name.partition(BACKBONE_MARK)
     try:
         module = importlib.import_module(module_name)
     except (ImportError, TypeError, ValueError, SyntaxError) as error:
@@ -57,6 +61,16 @@ def build_network(module_name: str, class_name: str, *, needs: tuple[str, ...] =
     network_class = getattr(module, class_name, None)
     if not (isinstance(network_class, type) and issubclass(network_class, nn.Module)):
         raise InputError(f"{flag}: network module {module_name} has no class {class_name}; {GUIDE}.")
+    takes_backbone = "backbone" in inspect.signature(network_class).parameters
+    if takes_backbone != bool(backbone):
+        raise InputError(
+            f"{flag}: {module_name} offers many backbones; name one with --backbone, such as resnet50."
+            if takes_backbone
+            else f"{flag}: {module_name} takes no --backbone, here {backbone}; pass {flag} "
+            f"{TIMM_MODULES[FLAGS[class_name]]}, or MODULE:{backbone} to other networks instead of --backbone."
+        )
+    if takes_backbone:
+        arguments["backbone"] = backbone
     try:
         inspect.signature(network_class).bind(**arguments)
     except TypeError as error:
@@ -79,7 +93,7 @@ def _has(network: nn.Module, dotted_name: str) -> bool:
 
 def source_file(module_name: str) -> Files:
     """The file of a network's module, on which its results depend. `build_network` has found it."""
-    path = getattr(importlib.import_module(module_name), "__file__", None)
+    path = getattr(importlib.import_module(module_name.partition(BACKBONE_MARK)[0]), "__file__", None)
     return Files([path] if path else [])
 
 

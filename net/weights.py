@@ -5,10 +5,12 @@ backbone, `classifier.weight`, and the heads of IRN by their attribute (`fc_edge
 every known layout to canonical names and then checks name by name.
 """
 
+import importlib
 import logging
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 from urllib.error import URLError
 
 import torch
@@ -19,6 +21,7 @@ from misc.files.atomic import atomic_path
 from misc.files.checkpointfile import checkpoint_names
 from misc.files.objectfile import NUMPY_STAND_INS
 from misc.files.pickles import load_tensors
+from misc.files.regular import regular
 from misc.files.soundness import LARGEST_WEIGHT, unsound_weight
 from misc.run.step import Files
 from net.backbone import Backbone
@@ -75,6 +78,11 @@ _IRN_ALIASES = (
 )
 WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "weights", "weight", "network", "net")
 """Under which names trainings keep the weights in a checkpoint, the first that is there counts."""
+BACKBONE_NAME = "backbone"
+"""Under which name a checkpoint keeps that of its backbone, if its module offers many."""
+SAFETENSORS = ".safetensors"
+MXNET_START = (0x112).to_bytes(8, "little")
+"""The first bytes of a file of MXNet's arrays."""
 # The last block of ResNet-101's third stage, in torchvision's and in MSRA's names
 _TORCHVISION_RESNET101, _MSRA_RESNET101 = "layer3.22.conv1.weight", "layer4.block23.reduce.conv.weight"
 ANOTHER_START = "pass another --deeplab_init_weights, or a --deeplab_network such as net.resnet101_deeplab"
@@ -135,17 +143,19 @@ def load_weights(module: nn.Module, source: str | Path | Mapping[str, Tensor]) -
     """Fill `module` from a checkpoint file or a state dict, in our layout or the original's.
 
     Raises `InputError`, naming file and tensor, for a missing, extra or misshapen tensor, for one that is no plain
-    array of finite numbers, or for copies that disagree.
+    array of finite numbers, for copies that disagree, or for the weights of another backbone.
     """
     if isinstance(source, Mapping):
         state, origin = source, "state dict"
     else:
         state, origin = read_checkpoint(source), str(source)
+    _require_backbone(module, state, origin=origin)
     wanted = module.state_dict()
     if state.keys() == wanted.keys():  # our own layout: names as they are, whatever they mean in the original's
         given = state
     else:
         given, wanted = canonical_state(state, origin=origin), _canonical_tensors(module)
+        given = module.from_published(given) if isinstance(module, Backbone) else given
     _fill(wanted, given, kind=type(module).__name__, origin=origin)
 
 
@@ -159,6 +169,7 @@ def load_starting_weights(network: nn.Module, source: str | Path) -> None:
     lie elsewhere: no conversion between torchvision's and MSRA's is exact.
     """
     state = read_checkpoint(source, instead=ANOTHER_START)
+    _require_backbone(network, state, origin=str(source))
     wanted, given = _canonical_tensors(network), canonical_state(state, origin=str(source))
     if _MSRA_RESNET101 in wanted and _TORCHVISION_RESNET101 in given:
         raise InputError(
@@ -187,6 +198,30 @@ def load_starting_weights(network: nn.Module, source: str | Path) -> None:
         )
     given = {name: tensor for name, tensor in given.items() if _top_module(name) in parts}
     _fill(wanted, given, kind=type(network).__name__, origin=str(source))
+
+
+class WeightsOfBackbone(dict[str, Tensor]):
+    """A state dict from a checkpoint that names its backbone."""
+
+    def __init__(self, state: Mapping[str, Tensor], *, backbone: str) -> None:
+        super().__init__(state)
+        self.backbone = backbone
+
+
+def _backbone_name(module: nn.Module) -> str:
+    """The name of a network's backbone; empty for one whose module offers no other."""
+    backbone = getattr(module, "backbone", module)
+    return backbone.name if isinstance(backbone, Backbone) else ""
+
+
+def _require_backbone(module: nn.Module, state: Mapping[str, Tensor], *, origin: str) -> None:
+    """Raise `InputError` if both network and checkpoint name a backbone, and not the same."""
+    ours, theirs = _backbone_name(module), getattr(state, "backbone", "")
+    if ours and theirs and ours != theirs:
+        raise InputError(
+            f"{origin} holds weights of the backbone {theirs}, and --backbone gives {ours}: pass --backbone {theirs}, "
+            "or name the weights of the other."
+        )
 
 
 def _top_module(name: str) -> str:
@@ -242,9 +277,12 @@ def read_checkpoint(path: str | Path, *, instead: str = "train it") -> dict[str,
     """
     path = find_checkpoint(path, instead=instead)
     advice = "it is truncated or no PyTorch state dict; download or train it again."
+    _require_not_of_mxnet(path)
     try:
         with torch.serialization.safe_globals([(stand_in, name) for name, stand_in in NUMPY_STAND_INS.items()]):
-            content = load_tensors(path)
+            content = _load_safetensors(path) if path.suffix == SAFETENSORS else load_tensors(path)
+    except InputError:
+        raise
     except (OSError, MemoryError) as error:  # the file may be whole
         raise_if_of_the_machine(error)
         reason = getattr(error, "strerror", None) or reason_of(error)
@@ -255,6 +293,7 @@ def read_checkpoint(path: str | Path, *, instead: str = "train it") -> dict[str,
         raise InputError(f"checkpoint {path} can't be read: {advice}") from error
     if _is_state_dict(content):
         return _of_plain_tensors(content, path)
+    backbone = content.get(BACKBONE_NAME) if isinstance(content, dict) else None
     entries = _state_dicts(content)
     if not entries:
         raise InputError(f"checkpoint {path} holds something else than a state dict: {advice}")
@@ -265,8 +304,37 @@ def read_checkpoint(path: str | Path, *, instead: str = "train it") -> dict[str,
             f"{' or '.join(WRAPPERS[:2])}; save the one that you mean as a file of its own."
         )
     name = chosen or next(iter(entries))
+    state = _of_plain_tensors(entries[name], path)
+    if isinstance(backbone, str):
+        return WeightsOfBackbone(state, backbone=backbone)
     log.info("%s: the weights are those under %r", path, name)
-    return _of_plain_tensors(entries[name], path)
+    return state
+
+
+def _require_not_of_mxnet(path: Path) -> None:
+    """Raise `InputError` for a file of MXNet, as the weights of ResNet-38 were published."""
+    try:
+        with regular(path).open("rb") as file:
+            start = file.read(len(MXNET_START))
+    except OSError:
+        return  # the reader says so
+    if start == MXNET_START:
+        raise InputError(
+            f"checkpoint {path} is of MXNet, which is not read here: convert it to a PyTorch state dict where mxnet is "
+            "installed (convert_mxnet_to_torch in network/resnet38d.py of github.com/jiwoon-ahn/psa does), and save "
+            "that with torch.save."
+        )
+
+
+def _load_safetensors(path: Path) -> dict[str, Tensor]:
+    """The content of a file as the hub of timm's models offers it."""
+    try:
+        safetensors = importlib.import_module("safetensors.torch")
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"{path} needs the package safetensors, which is missing; run `pip install safetensors`."
+        ) from error
+    return safetensors.load(regular(path).read_bytes())
 
 
 _NUMBERS = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64, torch.int32, torch.bool)
@@ -310,7 +378,7 @@ def _state_dicts(content: object) -> dict[str, dict[str, Tensor]]:
 
 
 def save_weights(module: nn.Module, path: str | Path) -> None:
-    """Write the module's state dict, each weight once, under the module's own names.
+    """Write the module's state dict, each weight once, under the module's own names, and its backbone's name, if any.
 
     Raises `InputError`, and writes nothing, if a weight is NaN, infinite or beyond `LARGEST_WEIGHT`.
     """
@@ -319,9 +387,11 @@ def save_weights(module: nn.Module, path: str | Path) -> None:
             f"{path} is not written: {name} of the network would hold NaN, infinity or numbers beyond "
             f"{LARGEST_WEIGHT:g}; train it with a lower learning rate."
         )
-    state = {name: tensor.cpu().contiguous() for name, tensor in module.state_dict().items()}
+    content: dict[str, Any] = {name: tensor.cpu().contiguous() for name, tensor in module.state_dict().items()}
+    if backbone := _backbone_name(module):
+        content = {WRAPPERS[0]: content, BACKBONE_NAME: backbone}
     with atomic_path(path) as temporary, temporary.open("wb") as file:  # a path's name would be among the bytes
-        torch.save(state, file)
+        torch.save(content, file)
 
 
 def start_input(source: str) -> Files | str:
@@ -332,11 +402,11 @@ def start_input(source: str) -> Files | str:
 def load_imagenet(
     backbone: nn.Module, source: str, *, folder: str | Path = "sess", flag: str = "imagenet_weights"
 ) -> None:
-    """ImageNet weights for `backbone`: those of its package, torchvision's V1 weights, a file, or none.
+    """ImageNet weights for `backbone`: those that it has a source for, torchvision's V1 weights, a file, or none.
 
     Args:
         backbone: a `Backbone`; of another module's weights `auto` knows nothing.
-        source: `auto`: the file in the backbone's package; where it has none, a file of torchvision's in `folder`
+        source: `auto`: the backbone's own source; where it has none, a file of torchvision's in `folder`
             (either of its names), else torchvision's download;
             `none`: leave the random weights; anything else: the path of a file.
         flag: the flag that gave `source`, for messages.
@@ -350,11 +420,11 @@ def load_imagenet(
         return
     known = isinstance(backbone, Backbone)
     try:
-        packaged = backbone.imagenet_file() if known else None
+        known_source = backbone.imagenet_source() if known else None
     except InputError as error:
         raise InputError(f"--{flag} auto: {error}") from error
-    if packaged is not None:
-        load_weights(backbone, packaged)
+    if known_source is not None:
+        load_weights(backbone, known_source)
         return
     if not known or backbone.imagenet_weights is None:
         raise InputError(f"--{flag} auto: this backbone has no ImageNet weights; name a file, or none.")

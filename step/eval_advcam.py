@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from misc.report.pictures import heat_overlay
 from misc.run.config import Config
 from misc.run.plan import Planned
 from misc.run.record import scores_path
@@ -62,6 +63,8 @@ def run(args: Config) -> None:
         thresholds=args.cam_eval_sweep,
         threshold_apart=args.cam_eval_thres,
         result_dir=args.result_dir,
+        overlay=heat_overlay,
+        tensorboard=args.tensorboard,
         name="eval_advcam",
         title="AdvCAM",
     )

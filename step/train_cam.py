@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,8 +13,10 @@ from torch import Tensor, nn
 
 from misc.errors import InputError
 from misc.files.paths import Paths
-from misc.imutils import normalize
+from misc.imutils import normalize, resize_image
 from misc.ood import class_prototypes, kmeans, wood_losses
+from misc.report.pictures import heat_overlay
+from misc.run.board import board
 from misc.run.config import DEFAULT_IGNORED_CLASS, Config
 from misc.run.device import to_device
 from misc.run.distributed import gather_shares, n_processes, share
@@ -256,7 +259,16 @@ def _selection(args: Config, devkit: Devkit, model: nn.Module, training: Trainin
         sequential_loader(scaled, num_workers=args.num_workers, device=device, keep_workers=True),
         n_classes=n_classes,
         due=selection_steps(training.steps_per_epoch, training.n_steps, interval=args.cam_select_interval),
+        show=partial(_show_cams, args, images.ids) if args.tensorboard else None,
     )
+
+
+def _show_cams(args: Config, ids: Sequence[str], step: int, looked_at: Sequence[tuple[dict[str, Any], Tensor]]) -> None:
+    """Put the CAMs of a look, over their images, on TensorBoard."""
+    with board(args.tensorboard, args.result_dir, STEP.name) as shown:
+        for item, high_res in looked_at:
+            image = resize_image(item["images"][0].permute(1, 2, 0).cpu().numpy(), item["size"])
+            shown.picture(f"CAM/{ids[item['index']]}", step, heat_overlay(image, high_res.cpu().numpy()))
 
 
 @torch.no_grad()

@@ -25,7 +25,7 @@ LOOKED_AT_BY = {
 """The flags behind what `misc.run.config` offers to the steps."""
 HOW_TO_RUN = {
     *("device", "precision", "num_workers", "crf", "crf_workers", "resume", "state_minutes"),
-    *("result_dir", "make_cam_batch_size", "advcam_batch_size", "irn_infer_batch_size"),
+    *("result_dir", "tensorboard", "make_cam_batch_size", "advcam_batch_size", "irn_infer_batch_size"),
 }
 """Where and how fast a step works: no step need declare these."""
 

@@ -1,18 +1,19 @@
 """Scoring a folder of CAMs or of masks against the ground truth."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from misc.errors import InputError
 from misc.files import camfile
-from misc.files.images import read_label
+from misc.files.images import read_image, read_label
 from misc.files.jsonfile import jsonable
 from misc.files.paths import Paths
 from misc.imutils import IGNORE_LABEL
 from misc.metrics import ThresholdSweep, class_table, confusion_matrix, nan_mean, scores, two_fold
+from misc.run.board import N_PICTURES, Board, board
 from misc.run.plan import Planned, require_outputs
 from misc.run.progress import progress
 from misc.run.record import save_scores
@@ -21,6 +22,9 @@ from voc12.classes import names_with_background
 from voc12.devkit import Devkit, open_devkit
 from voc12.lists import read_split
 from voc12.verify import require_fitting_masks, require_masks
+
+Overlay = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""Image (H, W, 3) uint8 and CAMs (K, H, W) in [0, 1] -> picture (H, W, 3) uint8."""
 
 log = logging.getLogger(__name__)
 
@@ -79,13 +83,16 @@ def evaluate_cams(
     result_dir: str,
     name: str,
     title: str,
+    tensorboard: str = "",
+    overlay: Overlay | None = None,
 ) -> None:
     """Score the CAM files `<folder>/ID.npy` on the images of a split over background scores, in one pass.
 
     Logs the mIoU of all `thresholds` and the classes at the best one, also the mIoU where each half of the images
     (every other one of the list) has the threshold that is best on the other half, and the mIoU at `threshold_apart`,
-    which is not in the choice; saves them as `<result_dir>/scores/<name>.json`. Raises `InputError` for a file that
-    does not fit its truth.
+    which is not in the choice; saves them as `<result_dir>/scores/<name>.json`, and in the folder `tensorboard`, if
+    any, as a curve over thousandths of the background score, beside some CAMs as `overlay` draws them. Raises
+    `InputError` for a file that does not fit its truth.
     """
     ids = read_split(devkit, split)
     names = names_with_background(devkit.classes)
@@ -116,6 +123,12 @@ def evaluate_cams(
         "miou_at_cam_eval_thres": miou_apart,
     }
     path = save_scores(result_dir, name, jsonable(content))
+    if tensorboard:
+        with board(tensorboard, result_dir, name) as shown:
+            for threshold in thresholds:
+                shown.numbers(round(1000 * threshold), {"miou_by_background_score": scored[threshold]["miou"]})
+            if overlay is not None:
+                _show_cams(shown, devkit, ids[:N_PICTURES], folder, overlay)
     log.info("background score   mIoU")
     for threshold in thresholds:
         log.info("%16g   %.4f%s", threshold, scored[threshold]["miou"], "   best" if threshold == best else "")
@@ -127,6 +140,13 @@ def evaluate_cams(
         *thresholds_of_halves,
     )
     log.info("%s mIoU %.4f at background score %g (%s)", title, best_scores["miou"], best, path)
+
+
+def _show_cams(shown: Board, devkit: Devkit, ids: Sequence[str], folder: str, overlay: Overlay) -> None:
+    """Put the CAM files of some images, over these, on TensorBoard."""
+    for image_id, image_path in zip(ids, devkit.image_paths(ids), strict=True):
+        _, _, high_res = camfile.load(camfile.cam_path(folder, image_id), len(devkit.classes))
+        shown.picture(f"CAM/{image_id}", 0, overlay(read_image(image_path), high_res))
 
 
 def evaluate_masks(

@@ -27,6 +27,7 @@ Captioned = tuple[str, np.ndarray]
 
 def heat_overlay(image: np.ndarray, high_res: np.ndarray) -> np.ndarray:
     """The strongest class's CAM, (K, H, W) in [0, 1], as a heat map over the image; stronger is redder and denser."""
+
     strongest = high_res.max(axis=0) if len(high_res) else np.zeros(image.shape[:2], dtype=np.float32)
     strongest = strongest.clip(0, 1)
     heat = colormaps["turbo"](strongest)[..., :3] * 255

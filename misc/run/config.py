@@ -19,6 +19,8 @@ from misc.run.parallel import usable_cores
 from misc.run.recipes import AUTO, ORIGINAL, RECIPES, choose_recipe, fit_to_imported
 
 ALL_STEPS = "all"
+NETWORKS, BACKBONE_MARK = ("cam_network", "irn_network", "deeplab_network"), ":"
+"""The flags that name networks; what stands between the name of a module and that of its backbone."""
 LONGEST_SIDE, LARGEST_SCALE, MOST_WORKERS = 2**14, 16, 1024
 """Beyond these there is no machine for the images, or a slip of the keyboard."""
 DEFAULT_IGNORED_CLASS = "bottle"
@@ -137,6 +139,11 @@ class Config:
     )
     log_name: str = flag("sample_train_eval", "the log goes to the screen and to <log_name>.log", output=True)
     result_dir: str = flag("result", "folder of the run records, losses and scores (not in the original)", output=True)
+    tensorboard: str = flag(
+        "",
+        "folder for TensorBoard: losses, rates, images per second, the curve over background scores, some CAMs; empty: "
+        "none (not in the original)",
+    )
 
     # Data
     voc12_root: str = flag("Data/VOCdevkit/VOC2012", "VOC devkit: the folder with JPEGImages, Annotations, ImageSets")
@@ -201,6 +208,12 @@ class Config:
     )
     cam_weights_name: str = flag(
         "sess/res50_cam_ood.pth", "W-OoD classifier: made by train_cam, read by make_cam", output=True
+    )
+    backbone: str = flag(
+        "",
+        "backbone of networks whose modules offer many, timm's models: --cam_network net.timm_cam --irn_network "
+        "net.timm_irn --deeplab_network net.timm_deeplab; MODULE:BACKBONE names that of one network alone (not in the "
+        "original)",
     )
     imagenet_weights: str = flag("auto", "start of train_classifier and IRN: auto, a file, or none (random weights)")
     cam_crop_size: int = flag(512, "side of the training crop, pixels", low=16, high=LONGEST_SIDE)
@@ -552,6 +565,7 @@ def parse_config(arguments: Sequence[str] | None = None, *, explain: Callable[[s
         sentences += more
     values |= {**imported, **given, "recipe": name}
     sentences += (sentence for sentence in of_import if sentence not in sentences)
+    values |= _with_backbone(values)
     for item in fields(Config):
         if isinstance(values[item.name], str):
             _check_name(item.name, values[item.name], output=item.metadata["output"])
@@ -589,6 +603,17 @@ def _on_steps_left_out(values: Mapping[str, Any], given: Mapping[str, Any]) -> l
         f"{', '.join(others)} would use what earlier runs have left; add --{left_out[0]}_pass True and so on, where "
         "they are meant to run."
     ]
+
+
+def _with_backbone(values: Mapping[str, Any]) -> dict[str, str]:
+    """The flags of the networks, with `--backbone` added to those that don't name their own."""
+    networks = {name: values[name] for name in NETWORKS}
+    if not values["backbone"]:
+        return networks
+    return {
+        name: network if BACKBONE_MARK in network else f"{network}{BACKBONE_MARK}{values['backbone']}"
+        for name, network in networks.items()
+    }
 
 
 def in_work_dir(values: Mapping[str, Any], work_dir: str) -> dict[str, Any]:

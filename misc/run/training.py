@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from misc.errors import InputError, ProcessLost
 from misc.files.jsonfile import jsonable
 from misc.files.soundness import unsound_weight
+from misc.run.board import board
 from misc.run.config import Config
 from misc.run.device import Arriving, one_size, resolve_device
 from misc.run.distributed import is_first_process, max_over_processes, n_processes, sum_gradients
@@ -121,6 +122,7 @@ class Training:
             "batches_per_step": self.batches_per_step,
             "name": self.step.name,
             "result_dir": self.args.result_dir,
+            "tensorboard": self.args.tensorboard,
         }
 
 
@@ -140,6 +142,7 @@ def fit(
     after_step: Callable[[int], dict[str, float]] | None = None,
     follows: Callable[[int], bool] | None = None,
     batches_per_step: int = 1,
+    tensorboard: str = "",
 ) -> None:
     """Run `n_steps` of an optimiser on `loss_of(batch)["total"]`, with a bar and JSON lines.
 
@@ -158,6 +161,7 @@ def fit(
         after_step: called with the number of steps done; what it returns joins the JSON line.
         follows: whether `after_step` has something to do after that many steps; None: after each.
         batches_per_step: batches whose losses and gradients are averaged for a step, one after the other.
+        tensorboard: folder that the JSON lines' numbers go to, too; or empty.
     """
 
     def is_followed(step: int) -> bool:
@@ -168,8 +172,10 @@ def fit(
         return
     batches = iter(batches_from(done * batches_per_step))
     state.restore_generators()
+    n_kept = done - (state.unfinished_line is not None)
     with (
-        metrics_log(result_dir, name, n_kept=done - (state.unfinished_line is not None)) as write_line,
+        metrics_log(result_dir, name, n_kept=n_kept) as write_line,
+        board(tensorboard, result_dir, name, n_kept=n_kept) as curves,
         progress(total=n_steps, initial=done, desc=name, unit="step") as bar,
         stop_deferred(),
         one_size(),
@@ -184,6 +190,7 @@ def fit(
                 state.save(step, unfinished_line=line)
                 raise
             write_line(jsonable(line))
+            curves.numbers(step, line)
 
         if state.unfinished_line is not None:
             follow(done, state.unfinished_line)
