@@ -516,7 +516,7 @@ def test_every_step_is_in_the_table():
 
 def files_of(toy: ToyData) -> dict[Path, int]:
     """What lies in the working directory beside the log and the records of what was checked."""
-    files = (path for path in toy.work.rglob("*") if path.is_file() and path.parent.name != "voc12")
+    files = (path for path in toy.work.rglob("*") if path.is_file() and "voc12" not in path.parts)
     return {path: path.stat().st_mtime_ns for path in files if path.suffix != ".log"}
 
 

@@ -223,6 +223,17 @@ def test_labels_of_photographs_are_those_of_pydensecrf(voc_subset, image_id):
 
 
 @pytest.mark.slow
+@needs_pydensecrf
+def test_an_image_of_ten_megapixels_has_the_labels_of_pydensecrf():
+    """Its coordinates are so large that float32 leaves them few digits below the pixel."""
+    image, labels = drawn((3200, 3200), n_labels=2)
+    ours, theirs = (
+        crf_inference_label(image, labels, 2, n_iter=2, backend=backend) for backend in ("torch", "pydensecrf")
+    )
+    assert (ours == theirs).mean() >= 0.9999
+
+
+@pytest.mark.slow
 def test_labels_of_all_photographs_are_those_of_pydensecrf(voc_subset):
     pytest.importorskip("pydensecrf")
     pixels = differ = 0
