@@ -23,6 +23,7 @@ from misc.files.atomic import atomic_path, background_writer
 from misc.files.images import is_stored_upright, read_image, write_jpeg
 from misc.files.paths import Paths
 from misc.files.scorefile import HASH_BYTES, Score, Scores
+from misc.files.table import write_rows
 from misc.mining import by_size, class_probabilities, rank
 from misc.report.review import (
     REVIEW_FILE,
@@ -31,7 +32,6 @@ from misc.report.review import (
     render_review,
     write_candidates,
     write_pictures,
-    write_rows,
 )
 from misc.run.config import Config
 from misc.run.depends import checksum, source_of_files
@@ -160,7 +160,7 @@ def run(args: Config) -> None:
         left_out=pool.summary(),
     )
     write_candidates(folder / CANDIDATES, candidates)
-    write_rows(folder / LEFT_OUT, ("file", "why"), pool.left_out_rows())
+    write_rows(folder / LEFT_OUT, [("file", "why"), *pool.left_out_rows()])
     with atomic_path(folder / PAGE) as temporary:
         temporary.write_text(page, encoding="utf-8")
     found = Counter(candidate.name for candidate in candidates)

@@ -14,13 +14,16 @@ from misc.files.images import IMAGE_SUFFIXES, without_image_suffix
 from misc.files.paths import Paths
 from misc.files.table import read_rows, read_table
 from misc.run.depends import checksums
+from voc12.labelcsv import names_in
 
 FILE_COLUMNS = ("imageid", "image_id", "file", "filename", "file_name", "image", "path")
 LABEL_COLUMNS = ("labelname", "label_name", "labels", "label", "classes", "class")
 CONFIDENCE_COLUMN = "confidence"
 """Of OpenImages: 0 where people have looked and the class is not there."""
-LABELS_EXPECTED = "a CSV with a header: file,labels (labels separated by ; or |), or OpenImages' ImageID and LabelName"
-NAMES_EXPECTED = "a CSV of two columns, a label and what it is called, as OpenImages' class-descriptions.csv"
+LABELS_EXPECTED = (
+    "expected a CSV with a header: file,labels (labels separated by ; or |), or OpenImages' ImageID and LabelName"
+)
+NAMES_EXPECTED = "expected a CSV of two columns, a label and what it is called, as OpenImages' class-descriptions.csv"
 
 
 @dataclass
@@ -119,10 +122,10 @@ def read_label_names(path: str) -> dict[str, set[str]]:
     Raises `InputError` if the file can't be read.
     """
     names: dict[str, set[str]] = {}
-    rows = read_rows(path, flag="ood_label_names", expected=NAMES_EXPECTED) if path else ()
-    for cells in rows:
+    rows = read_rows(path, kind="--ood_label_names:", advice=NAMES_EXPECTED) if path else ()
+    for _, cells in rows:
         if len(cells) < 2:
-            raise InputError(f"--ood_label_names: {path} has a line of one column; expected {NAMES_EXPECTED}.")
+            raise InputError(f"--ood_label_names: {path} has a line of one column; {NAMES_EXPECTED}.")
         names.setdefault(_plain(cells[0]), set()).add(_plain(cells[1]))
     return names
 
@@ -181,16 +184,16 @@ def classes_in_pool(
 def _labels_in(file: str) -> Iterator[tuple[str, list[str]]]:
     """(image, its labels) of each row of a file."""
     columns = None
-    for row in read_table(file, flag="ood_pool_labels", expected=LABELS_EXPECTED):
+    for row in read_table(file, kind="--ood_pool_labels:", advice=LABELS_EXPECTED):
         if columns is None:
             columns = [next((c for c in names if c in row), None) for names in (FILE_COLUMNS, LABEL_COLUMNS)]
             if None in columns:
                 raise InputError(
-                    f"--ood_pool_labels: {file} has the columns {first_three(list(row))}; expected {LABELS_EXPECTED}."
+                    f"--ood_pool_labels: {file} has the columns {first_three(list(row))}; {LABELS_EXPECTED}."
                 )
         key, labels = (row[column] for column in columns)
         is_absent = _is_zero(row.get(CONFIDENCE_COLUMN, ""))
-        yield _key(key), [] if is_absent else list(filter(None, re.split(r"[;|]", labels)))
+        yield _key(key), [] if is_absent else names_in(labels)
 
 
 def _keys(path: str, folders: Sequence[str]) -> set[str]:
