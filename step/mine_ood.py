@@ -20,7 +20,7 @@ from misc.cam import batch_scale_maps, merge_high_res
 from misc.errors import InputError, first_three
 from misc.files import look
 from misc.files.atomic import atomic_path, background_writer
-from misc.files.images import is_stored_upright, read_image, write_jpeg
+from misc.files.images import UPRIGHT, read_image, stored_orientation, write_jpeg
 from misc.files.paths import Paths
 from misc.files.scorefile import HASH_BYTES, Score, Scores
 from misc.files.table import write_rows
@@ -34,7 +34,7 @@ from misc.report.review import (
     write_pictures,
 )
 from misc.run.config import Config
-from misc.run.depends import checksum, source_of_files
+from misc.run.depends import checksum, of_same_content, source_of_files
 from misc.run.device import resolve_device
 from misc.run.done import finished_files, is_redone, made_with
 from misc.run.loaders import sequential_loader
@@ -46,7 +46,7 @@ from voc12.dataloader import PoolImages
 from voc12.derived import derived_file, is_derived
 from voc12.devkit import Devkit, open_devkit, require_classes_of_network
 from voc12.lists import read_list
-from voc12.pool import Pool, classes_in_pool, is_text, of_same_content, pool_images, read_label_names
+from voc12.pool import Pool, classes_in_pool, is_text, pool_images, read_label_names
 
 STEP = Step(
     name="mine_ood",
@@ -385,14 +385,14 @@ def _name_in(root: Path, candidate: Candidate, taken: Container[str]) -> str:
         return f"{mark}{path.suffix}"
     target = root / path.name
     is_free = not target.exists() or (target.is_file() and checksum(target) == checksum(path))
-    if path.name.lower() not in taken and is_free and is_stored_upright(path):
+    if path.name.lower() not in taken and is_free and stored_orientation(path) == UPRIGHT:
         return path.name
     return f"{path.stem[:LONGEST_STEM]}_{mark}{path.suffix}"
 
 
 def _put(path: Path, target: Path) -> None:
     """Link a file to `target`, or copy it where the disk has no links; one that is stored on its side is turned."""
-    if not is_stored_upright(path):
+    if stored_orientation(path) != UPRIGHT:
         write_jpeg(target, read_image(path, upright=True))
         return
     with atomic_path(target) as temporary:

@@ -6,14 +6,10 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from misc.errors import InputError, first_three
-from misc.files import look
 from misc.files.images import IMAGE_SUFFIXES, without_image_suffix
 from misc.files.paths import Paths
 from misc.files.table import read_rows, read_table
-from misc.run.depends import checksums
 from voc12.labelcsv import names_in
 
 FILE_COLUMNS = ("imageid", "image_id", "file", "filename", "file_name", "image", "path")
@@ -99,19 +95,6 @@ def _images_below(folder: str, own: Collection[str]) -> Iterator[str]:
 def is_text(path: str) -> bool:
     """Whether a table or a list can hold a file's path: one line of UTF-8, whereas names of files are any bytes."""
     return not re.search(r"[\r\n\ud800-\udfff]", path)
-
-
-def of_same_content(paths: Paths, others: Paths) -> list[int]:
-    """The numbers of the `paths` whose files have the same bytes as one of the `others`, under whatever name.
-
-    Only files whose sizes occur on both sides are read.
-    """
-    sizes, other_sizes = look.states(paths)[:, 0], look.states(others)[:, 0]
-    numbers = np.flatnonzero(np.isin(sizes, other_sizes) & (sizes != look.MISSING))
-    other_numbers = np.flatnonzero(np.isin(other_sizes, sizes[numbers]))
-    known = {*zip(other_sizes[other_numbers], checksums(others[other_numbers]), strict=True)}
-    found = zip(numbers, sizes[numbers], checksums(paths[numbers]), strict=True)
-    return [int(number) for number, *content in found if tuple(content) in known]
 
 
 def read_label_names(path: str) -> dict[str, set[str]]:
