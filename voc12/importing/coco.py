@@ -7,9 +7,9 @@ from typing import Any
 from misc.errors import InputError, reason_of
 from misc.files.jsonfile import parse
 from misc.files.text import read_text
+from voc12.classes import means_no_class
 from voc12.importing.finding import ImageFolder
 from voc12.importing.source import (
-    NO_CLASS_NAMES,
     Source,
     SourceImage,
     SourceObject,
@@ -87,7 +87,7 @@ def _categories(content: dict[str, Any], used: set[int | str | None], path: Path
         number, name = _key(item.get("id")), item.get("name")
         if not isinstance(number, int) or not isinstance(name, str) or number in name_of:
             raise InputError(f"--import_from {path}: each category needs a name and an id of its own, a whole number.")
-        if not (NO_CLASS_NAMES.fullmatch(name) and number not in used):
+        if not (means_no_class(name) and number not in used):
             name_of[number] = class_name(name, place="category")
     return name_of
 
