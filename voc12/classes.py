@@ -48,6 +48,11 @@ def means_no_class(name: str) -> bool:
     return _NO_CLASS.fullmatch(name) is not None
 
 
+def spelling(name: str) -> str:
+    """A name without what spellings of it differ in: `Dining table` and `diningtable` are one."""
+    return "".join(filter(str.isalnum, name.casefold()))
+
+
 def read_classes(path: str | Path) -> tuple[str, ...]:
     """Class names from a text file, one a line, without the background.
 
