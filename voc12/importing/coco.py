@@ -8,6 +8,7 @@ from misc.errors import InputError, reason_of
 from misc.files.jsonfile import parse
 from misc.files.text import read_text
 from voc12.classes import means_no_class
+from voc12.cocoids import is_id
 from voc12.importing.finding import ImageFolder
 from voc12.importing.source import (
     Source,
@@ -77,7 +78,7 @@ def read_coco(path: Path, images: Path) -> Source:
 
 def _key(value: Any) -> int | str | None:
     """An id; None for what can be none."""
-    return value if isinstance(value, int | str) and not isinstance(value, bool) else None
+    return value if is_id(value) else None
 
 
 def _categories(content: dict[str, Any], used: set[int | str | None], path: Path) -> dict[int, str]:

@@ -204,11 +204,11 @@ def _write_tables(
     _write_coco_ids(root, plan, added, unfinished)
     _write_record(root, rows)
     has_class = {without_image_suffix(file) for file, names in labels if names}
+    new = {addition.row.image_id for addition in added}
     for kind, wanted in ((ALL_IMAGES, rows), (WITH_CLASS, [row for row in rows if row.image_id in has_class])):
         for split in (TRAIN, VAL):
             path = list_path(root, kind, split)
             is_there, of_split = path.exists(), [row.image_id for row in wanted if row.is_held_out == (split == VAL)]
-            new = {addition.row.image_id for addition in added}
             lines = [line for line in _lines(path) if line not in unfinished]
             lines += [image_id for image_id in of_split if image_id in new or not is_there]
             if lines or is_there:
