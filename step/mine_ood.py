@@ -97,13 +97,18 @@ def check(args: Config, planned: Planned) -> Planned:
     return {args.ood_mine_dir: frozenset()}
 
 
+def _of_all_scores(args: Config, devkit: Devkit) -> Inputs:
+    """What every score and every picture depends on, besides its image."""
+    return inputs_of_network(args, "cam_network", "cam_init_weights_name", devkit.classes)
+
+
 def inputs(args: Config) -> Inputs:
     """What the result is made from, by the flag that names it."""
     devkit = open_devkit(args.voc12_root, args.class_list)
     pool = _pool(args)
     tables = {flag: _files(getattr(args, flag)) for flag in ("ood_pool_labels", "ood_label_names", "ood_review")}
     return {
-        **inputs_of_network(args, "cam_network", "cam_init_weights_name", devkit.classes),
+        **_of_all_scores(args, devkit),
         "train_list": Files(devkit.image_paths(read_list(devkit, args.train_list, flag="train_list"))),
         # Sizes and times alone: a pool may be too large to be read once more, and the scores know what has changed
         "ood_pool": [[path, *state] for path, state in zip(pool, look.states(pool)[:, :2].tolist(), strict=True)],
@@ -212,7 +217,7 @@ def _leave_out_known(args: Config, devkit: Devkit, pool: Pool) -> None:
 
 def _scores(args: Config, devkit: Devkit, pool: Pool, device: torch.device) -> dict[int, Score]:
     """{image: its score} of those that may become candidates; what can't be read is left out, and named."""
-    made = made_with(SCORING, args, inputs_of_network(args, "cam_network", "cam_init_weights_name", devkit.classes))
+    made = made_with(SCORING, args, _of_all_scores(args, devkit))
     record = Scores(
         Path(args.ood_mine_dir) / SCORES, made, names=frozenset(devkit.classes), keep=not is_redone(STEP, args)
     )
@@ -302,9 +307,7 @@ def _choose(args: Config, devkit: Devkit, pool: Pool, scores: Mapping[int, Score
 
 def _picture(args: Config, devkit: Devkit, chosen: Mapping[str, Score], device: torch.device) -> None:
     """Write the pictures of candidates, {path: score}; those that are there are kept."""
-    finished = finished_files(
-        SCORING, args, inputs_of_network(args, "cam_network", "cam_init_weights_name", devkit.classes)
-    )
+    finished = finished_files(SCORING, args, _of_all_scores(args, devkit))
     paths, scores = list(chosen), list(chosen.values())
     items = [[Path(args.ood_mine_dir) / PICTURES / f"{score.content}.jpg"] for score in scores]
     pending = finished.pending(items, lambda number: source_of_files(paths[number]))

@@ -39,7 +39,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Present:
-    """What a devkit holds already: nothing, mostly.
+    """What a devkit holds already; nothing where it is new.
 
     Attributes:
         rows: its imported images.

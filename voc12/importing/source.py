@@ -48,7 +48,11 @@ class SourceImage:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A file of a source that does not become an image of the devkit, and why, as the end of a sentence."""
+    """A file of a source that does not become an image of the devkit.
+
+    `reason` is the same for all files of a kind, so that messages count them ("3 can't be read"); `detail` is that of
+    this one.
+    """
 
     name: str
     reason: str
