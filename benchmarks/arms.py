@@ -24,7 +24,7 @@ NAMED: dict[str, Mapping[str, Any]] = {
 }
 """{arm: flags in which it differs from the recipe}."""
 CLASSIFIER = "classifier"
-"""Of each seed, from which all of its arms start; so no arm has this name."""
+"""Name of the run that trains a seed's classifier, from which all arms of that seed start; no arm may be called so."""
 OUTPUTS = {item.name for item in fields(Config) if item.metadata["output"]} - {"cam_init_weights_name"}
 SET_BY_THE_COMPARISON = {"seed", "work_dir", "plan", *OUTPUTS}
 SHARED_BY_ALL_ARMS = {

@@ -23,7 +23,7 @@ def table(done: Comparison) -> str:
     """A row a seed of which both arms have ended well, then the mean."""
     titles = ("seed", "control CAM", "W-OoD CAM", "gain", *ARM_COLUMNS, *VAL_COLUMNS, "minutes", "GiB")
     rows = {}
-    for seed in done.results[CONTROL].keys() & done.results[WOOD].keys():
+    for seed in sorted(done.results[CONTROL].keys() & done.results[WOOD].keys()):
         control, wood = done.results[CONTROL][seed], done.results[WOOD][seed]
         cams = control.scores["CAM"], wood.scores["CAM"]
         later = [wood.scores[title] for title in (*ARM_COLUMNS.values(), *VAL_COLUMNS.values())]

@@ -20,9 +20,10 @@ from misc.cam import batch_scale_maps, merge_high_res
 from misc.errors import InputError, first_three
 from misc.files import look
 from misc.files.atomic import atomic_path, background_writer
-from misc.files.images import is_stored_upright, read_image, write_jpeg
+from misc.files.images import UPRIGHT, read_image, stored_orientation, write_jpeg
 from misc.files.paths import Paths
 from misc.files.scorefile import HASH_BYTES, Score, Scores
+from misc.files.table import write_rows
 from misc.mining import by_size, class_probabilities, rank
 from misc.report.review import (
     REVIEW_FILE,
@@ -31,10 +32,9 @@ from misc.report.review import (
     render_review,
     write_candidates,
     write_pictures,
-    write_rows,
 )
 from misc.run.config import Config
-from misc.run.depends import checksum, source_of_files
+from misc.run.depends import checksum, of_same_content, source_of_files
 from misc.run.device import resolve_device
 from misc.run.done import finished_files, is_redone, made_with
 from misc.run.loaders import sequential_loader
@@ -46,7 +46,7 @@ from voc12.dataloader import PoolImages
 from voc12.derived import derived_file, is_derived
 from voc12.devkit import Devkit, open_devkit, require_classes_of_network
 from voc12.lists import read_list
-from voc12.pool import Pool, classes_in_pool, is_text, of_same_content, pool_images, read_label_names
+from voc12.pool import Pool, classes_in_pool, is_text, pool_images, read_label_names
 
 STEP = Step(
     name="mine_ood",
@@ -97,13 +97,18 @@ def check(args: Config, planned: Planned) -> Planned:
     return {args.ood_mine_dir: frozenset()}
 
 
+def _of_all_scores(args: Config, devkit: Devkit) -> Inputs:
+    """What every score and every picture depends on, besides its image."""
+    return inputs_of_network(args, "cam_network", "cam_init_weights_name", devkit.classes)
+
+
 def inputs(args: Config) -> Inputs:
     """What the result is made from, by the flag that names it."""
     devkit = open_devkit(args.voc12_root, args.class_list)
     pool = _pool(args)
     tables = {flag: _files(getattr(args, flag)) for flag in ("ood_pool_labels", "ood_label_names", "ood_review")}
     return {
-        **inputs_of_network(args, "cam_network", "cam_init_weights_name", devkit.classes),
+        **_of_all_scores(args, devkit),
         "train_list": Files(devkit.image_paths(read_list(devkit, args.train_list, flag="train_list"))),
         # Sizes and times alone: a pool may be too large to be read once more, and the scores know what has changed
         "ood_pool": [[path, *state] for path, state in zip(pool, look.states(pool)[:, :2].tolist(), strict=True)],
@@ -160,7 +165,7 @@ def run(args: Config) -> None:
         left_out=pool.summary(),
     )
     write_candidates(folder / CANDIDATES, candidates)
-    write_rows(folder / LEFT_OUT, ("file", "why"), pool.left_out_rows())
+    write_rows(folder / LEFT_OUT, [("file", "why"), *pool.left_out_rows()])
     with atomic_path(folder / PAGE) as temporary:
         temporary.write_text(page, encoding="utf-8")
     found = Counter(candidate.name for candidate in candidates)
@@ -212,7 +217,7 @@ def _leave_out_known(args: Config, devkit: Devkit, pool: Pool) -> None:
 
 def _scores(args: Config, devkit: Devkit, pool: Pool, device: torch.device) -> dict[int, Score]:
     """{image: its score} of those that may become candidates; what can't be read is left out, and named."""
-    made = made_with(SCORING, args, inputs_of_network(args, "cam_network", "cam_init_weights_name", devkit.classes))
+    made = made_with(SCORING, args, _of_all_scores(args, devkit))
     record = Scores(
         Path(args.ood_mine_dir) / SCORES, made, names=frozenset(devkit.classes), keep=not is_redone(STEP, args)
     )
@@ -302,9 +307,7 @@ def _choose(args: Config, devkit: Devkit, pool: Pool, scores: Mapping[int, Score
 
 def _picture(args: Config, devkit: Devkit, chosen: Mapping[str, Score], device: torch.device) -> None:
     """Write the pictures of candidates, {path: score}; those that are there are kept."""
-    finished = finished_files(
-        SCORING, args, inputs_of_network(args, "cam_network", "cam_init_weights_name", devkit.classes)
-    )
+    finished = finished_files(SCORING, args, _of_all_scores(args, devkit))
     paths, scores = list(chosen), list(chosen.values())
     items = [[Path(args.ood_mine_dir) / PICTURES / f"{score.content}.jpg"] for score in scores]
     pending = finished.pending(items, lambda number: source_of_files(paths[number]))
@@ -385,14 +388,14 @@ def _name_in(root: Path, candidate: Candidate, taken: Container[str]) -> str:
         return f"{mark}{path.suffix}"
     target = root / path.name
     is_free = not target.exists() or (target.is_file() and checksum(target) == checksum(path))
-    if path.name.lower() not in taken and is_free and is_stored_upright(path):
+    if path.name.lower() not in taken and is_free and stored_orientation(path) == UPRIGHT:
         return path.name
     return f"{path.stem[:LONGEST_STEM]}_{mark}{path.suffix}"
 
 
 def _put(path: Path, target: Path) -> None:
     """Link a file to `target`, or copy it where the disk has no links; one that is stored on its side is turned."""
-    if not is_stored_upright(path):
+    if stored_orientation(path) != UPRIGHT:
         write_jpeg(target, read_image(path, upright=True))
         return
     with atomic_path(target) as temporary:

@@ -98,7 +98,7 @@ def _known_labels(args: Config, devkit: Devkit, ids: list[str]) -> Labels:
 
 
 class _Classifier:
-    """What gives the CAMs of images that have no CAM file."""
+    """The classifier of `cam_weights_name`, and the labels of the images that have no CAM file: it makes their CAMs."""
 
     def __init__(self, args: Config, devkit: Devkit, ids: list[str]) -> None:
         device, n_classes = resolve_device(args.device), len(devkit.classes)

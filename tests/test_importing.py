@@ -321,7 +321,7 @@ def test_a_file_that_changed_in_its_place_is_told():
     assert {name: content for name, content in everything().items() if name in before} == before
 
 
-@pytest.mark.parametrize("killed_at", ["write_classes", "write_table", "_write_csv", "write_palette", "place_image"])
+@pytest.mark.parametrize("killed_at", ["write_classes", "write_table", "write_rows", "write_palette", "place_image"])
 def test_a_killed_import_leaves_no_list_and_the_next_one_is_whole(killed_at, monkeypatch):
     path = coco_of_three()
     import_data(path, import_images="images", voc12_root="whole")

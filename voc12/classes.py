@@ -37,8 +37,20 @@ VOC_CLASSES = (
     "tvmonitor",
 )
 
-_BACKGROUND_LINE = re.compile(r"(0[\s:,;]+)?[\W_]*(background|ignored?|unlabell?ed|void)[\W_]*", re.IGNORECASE)
+_NO_CLASS = re.compile(
+    r"(0[\s:,;]+)?[\W_]*(background|ignored?|no_?class|none|nothing|unlabell?ed|void)[\W_]*", re.IGNORECASE
+)
 """`background`, `_background_`, `__ignore__`, `0<tab>background`: how other tools' lists begin."""
+
+
+def means_no_class(name: str) -> bool:
+    """Whether a name is one that people and tools give to what shows none of the classes."""
+    return _NO_CLASS.fullmatch(name) is not None
+
+
+def spelling(name: str) -> str:
+    """A name without what spellings of it differ in: `Dining table` and `diningtable` are one."""
+    return "".join(filter(str.isalnum, name.casefold()))
 
 
 def read_classes(path: str | Path) -> tuple[str, ...]:
@@ -52,7 +64,7 @@ def read_classes(path: str | Path) -> tuple[str, ...]:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"class list {path} can't be read ({error}); expected one class name a line.") from error
     names = tuple(line.strip() for line in lines if line.strip())
-    if no_classes := [*takewhile(_BACKGROUND_LINE.fullmatch, names)]:
+    if no_classes := [*takewhile(means_no_class, names)]:
         raise InputError(
             f"class list {path} begins with {first_three(no_classes)}, which is no class: value 0 of a mask is the "
             "background without a line of its own; remove what stands before the first class."

@@ -24,7 +24,7 @@ def read_coco_ids(root: str | Path) -> tuple[dict[str, int], dict[str, int | str
     content = read_dict(path)
     parts = [content.get(part) for part in ("categories", "images")]
     for part in parts:
-        if not isinstance(part, dict) or not all(map(_is_id, part.values())) or len({*part.values()}) < len(part):
+        if not isinstance(part, dict) or not all(map(is_id, part.values())) or len({*part.values()}) < len(part):
             raise InputError(f"{path} is damaged; expected the ids of categories and images: import them again.")
     return parts[0], parts[1]
 
@@ -34,7 +34,8 @@ def write_coco_ids(root: str | Path, categories: dict[str, int], images: dict[st
     write_json(Path(root) / COCO_IDS, {"categories": categories, "images": images})
 
 
-def _is_id(value: Any) -> bool:
+def is_id(value: Any) -> bool:
+    """Whether a value of a JSON file can be the id of an image."""
     return isinstance(value, int | str) and not isinstance(value, bool)
 
 

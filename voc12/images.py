@@ -1,21 +1,18 @@
 """The images of a list, with their paths and labels: what steps begin with."""
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from misc.errors import InputError, requirement
-from misc.files.look import remembered
 from misc.files.paths import Paths
 from misc.run.depends import checksum
 from misc.run.distributed import n_processes, share
+from misc.run.notices import notice
 from misc.run.provenance import source_digest
 from voc12.devkit import Devkit
-from voc12.labels import Labels, ids_without_class, read_labels
+from voc12.labels import Labels, ids_without_class, read_labels, require_some_class
 from voc12.lists import read_list
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -78,14 +75,12 @@ def read_ids_to_segment(devkit: Devkit, list_path: str | Path, *, flag: str, lab
 
 def _tell_left_out(n_without: int, n_images: int, *, flag: str) -> None:
     """Tell the log, once a run, of the images without a class. Raises `InputError` if none is left."""
-    if n_without == n_images:
-        raise InputError(f"--{flag}: none of the {n_images} images carries a class; correct --label_file or the list.")
+    require_some_class(n_without, n_images, flag=flag)
     if n_without:
-        sentence = (
-            f"notice: {n_without} of the {n_images} images of --{flag} carry no class: they train the classifier, and "
-            "are left out where CAMs and masks are made"
+        notice(
+            f"{n_without} of the {n_images} images of --{flag} carry no class: they train the classifier, and are left "
+            "out where CAMs and masks are made"
         )
-        remembered(sentence, lambda: log.info("%s", sentence))
 
 
 @requirement

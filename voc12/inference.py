@@ -17,6 +17,7 @@ from misc.files import camfile
 from misc.files.atomic import background_writer
 from misc.files.images import image_size
 from misc.imutils import mirror_pair, normalize
+from misc.mining import class_probabilities
 from misc.run.config import CamSource
 from misc.run.depends import source_of_item
 from misc.run.device import to_device
@@ -50,7 +51,6 @@ class WalkInput:
     displacement: Tensor
 
 
-@torch.no_grad()
 def labelled_by_classifier(
     model: nn.Module, images: LabelledImages, *, threshold: float, device: torch.device, num_workers: int
 ) -> LabelledImages:
@@ -66,10 +66,10 @@ def labelled_by_classifier(
     rows = np.zeros(images.labels.shape, dtype=bool)
     bar = progress(loader, desc="labels by the classifier", unit="image", leave=False)
     for row, path, image in zip(rows, images.paths, bar, strict=True):
-        logits, _ = model(normalize(image.to(device))[None])
-        if not logits.isfinite().all():
+        probabilities = class_probabilities(model, image.to(device)[None])[0]
+        if not probabilities.isfinite().all():
             raise InputError(f"--cam_weights_name: the network gives NaN or infinity for {path}; name other weights.")
-        row[:] = (logits[0].sigmoid() >= threshold).cpu().numpy()
+        row[:] = (probabilities >= threshold).cpu().numpy()
     return replace(images, labels=Labels.of(rows))
 
 

@@ -8,9 +8,7 @@ On the left the names of the classes of each image, with `;` or `|` between them
 `b.jpg` has none of the classes.
 """
 
-import csv
 import difflib
-import io
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -18,16 +16,14 @@ from pathlib import Path
 
 import numpy as np
 
-from misc.errors import InputError, first_three, printable, reason_of
-from misc.files.atomic import atomic_path
-from misc.files.text import read_text
+from misc.errors import InputError, first_three, printable
+from misc.files.table import read_rows, truth_of, write_rows
 
 TABLE_SUFFIXES = (".csv", ".tsv")
 FILE_COLUMNS = ("file", "filename", "file_name", "image", "id")
 LABEL_COLUMNS = ("labels", "label")
 SEPARATORS = (";", "|")
 """Between the names of an image's classes: no name has one of these."""
-TRUTH = {"1": True, "1.0": True, "true": True, "0": False, "0.0": False, "false": False}
 EXPECTED = (
     "expected a first line `file,labels` and lines such as `a.jpg,cat;dog`, or a first line `file,cat,dog` and lines "
     "such as `a.jpg,1,0`"
@@ -58,14 +54,9 @@ def read_table(path: str | Path, *, kind: str) -> LabelTable:
     Commas, semicolons or tabs are between the columns. Raises `InputError` if the file is missing, no such table, or a
     value of a class is neither 0 nor 1.
     """
-    try:
-        text = read_text(path)
-        delimiter = _delimiter(text.partition("\n")[0])
-        lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
-        rows = [(lines.line_num, [cell.strip() for cell in row]) for row in lines if any(map(str.strip, row))]
-    except (OSError, ValueError, csv.Error) as error:
-        raise InputError(f"{kind} {path} can't be read ({reason_of(error)}); {EXPECTED}.") from error
-    header = _without_empty_end(rows[0][1]) if rows else []
+    rows = ((n, [cell.strip() for cell in row]) for n, row in read_rows(path, kind=kind, advice=EXPECTED))
+    _, header = next(rows, (0, []))
+    header = _without_empty_end(header)
     if len(header) < 2 or header[0].lower() not in FILE_COLUMNS:
         raise InputError(f"{kind} {path} begins with {_shown(','.join(header))}; {EXPECTED}.")
     has_columns = header[1].lower() not in LABEL_COLUMNS
@@ -77,14 +68,14 @@ def read_table(path: str | Path, *, kind: str) -> LabelTable:
             f"{kind} {path} names a class twice, or one with an empty name, in its first line; {EXPECTED}."
         )
     found: dict[str, dict[str, None]] = {}
-    for number, row in rows[1:]:
+    for number, row in rows:
         cells = row[:1] + _without_empty_end(row[1:], keep=len(header) - 1)
         if len(cells) != len(header) or not cells[0]:
             raise InputError(f"{kind} {path}, line {number}: expected {len(header)} columns, the first with a file.")
         names = _classes_of(cells[1:], classes, place=f"{kind} {path}, line {number}") if has_columns else ()
         if not has_columns:
-            names = [name.strip() for name in re.split("[;|]", cells[1])]
-        found.setdefault(cells[0], {}).update(dict.fromkeys(filter(None, names)))
+            names = names_in(cells[1])
+        found.setdefault(cells[0], {}).update(dict.fromkeys(names))
     if not found:
         raise InputError(f"{kind} {path} names no image; {EXPECTED}.")
     labels = [tuple(names) for names in found.values()]
@@ -92,8 +83,9 @@ def read_table(path: str | Path, *, kind: str) -> LabelTable:
     return LabelTable([*found], labels, everything, has_columns)
 
 
-def _delimiter(first_line: str) -> str:
-    return next((mark for mark in (",", "\t", ";") if mark in first_line), ",")
+def names_in(cell: str) -> list[str]:
+    """The names of classes in a cell, which has one of `SEPARATORS` between them."""
+    return [name for part in re.split("[;|]", cell) if (name := part.strip())]
 
 
 def _without_empty_end(cells: Sequence[str], *, keep: int = 0) -> list[str]:
@@ -105,9 +97,9 @@ def _without_empty_end(cells: Sequence[str], *, keep: int = 0) -> list[str]:
 def _classes_of(values: Sequence[str], classes: Sequence[str], *, place: str) -> list[str]:
     """The classes whose value is 1."""
     for name, value in zip(classes, values, strict=True):
-        if value.lower() not in TRUTH:
+        if truth_of(value) is None:
             raise InputError(f"{place}: class {name} has the value {_shown(value)}, expected 0 or 1.")
-    return [name for name, value in zip(classes, values, strict=True) if TRUTH[value.lower()]]
+    return [name for name, value in zip(classes, values, strict=True) if truth_of(value)]
 
 
 def _shown(text: str) -> str:
@@ -136,7 +128,5 @@ def labels_by_file(path: str | Path, classes: Sequence[str]) -> dict[str, np.nda
 
 def write_table(path: str | Path, rows: Iterable[tuple[str, Sequence[str]]]) -> None:
     """Write (file, names of its classes) as `read_table` reads them. No name may have one of `SEPARATORS`."""
-    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-        lines = csv.writer(file, lineterminator="\n")
-        lines.writerow((FILE_COLUMNS[0], LABEL_COLUMNS[0]))
-        lines.writerows((name, SEPARATORS[0].join(names)) for name, names in rows)
+    header = (FILE_COLUMNS[0], LABEL_COLUMNS[0])
+    write_rows(path, [header, *((name, SEPARATORS[0].join(names)) for name, names in rows)])

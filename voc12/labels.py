@@ -22,6 +22,7 @@ from misc.files.paths import Paths
 from misc.files.regular import regular
 from misc.run.notices import notice
 from misc.run.progress import progress
+from voc12.classes import spelling
 from voc12.derived import DERIVED_FOLDER, derived_file, is_derived, note_of
 from voc12.devkit import Devkit
 from voc12.labelcsv import is_table, labels_by_file
@@ -109,11 +110,6 @@ def names_of_annotation(path: Path) -> set[str]:
         raise InputError(f"annotation {path} is no valid XML ({error}); replace it.") from error
 
 
-def _spelling(name: str) -> str:
-    """A name without what spellings differ in: `Dining table` and `diningtable` are one."""
-    return "".join(filter(str.isalnum, name.casefold()))
-
-
 def _note_on_others(names: Counter[str], folder: Path, classes: Sequence[str]) -> str:
     """A sentence on the names in annotations that are no classes, with the number of images of each.
 
@@ -121,9 +117,9 @@ def _note_on_others(names: Counter[str], folder: Path, classes: Sequence[str]) -
     images would count as images without that class.
     """
     others = {name: n_images for name, n_images in names.most_common() if name not in classes}
-    class_of = {_spelling(name): name for name in classes}
+    class_of = {spelling(name): name for name in classes}
     for name, n_images in others.items():
-        if name and (meant := class_of.get(_spelling(name))) is not None:
+        if name and (meant := class_of.get(spelling(name))) is not None:
             raise InputError(
                 f"{n_images} annotations in {folder} name {name!r}, the class list has {meant!r}: both must spell a "
                 "class alike; correct the annotations or the class list."
@@ -359,12 +355,17 @@ def _labels_from(known: _LabelFile, label_file: Path, ids: Sequence[str]) -> Lab
     return known.labels_of(keys, ids)
 
 
+def require_some_class(n_without: int, n_images: int, *, flag: str) -> None:
+    """Raise `InputError` if all images of a list are without a class."""
+    if n_without == n_images:
+        raise InputError(f"--{flag}: none of the {n_images} images carries a class; correct --label_file or the list.")
+
+
 @requirement
 def require_labelled(devkit: Devkit, label_file: str | Path, ids: Sequence[str], labels: Labels, *, flag: str) -> None:
     """Raise `InputError` if images of a training list carry none of the classes, unless a label file says so."""
     empty = [ids[index] for index in np.flatnonzero(labels.counts() == 0)]
-    if len(empty) == len(ids):
-        raise InputError(f"--{flag}: none of the {len(ids)} images carries a class; correct --label_file or the list.")
+    require_some_class(len(empty), len(ids), flag=flag)
     if not ids_without_class(devkit, label_file, ids).issuperset(empty):
         raise InputError(
             f"--{flag}: {len(empty)} images carry none of the classes ({first_three(empty)}); take them out of the "

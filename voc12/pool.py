@@ -6,21 +6,22 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from misc.errors import InputError, first_three
-from misc.files import look
 from misc.files.images import IMAGE_SUFFIXES, without_image_suffix
 from misc.files.paths import Paths
 from misc.files.table import read_rows, read_table
-from misc.run.depends import checksums
+from voc12.classes import spelling
+from voc12.labelcsv import FILE_COLUMNS, LABEL_COLUMNS, names_in
 
-FILE_COLUMNS = ("imageid", "image_id", "file", "filename", "file_name", "image", "path")
-LABEL_COLUMNS = ("labelname", "label_name", "labels", "label", "classes", "class")
+POOL_FILE_COLUMNS = ("imageid", "image_id", *FILE_COLUMNS, "path")
+POOL_LABEL_COLUMNS = ("labelname", "label_name", *LABEL_COLUMNS, "classes", "class")
+"""The first of these that a table has is read; OpenImages has further columns."""
 CONFIDENCE_COLUMN = "confidence"
 """Of OpenImages: 0 where people have looked and the class is not there."""
-LABELS_EXPECTED = "a CSV with a header: file,labels (labels separated by ; or |), or OpenImages' ImageID and LabelName"
-NAMES_EXPECTED = "a CSV of two columns, a label and what it is called, as OpenImages' class-descriptions.csv"
+LABELS_EXPECTED = (
+    "expected a CSV with a header: file,labels (labels separated by ; or |), or OpenImages' ImageID and LabelName"
+)
+NAMES_EXPECTED = "expected a CSV of two columns, a label and what it is called, as OpenImages' class-descriptions.csv"
 
 
 @dataclass
@@ -28,8 +29,8 @@ class Pool:
     """The images of a pool, by their numbers, and why some are no candidates."""
 
     paths: Paths
-    left_out: dict[int, str] = field(default_factory=dict)
-    _kinds: dict[int, str] = field(default_factory=dict)
+    _why: dict[int, tuple[str, str]] = field(default_factory=dict)
+    """{number of an image that is left out: the reason, and the same in short}"""
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -40,12 +41,11 @@ class Pool:
     def leave_out(self, why: Mapping[int, str], *, kind: str = "") -> None:
         """Leave images out, unless they are already; `kind`: the reason in short, where it is not that of each."""
         for number, reason in why.items():
-            if number not in self.left_out:
-                self.left_out[number], self._kinds[number] = reason, kind or reason
+            self._why.setdefault(number, (reason, kind or reason))
 
     def remaining(self) -> list[int]:
         """The numbers of the images that may become candidates."""
-        return [number for number in range(len(self.paths)) if number not in self.left_out]
+        return [number for number in range(len(self.paths)) if number not in self._why]
 
     def name(self, number: int) -> str:
         """The path of an image as text, also where it is none."""
@@ -53,11 +53,12 @@ class Pool:
 
     def left_out_rows(self) -> list[tuple[str, str]]:
         """(path, why) of what is left out, in the pool's order."""
-        return [(self.name(number), why) for number, why in sorted(self.left_out.items())]
+        return [(self.name(number), why) for number, (why, _) in sorted(self._why.items())]
 
     def summary(self) -> str:
         """How many are left out for what; empty for none."""
-        return ", ".join(f"{count} ({kind})" for kind, count in Counter(self._kinds.values()).most_common())
+        kinds = Counter(kind for _, kind in self._why.values())
+        return ", ".join(f"{count} ({kind})" for kind, count in kinds.most_common())
 
 
 def pool_images(folders: Sequence[str], *, without: Collection[str] = ()) -> Paths:
@@ -98,19 +99,6 @@ def is_text(path: str) -> bool:
     return not re.search(r"[\r\n\ud800-\udfff]", path)
 
 
-def of_same_content(paths: Paths, others: Paths) -> list[int]:
-    """The numbers of the `paths` whose files have the same bytes as one of the `others`, under whatever name.
-
-    Only files whose sizes occur on both sides are read.
-    """
-    sizes, other_sizes = look.states(paths)[:, 0], look.states(others)[:, 0]
-    numbers = np.flatnonzero(np.isin(sizes, other_sizes) & (sizes != look.MISSING))
-    other_numbers = np.flatnonzero(np.isin(other_sizes, sizes[numbers]))
-    known = {*zip(other_sizes[other_numbers], checksums(others[other_numbers]), strict=True)}
-    found = zip(numbers, sizes[numbers], checksums(paths[numbers]), strict=True)
-    return [int(number) for number, *content in found if tuple(content) in known]
-
-
 def read_label_names(path: str) -> dict[str, set[str]]:
     """{label: what it is called} of a file of two columns, of which a label may have several lines; {} for no file.
 
@@ -119,11 +107,11 @@ def read_label_names(path: str) -> dict[str, set[str]]:
     Raises `InputError` if the file can't be read.
     """
     names: dict[str, set[str]] = {}
-    rows = read_rows(path, flag="ood_label_names", expected=NAMES_EXPECTED) if path else ()
-    for cells in rows:
+    rows = read_rows(path, kind="--ood_label_names:", advice=NAMES_EXPECTED) if path else ()
+    for _, cells in rows:
         if len(cells) < 2:
-            raise InputError(f"--ood_label_names: {path} has a line of one column; expected {NAMES_EXPECTED}.")
-        names.setdefault(_plain(cells[0]), set()).add(_plain(cells[1]))
+            raise InputError(f"--ood_label_names: {path} has a line of one column; {NAMES_EXPECTED}.")
+        names.setdefault(spelling(cells[0]), set()).add(spelling(cells[1]))
     return names
 
 
@@ -154,7 +142,7 @@ def classes_in_pool(
             numbers.setdefault(key, []).append(number)
     classes_called: dict[str, list[str]] = {}
     for name in classes:
-        classes_called.setdefault(_plain(name), []).append(name)
+        classes_called.setdefault(spelling(name), []).append(name)
     classes_of: dict[str, list[str]] = {}  # tables have millions of rows and some hundred labels
     found: dict[int, str] = {}
     seen: set[str] = set()
@@ -164,7 +152,7 @@ def classes_in_pool(
             is_named = is_named or key in numbers
             for label in labels:
                 if label not in classes_of:
-                    called = _closure(_plain(label), label_names)
+                    called = _closure(spelling(label), label_names)
                     classes_of[label] = [ours for name in called for ours in classes_called.get(name, ())]
                 if ours := classes_of[label]:
                     seen.update(ours)
@@ -181,16 +169,16 @@ def classes_in_pool(
 def _labels_in(file: str) -> Iterator[tuple[str, list[str]]]:
     """(image, its labels) of each row of a file."""
     columns = None
-    for row in read_table(file, flag="ood_pool_labels", expected=LABELS_EXPECTED):
+    for row in read_table(file, kind="--ood_pool_labels:", advice=LABELS_EXPECTED):
         if columns is None:
-            columns = [next((c for c in names if c in row), None) for names in (FILE_COLUMNS, LABEL_COLUMNS)]
+            columns = [next((c for c in names if c in row), None) for names in (POOL_FILE_COLUMNS, POOL_LABEL_COLUMNS)]
             if None in columns:
                 raise InputError(
-                    f"--ood_pool_labels: {file} has the columns {first_three(list(row))}; expected {LABELS_EXPECTED}."
+                    f"--ood_pool_labels: {file} has the columns {first_three(list(row))}; {LABELS_EXPECTED}."
                 )
         key, labels = (row[column] for column in columns)
         is_absent = _is_zero(row.get(CONFIDENCE_COLUMN, ""))
-        yield _key(key), [] if is_absent else list(filter(None, re.split(r"[;|]", labels)))
+        yield _key(key), [] if is_absent else names_in(labels)
 
 
 def _keys(path: str, folders: Sequence[str]) -> set[str]:
@@ -209,11 +197,6 @@ def _is_zero(text: str) -> bool:
         return float(text) == 0
     except ValueError:
         return False
-
-
-def _plain(name: str) -> str:
-    """`Dining table` and `diningtable` are one."""
-    return re.sub(r"[\W_]+", "", name.casefold())
 
 
 def _closure(label: str, names: Mapping[str, Collection[str]]) -> list[str]:

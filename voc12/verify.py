@@ -1,12 +1,10 @@
 """Reading every image and mask once before long work, so that no damaged file stops a run after hours."""
 
-import filecmp
-import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from hashlib import blake2b
-from itertools import chain, groupby, islice
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -14,21 +12,19 @@ import numpy as np
 from misc.errors import InputError, first_three, raise_if_of_the_machine, reason_of, requirement
 from misc.files import look
 from misc.files.atomic import write_json
-from misc.files.images import image_size, is_stored_on_its_side, open_image, pixel_problem, read_label
+from misc.files.images import ON_ITS_SIDE, image_size, open_image, pixel_problem, read_label, stored_orientation
 from misc.files.jsonfile import read_dict
 from misc.files.paths import Paths
 from misc.imutils import IGNORE_LABEL
-from misc.run.depends import checksum
+from misc.run.depends import checksum, of_same_content
 from misc.run.notices import notice
-from misc.run.parallel import ordered_map
+from misc.run.parallel import chunked_map
 from misc.run.progress import progress
 from voc12.derived import DERIVED_FOLDER
 from voc12.devkit import Devkit
 from voc12.instances import instances_of
 
 VERIFIED_FOLDER = DERIVED_FOLDER / ".verified"
-FILES_A_TASK = 64
-"""That a process checks at a time; so few are not worth a process."""
 
 NO_CLASS_ID = "no class id"
 """Of a mask that holds 0 and 255 alone: one such mask is sound, a list of nothing else is not."""
@@ -65,7 +61,7 @@ def _problem_of_mask(files: Files, *, n_classes: int) -> str | None:
         return str(error)
     if mask.shape != size:
         problem = f"the mask has {mask.shape[0]} x {mask.shape[1]} pixels, its image {size[0]} x {size[1]}"
-        if mask.shape == size[::-1] and is_stored_on_its_side(files[1]):
+        if mask.shape == size[::-1] and stored_orientation(files[1]) in ON_ITS_SIDE:
             problem += (
                 " as it is stored and read, and an EXIF orientation by which it was turned for the mask; store the "
                 "photograph upright, without one"
@@ -84,10 +80,6 @@ def _problem_of_instances(files: Files, *, n_classes: int) -> str | None:
     except InputError as error:
         return str(error)
     return None
-
-
-def _problems(chunk: Sequence[Files], *, problem_of: Callable[[Files], str | None]) -> list[str | None]:
-    return [problem_of(files) for files in chunk]
 
 
 class _Verified:
@@ -154,15 +146,15 @@ class _Verified:
         """Remember for this run that all files of these lists passed."""
         self._lists.update((kind, columns) for columns in lists)
 
-    def checksums(self, paths: Sequence[str]) -> dict[str, str]:
-        """{path: crc32} of files, each read once until its size or time changes."""
-        new, found = {}, {}
+    def checksums(self, paths: Sequence[str]) -> list[str]:
+        """crc32 of each file, which is read once until its size or time changes."""
+        new, found = {}, []
         for path, state in zip(paths, _states((_as_paths(paths),)), strict=True):
             known = self._of_folder(os.path.dirname(path), CHECKSUM).get(os.path.basename(path), "")
             if state is None or not known.startswith(f"{state} "):
                 known = f"{state} {checksum(path)}"
                 new[(path,)] = known
-            found[path] = known.rpartition(" ")[2]
+            found.append(known.rpartition(" ")[2])
         if new:
             self.add(new, CHECKSUM)
         return found
@@ -200,12 +192,8 @@ def _verify(
     record = look.remembered("verified files", _Verified)
     lists = record.without_passed(lists, kind)
     if new := record.new(lists, kind):
-        items = iter(new)
-        chunks = iter(lambda: [*islice(items, FILES_A_TASK)], [])
-        n_chunks = math.ceil(len(new) / FILES_A_TASK)
-        workers = min(num_workers, n_chunks) if n_chunks > 1 else 0
-        found = ordered_map(partial(_problems, problem_of=problem_of), chunks, workers=workers, flag="num_workers")
-        bar = progress(chain.from_iterable(found), total=len(new), desc="checking images", unit="image")
+        found = chunked_map(problem_of, [*new], workers=num_workers, flag="num_workers")
+        bar = progress(found, total=len(new), desc="checking images", unit="image")
         problems = {files: problem for files, problem in zip(new, bar, strict=True) if problem}
         empty = {files: new[files] for files, problem in problems.items() if problem == NO_CLASS_ID}
         problems = {files: problem for files, problem in problems.items() if files not in empty}
@@ -240,20 +228,13 @@ def require_no_training_images(
 
     Only images of equal sizes are read, and these once.
     """
-    ood_sizes, train_sizes = (look.states(paths)[:, 0] for paths in (ood_paths, train_paths))
-    alike, train_alike = (
-        [str(paths[number]) for number in np.flatnonzero(np.isin(sizes, other_sizes))]
-        for paths, sizes, other_sizes in ((ood_paths, ood_sizes, train_sizes), (train_paths, train_sizes, ood_sizes))
-    )
-    checksum_of = look.remembered("verified files", _Verified).checksums([*alike, *train_alike])
-    image_with = {checksum_of[path]: path for path in train_alike}
-    pairs = [(path, image_with[checksum_of[path]]) for path in alike if checksum_of[path] in image_with]
-    same = [f"{path} is {image}" for path, image in pairs if filecmp.cmp(path, image, shallow=False)]
+    checksums = look.remembered("verified files", _Verified).checksums
+    same = of_same_content(_as_paths(ood_paths), _as_paths(train_paths), checksums=checksums)
     if same:
+        shown = first_three([f"{ood_paths[number]} is {train_paths[other]}" for number, other in same.items()])
         raise InputError(
             f"--{list_flag}: {len(same)} of {len(ood_paths)} out-of-distribution images are images of --{train_flag} "
-            f"that carry classes ({first_three(same)}), so the losses contradict each other; take them out of "
-            f"--{list_flag}."
+            f"that carry classes ({shown}), so the losses contradict each other; take them out of --{list_flag}."
         )
 
 

@@ -82,7 +82,7 @@ def read_image(path: str | Path, *, upright: bool = False) -> np.ndarray:
                 image = np.repeat(grey[..., None], 3, axis=2)
             else:
                 image = np.array(stored.convert("RGB"))
-            return turned_upright(image, stored.getexif().get(ExifTags.Base.Orientation)) if upright else image
+            return turned_upright(image, orientation_of(stored)) if upright else image
     except Exception as error:  # a damaged file makes PIL fail in any way
         raise_if_of_the_machine(error, memory=True)
         raise InputError(
@@ -90,9 +90,27 @@ def read_image(path: str | Path, *, upright: bool = False) -> np.ndarray:
         ) from error
 
 
-def turned_upright(pixels: np.ndarray, orientation: int | None) -> np.ndarray:
-    """(H, W) or (H, W, 3) uint8 pixels as a file has them -> as people see them, by EXIF's orientation; None: none."""
-    if orientation is None:
+def orientation_of(image: Image.Image, exif: Image.Exif | None = None) -> int:
+    """EXIF's orientation of an opened image, 1 to 8: how PIL's pixels are to be turned; `UPRIGHT` where it says none.
+
+    `exif`: the image's, where it is known.
+    """
+    if image.format == "TIFF":  # which PIL turns as it reads it
+        return UPRIGHT
+    exif = image.getexif() if exif is None else exif
+    orientation = exif.get(ExifTags.Base.Orientation, UPRIGHT)
+    return orientation if orientation in range(1, 9) else UPRIGHT
+
+
+def stored_orientation(path: str | Path) -> int:
+    """`orientation_of` an image file that can be read."""
+    with open_image(path) as image:
+        return orientation_of(image)
+
+
+def turned_upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """(H, W) or (H, W, 3) uint8 pixels as a file has them -> as people see them, by EXIF's orientation."""
+    if orientation == UPRIGHT:
         return pixels
     picture = Image.fromarray(pixels)
     picture.getexif()[ExifTags.Base.Orientation] = orientation
@@ -114,12 +132,6 @@ def read_label(path: str | Path) -> np.ndarray:
             "pixels."
         )
     return label.astype(np.uint8)
-
-
-def is_stored_on_its_side(path: str | Path) -> bool:
-    """Whether the EXIF orientation of an image that `open_image` opens exchanges its height and its width."""
-    with open_image(path) as image:
-        return image.getexif().get(ExifTags.Base.Orientation) in ON_ITS_SIDE
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
@@ -152,9 +164,3 @@ def write_jpeg(path: str | Path, image: np.ndarray) -> None:
     """Write (H, W, 3) uint8 RGB as a JPEG."""
     with atomic_path(path) as temporary:
         Image.fromarray(image).save(temporary, format="JPEG", quality=JPEG_QUALITY)
-
-
-def is_stored_upright(path: str | Path) -> bool:
-    """Whether the pixels of an image that can be read are stored as people see them, by its EXIF orientation."""
-    with open_image(path) as image:
-        return image.getexif().get(ExifTags.Base.Orientation, UPRIGHT) == UPRIGHT

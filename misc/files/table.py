@@ -1,47 +1,67 @@
-"""Tables of text, such as CSV files, row after row, so that a file may be of any size."""
+"""CSV tables, read row after row, so that a file may be of any size, and written."""
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from misc.errors import InputError, reason_of
+from misc.files.atomic import atomic_path
 from misc.files.regular import regular
+from misc.files.text import UTF16_MARKS, encoding_of
 
 SEPARATORS = ",;\t"
 """What a spreadsheet may write between columns."""
+TRUTH = {"1": True, "1.0": True, "true": True, "yes": True, "0": False, "0.0": False, "false": False, "no": False}
 
 
-def read_rows(path: str | Path, *, flag: str, expected: str) -> Iterator[list[str]]:
-    """The rows of a CSV file that are not blank, each as its cells without surrounding spaces.
+def truth_of(cell: str) -> bool | None:
+    """What a cell of 0 or 1 says, also as other programs write it; None for any other text."""
+    return TRUTH.get(cell.lower())
 
-    Columns are separated by what the first line has most of: commas, semicolons or tabs. A byte order mark is fine.
+
+def read_rows(path: str | Path, *, kind: str, advice: str) -> Iterator[tuple[int, list[str]]]:
+    """The rows of a CSV file that are not blank: the number of the line on which each ends, and its cells as they are.
+
+    Columns are separated by what the first line has most of: commas, semicolons or tabs. The text is in one of the
+    encodings of `misc.files.text`.
 
     Args:
-        flag: that names the file, for messages.
-        expected: what the file should be, for messages.
+        kind: what the file is called in messages, or the flag that names it.
+        advice: what the file should be, or what to do, as the end of a message.
 
     Raises `InputError` if the file can't be read or is no text.
     """
     try:
-        with regular(path).open(encoding="utf-8-sig", newline="") as file:
+        with regular(path).open("rb") as file:
+            encoding = encoding_of(file.read(len(UTF16_MARKS[0])))
+        with regular(path).open(encoding=encoding, newline="") as file:
             first = file.readline()
             file.seek(0)
-            for cells in csv.reader(file, delimiter=max(SEPARATORS, key=first.count)):
-                if any(cells):
-                    yield [cell.strip() for cell in cells]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"--{flag}: {path} can't be read ({reason_of(error)}); expected {expected}.") from error
+            lines = csv.reader(file, delimiter=max(SEPARATORS, key=first.count))
+            for cells in lines:
+                if any(map(str.strip, cells)):
+                    yield lines.line_num, cells
+    except (OSError, ValueError, csv.Error) as error:
+        raise InputError(f"{kind} {path} can't be read ({reason_of(error)}); {advice}.") from error
 
 
-def read_table(path: str | Path, *, flag: str, expected: str) -> Iterator[dict[str, str]]:
-    """The rows below the first, as {column: cell}; names of columns are in lower case, missing cells are empty.
+def read_table(path: str | Path, *, kind: str, advice: str) -> Iterator[dict[str, str]]:
+    """The rows below the first, as {column: cell}, without spaces around them.
 
-    The rest as in `read_rows`. Raises `InputError` also if there is no row.
+    Names of columns are in lower case, missing cells are empty; the rest as in `read_rows`. Raises `InputError` also if
+    there is no row.
     """
-    rows = read_rows(path, flag=flag, expected=expected)
+    rows = ([cell.strip() for cell in cells] for _, cells in read_rows(path, kind=kind, advice=advice))
     header = [name.lower() for name in next(rows, [])]
     n_rows = 0
     for n_rows, cells in enumerate(rows, start=1):  # noqa: B007
         yield dict.fromkeys(header, "") | dict(zip(header, cells, strict=False))
     if n_rows == 0:
-        raise InputError(f"--{flag}: {path} has no rows below its header; expected {expected}.")
+        raise InputError(f"{kind} {path} has no rows below its header; {advice}.")
+
+
+def write_rows(path: str | Path, rows: Iterable[Sequence[str | int]]) -> None:
+    """Write a CSV file as a whole; bytes of a file's name that are no text become backslashes and digits."""
+    options = {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
+    with atomic_path(path) as temporary, temporary.open("w", **options) as file:
+        csv.writer(file, lineterminator="\n").writerows(rows)

@@ -1,6 +1,5 @@
 """The page on which a person sorts out candidates for out-of-distribution images, and its decisions."""
 
-import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -10,9 +9,8 @@ import numpy as np
 from PIL import Image
 
 from misc.errors import InputError
-from misc.files.atomic import atomic_path
 from misc.files.images import write_jpeg
-from misc.files.table import read_table
+from misc.files.table import read_table, truth_of, write_rows
 from misc.report.pictures import heat_overlay
 from misc.report.templates import render
 
@@ -20,8 +18,7 @@ TEMPLATE = "review.html.jinja"
 REVIEW_FILE = "ood_review.csv"
 COLUMNS = ("file", "class", "probability")
 DECISION = "shows_object"
-DECISIONS = {"1": True, "1.0": True, "true": True, "yes": True, "0": False, "0.0": False, "false": False, "no": False}
-EXPECTED = f"the file that the page saves: a CSV with the columns file and {DECISION} (0 or 1)"
+EXPECTED = f"expected the file that the page saves: a CSV with the columns file and {DECISION} (0 or 1)"
 PICTURE_SIDE = 240
 """The longer side of each of a candidate's two pictures, pixels."""
 
@@ -56,13 +53,7 @@ def write_pictures(path: Path, image: np.ndarray, cam: np.ndarray) -> None:
 
 def write_candidates(path: Path, candidates: Sequence[Candidate]) -> None:
     """Write a CSV of `COLUMNS`, a line each."""
-    write_rows(path, COLUMNS, [(each.file, each.name, f"{each.probability:.6f}") for each in candidates])
-
-
-def write_rows(path: Path, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Write a CSV file."""
-    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows([header, *rows])
+    write_rows(path, [COLUMNS, *((each.file, each.name, f"{each.probability:.6f}") for each in candidates)])
 
 
 def read_review(path: str) -> dict[str, bool]:
@@ -71,12 +62,12 @@ def read_review(path: str) -> dict[str, bool]:
     Raises `InputError` if the file can't be read, lacks a column, or a decision is neither 0 nor 1.
     """
     decisions = {}
-    for row in read_table(path, flag="ood_review", expected=EXPECTED):
+    for row in read_table(path, kind="--ood_review:", advice=EXPECTED):
         if not {"file", DECISION} <= row.keys():
-            raise InputError(f"--ood_review: {path} lacks the column file or {DECISION}; expected {EXPECTED}.")
-        decision = DECISIONS.get(row[DECISION].lower())
+            raise InputError(f"--ood_review: {path} lacks the column file or {DECISION}; {EXPECTED}.")
+        decision = truth_of(row[DECISION])
         if decision is None:
-            raise InputError(f"--ood_review: {path} says {row[DECISION]!r} of {row['file']}; expected {EXPECTED}.")
+            raise InputError(f"--ood_review: {path} says {row[DECISION]!r} of {row['file']}; {EXPECTED}.")
         decisions[row["file"]] = decision
     return decisions
 

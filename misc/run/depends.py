@@ -4,17 +4,21 @@ Content decides, not time: a file that was copied or touched is still the same. 
 where those of a list of files are as they were when its content was looked at, it is not read again.
 """
 
+import filecmp
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import blake2b
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from misc.errors import InputError
 from misc.files import look
 from misc.files.checksum import crc32_of
+from misc.files.paths import Paths
 from misc.run.config import Config
 from misc.run.device import resolve_device, resolve_precision
 from misc.run.progress import progress
@@ -64,6 +68,22 @@ def checksums(paths: Sequence[str | Path]) -> list[str]:
             found = progress(found, total=len(unread), desc="reading what has changed", unit="file")
         read = iter([*found])
     return [next(read) if of_file is None else of_file for of_file in known]
+
+
+def of_same_content(
+    paths: Paths, others: Paths, *, checksums: Callable[[Sequence[str]], list[str]] = checksums
+) -> dict[int, int]:
+    """{number of one of `paths`: number of one of the `others` that has the same bytes}, under whatever names.
+
+    Only files whose sizes occur on both sides are read. `checksums`: gives those of files.
+    """
+    sizes, other_sizes = look.states(paths)[:, 0], look.states(others)[:, 0]
+    numbers = np.flatnonzero(np.isin(sizes, other_sizes) & (sizes != look.MISSING))
+    other_numbers = np.flatnonzero(np.isin(other_sizes, sizes[numbers]))
+    sums = checksums([*paths[numbers], *others[other_numbers]])
+    other_with = dict(zip(sums[len(numbers) :], other_numbers.tolist(), strict=True))
+    pairs = [(n, other_with[s]) for n, s in zip(numbers.tolist(), sums, strict=False) if s in other_with]
+    return {n: other for n, other in pairs if filecmp.cmp(paths[n], others[other], shallow=False)}
 
 
 def fingerprint(given: Any, known: Mapping[str, str]) -> Fingerprint:

@@ -7,9 +7,10 @@ from typing import Any
 from misc.errors import InputError, reason_of
 from misc.files.jsonfile import parse
 from misc.files.text import read_text
+from voc12.classes import means_no_class
+from voc12.cocoids import is_id
 from voc12.importing.finding import ImageFolder
 from voc12.importing.source import (
-    NO_CLASS_NAMES,
     Source,
     SourceImage,
     SourceObject,
@@ -77,7 +78,7 @@ def read_coco(path: Path, images: Path) -> Source:
 
 def _key(value: Any) -> int | str | None:
     """An id; None for what can be none."""
-    return value if isinstance(value, int | str) and not isinstance(value, bool) else None
+    return value if is_id(value) else None
 
 
 def _categories(content: dict[str, Any], used: set[int | str | None], path: Path) -> dict[int, str]:
@@ -87,7 +88,7 @@ def _categories(content: dict[str, Any], used: set[int | str | None], path: Path
         number, name = _key(item.get("id")), item.get("name")
         if not isinstance(number, int) or not isinstance(name, str) or number in name_of:
             raise InputError(f"--import_from {path}: each category needs a name and an id of its own, a whole number.")
-        if not (NO_CLASS_NAMES.fullmatch(name) and number not in used):
+        if not (means_no_class(name) and number not in used):
             name_of[number] = class_name(name, place="category")
     return name_of
 

@@ -4,8 +4,6 @@ Nothing is half imported: a list of what is being added is written first and rem
 after all else. Where it is found, a run was killed, and what it had added is removed before anything is read.
 """
 
-import csv
-import io
 import os
 import shutil
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
@@ -25,6 +23,7 @@ from misc.files.devkitfiles import (
     list_path,
 )
 from misc.files.images import turned_upright, without_image_suffix, write_palette
+from misc.files.table import read_rows, write_rows
 from misc.files.text import read_text
 from misc.run.parallel import chunked_map
 from misc.run.progress import progress
@@ -41,6 +40,7 @@ UNFINISHED = ".import_unfinished.txt"
 LEFT_OUT = "left_out.csv"
 TRAIN, VAL = "train", "val"
 COLUMNS = ("id", "file", "source", "list", "content", "turned")
+RECORD, RECORD_ADVICE = "record", "put back the file that import_data wrote, or import into a new folder"
 Item, Result = TypeVar("Item"), TypeVar("Result")
 
 
@@ -75,16 +75,14 @@ def read_present(root: Path) -> Present:
 def _read_rows(path: Path) -> list[Row]:
     if not path.exists():
         return []
-    try:
-        header, *lines = csv.reader(io.StringIO(read_text(path), newline=""))
-        if tuple(header) != COLUMNS:
-            raise ValueError(f"its first line is not {','.join(COLUMNS)}")
-        return [_row(*line) for line in lines if line]
-    except (OSError, ValueError, TypeError, csv.Error) as error:
-        raise InputError(
-            f"{path} can't be read ({reason_of(error)}); put back the file that import_data wrote, or import into a "
-            "new folder."
-        ) from error
+    rows = [cells for _, cells in read_rows(path, kind=RECORD, advice=RECORD_ADVICE)]
+    if not rows or tuple(rows[0]) != COLUMNS:
+        problem = f"its first line is not {','.join(COLUMNS)}"
+    elif any(len(cells) != len(COLUMNS) for cells in rows):
+        problem = f"a line has not {len(COLUMNS)} columns"
+    else:
+        return [_row(*cells) for cells in rows[1:]]
+    raise InputError(f"{RECORD} {path} can't be read ({problem}); {RECORD_ADVICE}.")
 
 
 def _row(image_id: str, file: str, source: str, split: str, content: str, turned: str) -> Row:
@@ -206,11 +204,11 @@ def _write_tables(
     _write_coco_ids(root, plan, added, unfinished)
     _write_record(root, rows)
     has_class = {without_image_suffix(file) for file, names in labels if names}
+    new = {addition.row.image_id for addition in added}
     for kind, wanted in ((ALL_IMAGES, rows), (WITH_CLASS, [row for row in rows if row.image_id in has_class])):
         for split in (TRAIN, VAL):
             path = list_path(root, kind, split)
             is_there, of_split = path.exists(), [row.image_id for row in wanted if row.is_held_out == (split == VAL)]
-            new = {addition.row.image_id for addition in added}
             lines = [line for line in _lines(path) if line not in unfinished]
             lines += [image_id for image_id in of_split if image_id in new or not is_there]
             if lines or is_there:
@@ -237,19 +235,10 @@ def _write_record(root: Path, rows: Iterable[Row]) -> None:
         (row.image_id, row.file, row.source, VAL if row.is_held_out else TRAIN, row.content, int(row.is_turned))
         for row in rows
     ]
-    _write_csv(root / IMPORT_RECORD, [COLUMNS, *lines])
+    write_rows(root / IMPORT_RECORD, [COLUMNS, *lines])
 
 
 def write_left_out(root: Path, left_out: Iterable[LeftOut]) -> None:
     """Write `left_out.csv`: what a source holds that did not become an image, and why."""
     rows = [(item.name, item.reason, item.detail) for item in left_out]
-    _write_csv(root / LEFT_OUT, [("file", "reason", "detail"), *rows])
-
-
-def _write_csv(path: Path, rows: Iterable[Sequence[str | int]]) -> None:
-    # Names of files are any bytes
-    with (
-        atomic_path(path) as temporary,
-        temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file,
-    ):
-        csv.writer(file, lineterminator="\n").writerows(rows)
+    write_rows(root / LEFT_OUT, [("file", "reason", "detail"), *rows])

@@ -6,11 +6,19 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image, ImageOps
 
 from misc.errors import InputError, raise_if_of_the_machine, reason_of
 from misc.files.atomic import atomic_path
-from misc.files.images import IMAGE_SUFFIXES, ON_ITS_SIDE, UPRIGHT, open_image, open_image_bytes, pixel_problem
+from misc.files.images import (
+    IMAGE_SUFFIXES,
+    ON_ITS_SIDE,
+    UPRIGHT,
+    open_image,
+    open_image_bytes,
+    orientation_of,
+    pixel_problem,
+)
 from misc.files.regular import regular
 
 SUFFIX_OF = {"JPEG": ".jpg", "MPO": ".jpg", "JPEG2000": ".jp2"}
@@ -67,13 +75,9 @@ def _suffix_of(image_format: str) -> str:
 
 
 def _orientation(image: Image.Image, raw: bytes) -> int:
-    if image.format == "TIFF":  # which PIL turns as it reads it
-        return UPRIGHT
     # PIL decodes the whole of a PNG to look for EXIF data behind the pixels: only where the bytes have some
     is_short = image.format == "PNG" and b"eXIf" not in raw
-    exif = Image.Image.getexif(image) if is_short else image.getexif()
-    orientation = exif.get(ExifTags.Base.Orientation, UPRIGHT)
-    return orientation if orientation in range(1, 9) else UPRIGHT
+    return orientation_of(image, Image.Image.getexif(image) if is_short else None)
 
 
 def suffix_in_devkit(facts: Facts) -> str:

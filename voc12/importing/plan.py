@@ -39,7 +39,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Present:
-    """What a devkit holds already: nothing, mostly.
+    """What a devkit holds already; nothing where it is new.
 
     Attributes:
         rows: its imported images.
@@ -52,6 +52,11 @@ class Present:
     classes: tuple[str, ...] = ()
     labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     other_names: tuple[str, ...] = ()
+
+    @property
+    def labels_of_ids(self) -> dict[str, tuple[str, ...]]:
+        """{id: names of its classes}."""
+        return {without_image_suffix(file): names for file, names in self.labels.items()}
 
 
 @dataclass(frozen=True)
@@ -99,7 +104,7 @@ def plan_import(
     left_out, n_known = [*source.left_out, *left_out], 0
     known = {row.content: row for row in present.rows}
     of_file = {(row.source, row.file): row for row in present.rows}
-    labels_of = _labels_of(present)
+    labels_of = present.labels_of_ids
     found: list[tuple[SourceImage, Facts, Frame]] = []
     for image, of_image in images:
         if row := known.get(of_image.content):
@@ -159,11 +164,6 @@ def _distinct(source: Source, facts: Sequence[Facts | str]) -> tuple[list[tuple[
     return [*first.values()], left_out
 
 
-def _labels_of(present: Present) -> dict[str, tuple[str, ...]]:
-    """{id: names of its classes}."""
-    return {without_image_suffix(file): names for file, names in present.labels.items()}
-
-
 def _frame(image: SourceImage, facts: Facts) -> Frame | str:
     """The size of the pixels that the segmentations outline, and how those are turned; or why that is not known."""
     if not image.objects:
@@ -184,7 +184,7 @@ def _held_out(
 ) -> np.ndarray:
     """Whether each new image is held out: together with those that are there, so that the shares are those of all."""
     place_of = {name: place for place, name in enumerate(classes)}
-    labels_of = _labels_of(present)
+    labels_of = present.labels_of_ids
     of_rows = [labels_of.get(row.image_id, ()) for row in present.rows]
     every = [*of_rows, *(image.labels for image in images)]
     labels = np.zeros((len(every), len(classes)), dtype=bool)

@@ -1,6 +1,5 @@
 """What every kind of source is read into: images with the names of their classes, and what is left out of them."""
 
-import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,13 +8,12 @@ from typing import Any
 
 from misc.errors import InputError, printable
 from misc.imutils import IGNORE_LABEL
+from voc12.classes import means_no_class
 from voc12.labelcsv import SEPARATORS
 
 MOST_CLASSES = IGNORE_LABEL - 1
 """The ids of a mask, without the background and unsure pixels."""
 LONGEST_CLASS = 100
-NO_CLASS_NAMES = re.compile(r"[\W_]*(background|ignored?|no_?class|none|nothing|void|unlabell?ed)[\W_]*", re.IGNORECASE)
-"""What people call a folder of images that show none of the classes."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +48,11 @@ class SourceImage:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A file of a source that does not become an image of the devkit, and why, as the end of a sentence."""
+    """A file of a source that does not become an image of the devkit.
+
+    `reason` is the same for all files of a kind, so that messages count them ("3 can't be read"); `detail` is that of
+    this one.
+    """
 
     name: str
     reason: str
@@ -88,7 +90,7 @@ def class_name(text: str, *, place: str) -> str:
     if not name or bad or not name.isprintable() or len(name) > LONGEST_CLASS:
         problem = f"has {bad[0]}" if bad else "is empty, longer than 100 letters, or holds control characters"
         raise InputError(f"--import_from: {place} {shown!r} {problem}, which no class name may; rename it.")
-    if NO_CLASS_NAMES.fullmatch(name):
+    if means_no_class(name):
         raise InputError(
             f"--import_from: {place} {shown!r} would become a class of that name; if its images show none of the "
             f"classes, pass --import_no_class {shown}, else rename it."

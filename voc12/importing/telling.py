@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Sequence
 
 from misc.errors import first_three, printable
-from misc.files.images import without_image_suffix
 from voc12.importing.plan import Present
 from voc12.importing.source import LeftOut
 
@@ -13,14 +12,13 @@ LONGEST_NAME = 30
 
 def class_table(devkit: Present) -> str:
     """Images of each class in the two lists, those without any, and all, as lines of text."""
-    is_held_out = {row.image_id: row.is_held_out for row in devkit.rows}
+    labels_of = devkit.labels_of_ids
     counts: tuple[Counter[str | None], Counter[str | None]] = (Counter(), Counter())
     totals = [0, 0]
-    for file, names in devkit.labels.items():
-        place = is_held_out.get(without_image_suffix(file))
-        if place is not None:
-            counts[place].update(names or [None])
-            totals[place] += 1
+    for row in devkit.rows:
+        if (names := labels_of.get(row.image_id)) is not None:
+            counts[row.is_held_out].update(names or [None])
+            totals[row.is_held_out] += 1
     lines = [(name, *(str(of_list[name]) for of_list in counts)) for name in devkit.classes]
     lines += [("without a class", *(str(of_list[None]) for of_list in counts)), ("all images", *map(str, totals))]
     width = min(LONGEST_NAME, max(len(name) for name, *_ in lines))
