@@ -29,7 +29,7 @@ def agreement(folder: Path, other: Path, thresholds: Sequence[float]) -> dict[fl
         raise InputError(f"{folder} and {other} don't hold CAM files of the same images, or hold none.")
     equal, pixels = dict.fromkeys(thresholds, 0), 0
     for name in tqdm(sorted(names), unit="image"):
-        (keys, _, maps), (other_keys, _, other_maps) = camfile.load(folder / name), camfile.load(other / name)
+        (keys, maps), (other_keys, other_maps) = (camfile.load_high_res(of / name) for of in (folder, other))
         if keys.tolist() != other_keys.tolist() or maps.shape != other_maps.shape:
             raise InputError(f"{folder / name} and {other / name} differ in size or classes.")
         pixels += maps[0].size if len(maps) else 0

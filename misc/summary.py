@@ -48,9 +48,9 @@ def _content(foreground: Any) -> Content:
     return {"foreground": round(float(foreground), DIGITS)}
 
 
-def save_maps(path: str | Path, keys: Sequence[int], cam: Tensor, high_res: Tensor) -> Content:
-    """Write a CAM file; returns its content. Raises `InputError` for maps with NaN or infinity."""
-    camfile.save(path, keys, cam, high_res)
+def save_maps(path: str | Path, keys: Sequence[int], cam: Tensor, high_res: Tensor, *, numbers: str) -> Content:
+    """Write a CAM file, as `camfile.save`; returns its content. Raises `InputError` for maps with NaN or infinity."""
+    camfile.save(path, keys, cam, high_res, numbers=numbers)
     return content_of_maps(keys, high_res)
 
 

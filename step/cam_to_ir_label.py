@@ -90,7 +90,7 @@ def _read(paths: tuple[str, str], *, n_classes: int) -> tuple[np.ndarray, np.nda
     """An image and its CAM's maps and classes, of an image file and its CAM file."""
     image_path, cam_path = paths
     image = read_image(image_path)
-    keys, _, high_res = camfile.load(cam_path, n_classes)
+    keys, high_res = camfile.load_high_res(cam_path, n_classes)
     if high_res.shape[1:] != image.shape[:2]:
         raise InputError(f"CAM file {cam_path} is not of the size of {image_path}; make it again.")
     return image, high_res, keys

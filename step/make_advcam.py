@@ -12,7 +12,6 @@ from misc.advcam import SCALES, advcam_batch, default_batch_size
 from misc.errors import InputError
 from misc.files import camfile
 from misc.files.atomic import background_writer
-from misc.files.camfile import BYTES_PER_PIXEL
 from misc.files.images import image_size
 from misc.imutils import mirror_pair, normalize
 from misc.run.config import Config
@@ -39,9 +38,9 @@ STEP = Step(
         *("cam_network", "cam_weights_name"),
     ),
     writes=("advcam_out_dir",),
-    flags=("adv_iter", "AD_coeff", "AD_stepsize", "score_th", "precision"),
+    flags=("adv_iter", "AD_coeff", "AD_stepsize", "score_th", "precision", "cam_files"),
     shared=True,
-    bytes_per_pixel=BYTES_PER_PIXEL,
+    bytes_per_pixel=lambda args: camfile.BYTES_PER_PIXEL[args.cam_files],
     memory_flags=("num_workers", "advcam_batch_size"),
 )
 
@@ -160,6 +159,7 @@ def run(args: Config) -> None:
     groups = size_groups(sizes, max_pairs, n_parts=n_places)
     scaled = ScaledImages(images.paths, images.labels, SCALES)
     loader = GroupedLoader(scaled, groups, num_workers=args.num_workers, device=device)
+    save = partial(save_maps, numbers=args.cam_files)
     with progress(total=len(images), desc="make_advcam", unit="image") as bar, background_writer() as submit:
         for batch in loader:
             example = Path(images.paths[int(batch[0]["index"])])
@@ -168,7 +168,7 @@ def run(args: Config) -> None:
                 path = camfile.cam_path(args.advcam_out_dir, images.ids[item["index"]])
                 source_of = partial(images.source_of, item["index"])
                 content = (path, item["keys"], Arriving(cam), Arriving(high_res))
-                submit(finished.write, [path], source_of, when_arrived, save_maps, *content)
+                submit(finished.write, [path], source_of, when_arrived, save, *content)
             bar.update(len(batch))
     tell = partial(tell_maps, weights_flag="cam_weights_name")
     on_first_process(tell, STEP.name, outputs(args), devkit.classes)

@@ -8,7 +8,6 @@ import torch
 from misc.cam import batch_scale_maps, merge_scales
 from misc.files import camfile
 from misc.files.atomic import background_writer
-from misc.files.camfile import BYTES_PER_PIXEL
 from misc.files.images import image_size
 from misc.run.config import Config
 from misc.run.device import Arriving, resolve_device, to_device, when_arrived
@@ -34,9 +33,9 @@ STEP = Step(
         *("cam_network", "cam_weights_name"),
     ),
     writes=("cam_out_dir",),
-    flags=("cam_scales", "precision"),
+    flags=("cam_scales", "precision", "cam_files"),
     shared=True,
-    bytes_per_pixel=BYTES_PER_PIXEL,
+    bytes_per_pixel=lambda args: camfile.BYTES_PER_PIXEL[args.cam_files],
     memory_flags=("num_workers", "make_cam_batch_size", "cam_scales"),
 )
 
@@ -92,6 +91,7 @@ def run(args: Config) -> None:
     sizes = [image_size(path) for path in images.paths]
     groups = size_groups(sizes, args.make_cam_batch_size, n_parts=[places(size) for size in sizes])
     loader = GroupedLoader(scaled, groups, num_workers=args.num_workers, device=device)
+    save = partial(save_maps, numbers=args.cam_files)
     with progress(total=len(images), desc="make_cam", unit="image") as bar, background_writer() as submit:
         for group in loader:
             by_scale = zip(*(item["images"] for item in group), strict=True)
@@ -103,7 +103,7 @@ def run(args: Config) -> None:
                 path = camfile.cam_path(args.cam_out_dir, images.ids[item["index"]])
                 source_of = partial(images.source_of, item["index"])
                 content = (path, item["keys"], Arriving(cam), Arriving(high_res))
-                submit(finished.write, [path], source_of, when_arrived, save_maps, *content)
+                submit(finished.write, [path], source_of, when_arrived, save, *content)
             bar.update(len(group))
     tell = partial(tell_maps, weights_flag="cam_weights_name")
     on_first_process(tell, STEP.name, outputs(args), devkit.classes)

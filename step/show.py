@@ -140,7 +140,7 @@ def run(args: Config) -> None:
                 keys, high_res = classifier.maps(image_id, image)
             else:
                 path = camfile.cam_path(args.mask_cams.folder, image_id)
-                keys, _, high_res = camfile.load(path, len(devkit.classes))
+                keys, high_res = camfile.load_high_res(path, len(devkit.classes))
                 if high_res.shape[1:] != image.shape[:2]:
                     raise InputError(f"{path} is not of the size of its image; make it again.")
             shown = {*(keys + 1)}

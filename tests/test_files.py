@@ -1,7 +1,9 @@
 """Lists, labels and CAM files in every form that users have."""
 
+import io
 import json
 import os
+import pickle
 import time
 import tracemalloc
 import warnings
@@ -13,6 +15,7 @@ import torch
 from conftest import FIXTURES
 from PIL import Image
 
+from misc.cam import label_map
 from misc.errors import InputError
 from misc.files import camfile
 from misc.files.atomic import atomic_path, background_writer, json_list_writer, write_json
@@ -382,9 +385,11 @@ def test_damaged_records_of_derived_files_are_made_again(devkit, toy, content):
     require_readable([devkit.image_path(image_id) for image_id in toy.ids], num_workers=1)
 
 
-def test_cam_files_are_the_originals(tmp_path):
+@pytest.mark.parametrize("numbers", ["float32", "float16"])
+def test_cam_files_are_the_originals(tmp_path, numbers):
     cam, high_res = torch.rand(2, 3, 4), torch.rand(2, 12, 16)
-    camfile.save(tmp_path / "x.npy", [3, 7], cam, high_res)
+    camfile.save(tmp_path / "x.npy", [3, 7], cam, high_res, numbers=numbers)
+    kept = high_res.to(getattr(torch, numbers)).numpy()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         content = np.load(tmp_path / "x.npy", allow_pickle=True).item()  # as other projects read it
@@ -392,15 +397,100 @@ def test_cam_files_are_the_originals(tmp_path):
     assert content["keys"].tolist() == [3, 7]
     assert torch.equal(content["cam"], cam)
     assert isinstance(content["high_res"], np.ndarray)
-    assert content["high_res"].dtype == np.float32
+    assert content["high_res"].dtype == numbers
+    np.testing.assert_array_equal(content["high_res"], kept)
     assert b"numpy._core" not in (tmp_path / "x.npy").read_bytes()  # a name that older NumPy lacks
 
-    np.save(tmp_path / "theirs.npy", {"keys": torch.tensor([3, 7]), "cam": cam, "high_res": high_res.numpy()})
+    np.save(tmp_path / "theirs.npy", {"keys": torch.tensor([3, 7]), "cam": cam, "high_res": kept})
     for path in (tmp_path / "x.npy", tmp_path / "theirs.npy"):
         keys, read_cam, read_high_res = camfile.load(path)
         assert keys.tolist() == [3, 7]
         assert torch.equal(read_cam, cam)
-        np.testing.assert_array_equal(read_high_res, high_res.numpy())
+        assert read_high_res.dtype == np.float32
+        np.testing.assert_array_equal(read_high_res, kept)
+
+
+def waves(rng, size):
+    """(size) float32 in 0 .. 1: a sum of waves, as smooth as a CAM."""
+    y, x = np.indices(size)
+    total = sum(np.cos(y * v + x * u + phase) for v, u, phase in rng.uniform(-1, 1, (6, 3)) * (0.03, 0.03, np.pi))
+    return ((total - total.min()) / np.ptp(total)).astype(np.float32)
+
+
+def test_labels_of_float16_are_those_of_float32(tmp_path):
+    rng, paths = np.random.default_rng(0), {name: tmp_path / f"{name}.npy" for name in ("float32", "float16")}
+    equal = of_the_family = pixels = 0
+    for _ in range(4):
+        maps = np.stack([waves(rng, (250, 300)) for _ in range(2)])
+        for numbers, path in paths.items():
+            camfile.save(path, [3, 7], torch.zeros(2, 63, 75), maps, numbers=numbers)
+        keys, halves = camfile.load_high_res(paths["float16"])
+        for threshold in (0.08, 0.12, 0.3):
+            labels = label_map(camfile.load_high_res(paths["float32"])[1], keys, threshold)
+            equal += np.count_nonzero(labels == label_map(halves, keys, threshold))
+            raw = np.load(paths["float16"], allow_pickle=True).item()["high_res"]  # as IRN's steps read it
+            padded = np.pad(raw, ((1, 0), (0, 0), (0, 0)), constant_values=threshold)
+            of_the_family += np.count_nonzero(labels == np.array([0, 4, 8])[padded.argmax(axis=0)])
+            pixels += labels.size
+    assert equal >= 0.9999 * pixels
+    assert of_the_family >= 0.9999 * pixels
+    assert paths["float16"].stat().st_size < 0.54 * paths["float32"].stat().st_size
+
+
+class CountedReads(io.FileIO):
+    """A file, and the bytes that were read of it."""
+
+    count = 0
+
+    def readinto(self, buffer):
+        read = super().readinto(buffer)
+        self.count += read or 0
+        return read
+
+
+class Watched:
+    """A path; `file` is what was opened at it."""
+
+    def __init__(self, path):
+        self.path, self.file = path, None
+
+    def open(self, mode):
+        self.file = CountedReads(self.path, mode)
+        return io.BufferedReader(self.file)
+
+
+@pytest.mark.parametrize("protocol", [None, 3, 4])
+def test_a_map_that_is_not_asked_for_is_not_read(tmp_path, monkeypatch, protocol):
+    """Of our files, and of files that NumPy wrote in its older and its newer protocol."""
+    path, opened = tmp_path / "x.npy", []
+    cam, high_res = torch.rand(2, 50, 60), torch.rand(2, 200, 240).numpy()
+    if protocol is None:
+        camfile.save(path, [3, 7], cam, high_res)
+    else:
+        boxed = np.array({"keys": np.array([3, 7]), "cam": cam, "high_res": high_res})
+        with path.open("wb") as file:
+            np.lib.format.write_array_header_1_0(file, {"descr": "|O", "fortran_order": False, "shape": ()})
+            pickle.dump(boxed, file, protocol=protocol)
+
+    def read_share(read):
+        found = read(path)
+        return found, opened[-1].file.count / path.stat().st_size
+
+    monkeypatch.setattr("misc.files.objectfile.regular", lambda path: opened.append(Watched(path)) or opened[-1])
+    (keys, read_cam), share = read_share(camfile.load_cam)
+    assert share < 0.2
+    assert keys.tolist() == [3, 7]
+    assert torch.equal(read_cam, cam)
+    (keys, read_high_res), share = read_share(camfile.load_high_res)
+    assert share < 1.01
+    assert keys.tolist() == [3, 7]
+    np.testing.assert_array_equal(read_high_res, high_res)
+    assert read_share(camfile.load)[1] > 0.95
+
+    path.write_bytes(path.read_bytes()[:-1000])
+    for read in (camfile.load_cam, camfile.load_high_res, camfile.load):
+        with pytest.raises(InputError, match=r"x.npy can't be read"):
+            read(path)
 
 
 def test_cam_files_of_no_classes(tmp_path):

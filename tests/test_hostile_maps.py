@@ -62,15 +62,22 @@ def test_wrong_cam_files_are_refused(tmp_path, name):
     path = tmp_path / "x.npy"
     save_object(path, changed(SOUND_CAM, CAMS[name]))
     assert f"CAM file {path}" in refusal(camfile.load, path, 3)
+    of_cam, of_high_res = (CAMS[name].keys() & {"keys", which} for which in ("cam", "high_res"))
+    for read, is_wrong in ((camfile.load_cam, of_cam), (camfile.load_high_res, of_high_res)):
+        if is_wrong:
+            assert f"CAM file {path}" in refusal(read, path, 3)
+        else:
+            assert len(read(path, 3)) == 2
 
 
 @pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("which", ["cam", "high_res"])
-def test_maps_of_no_numbers_are_not_written(tmp_path, number, which):
+@pytest.mark.parametrize("numbers", ["float32", "float16"])
+def test_maps_of_no_numbers_are_not_written(tmp_path, number, which, numbers):
     maps = {"cam": CAM.clone(), "high_res": torch.from_numpy(HIGH_RES.copy())}
     maps[which][1, 0, 0] = number
     path = tmp_path / "x.npy"
-    sentence = refusal(lambda: camfile.save(path, KEYS, maps["cam"], maps["high_res"]))
+    sentence = refusal(lambda: camfile.save(path, KEYS, maps["cam"], maps["high_res"], numbers=numbers))
     assert f"CAM file {path} is not written, for the network gave NaN or infinity" in sentence
     assert not list(tmp_path.iterdir())
 

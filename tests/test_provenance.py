@@ -116,7 +116,10 @@ def test_a_rerun_keeps_finished_files(advcam):
     assert "made again" not in messages
 
 
-OTHER_SETTINGS = ({"AD_coeff": 3}, {"AD_stepsize": 0.1}, {"score_th": 0.4}, {"adv_iter": 3}, {"precision": "bf16"})
+OTHER_SETTINGS = (
+    *({"AD_coeff": 3}, {"AD_stepsize": 0.1}, {"score_th": 0.4}, {"adv_iter": 3}),
+    *({"precision": "bf16"}, {"cam_files": "float16"}),
+)
 
 
 @pytest.mark.parametrize("flags", OTHER_SETTINGS)

@@ -1,5 +1,6 @@
 """What each step that is no training hands to the functions that do its work, and where it puts what they return."""
 
+import importlib
 import inspect
 import json
 from pathlib import Path
@@ -16,7 +17,8 @@ from misc.files import camfile, instancefile
 from misc.files.images import read_image, read_label, write_label
 from misc.files.instancefile import Detections
 from misc.imutils import normalize, to_chw
-from misc.run.config import switches
+from misc.run.config import parse_config, switches
+from misc.run.forecast import forecast
 from net.build import load_network
 from voc12.classes import voc_palette
 
@@ -219,6 +221,24 @@ def test_cams_are_made_at_the_scales_that_are_asked_for(ready, monkeypatch):
     for number, image_id in enumerate(ready.ids[:6]):
         keys, _, high_res = camfile.load(f"result/cam_ood/{image_id}.npy")
         assert (keys.tolist(), high_res.shape[1:]) == ([number % 3], TOY_SIZES[number])
+
+
+@pytest.mark.parametrize(("step", "folder"), [("make_cam", "cam_ood"), ("make_advcam", "cam_ood_advcam")])
+def test_the_numbers_of_cam_files_and_their_disk_are_those_that_are_asked_for(ready, step, folder):
+    ids, found, needed = ready.ids[:6], {}, {}
+    for numbers in ("float32", "float16"):
+        for image_id in ids:
+            camfile.cam_path(f"result/{folder}", image_id).unlink()
+        flags = {"cam_files": numbers, "adv_iter": 1}
+        config = parse_config(ready.flags(**FLAGS | switches(step) | flags))
+        (row,) = forecast(config, [importlib.import_module(f"step.{step}")], {})
+        run(ready, step, **flags)
+        files = [np.load(f"result/{folder}/{image_id}.npy", allow_pickle=True).item() for image_id in ids]
+        assert {str(content["high_res"].dtype) for content in files} == {numbers}
+        found[numbers], needed[numbers] = [content["high_res"] for content in files], row.disk
+    for high_res, halves in zip(*found.values(), strict=True):
+        np.testing.assert_allclose(halves, high_res, rtol=0, atol=2**-12)
+    assert needed["float16"] == pytest.approx(3.2 / 6 * needed["float32"], rel=0.01)
 
 
 def only_outputs_of(toy, folder):

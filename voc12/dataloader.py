@@ -133,7 +133,7 @@ class ImagesWithCams(Dataset):
         return len(self.paths)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        keys, cam, _ = camfile.load(self.cam_paths[index], self.n_classes)
+        keys, cam = camfile.load_cam(self.cam_paths[index], self.n_classes)
         return {"image": _image_tensor(read_image(self.paths[index])), "keys": keys.tolist(), "cam": cam}
 
 

@@ -99,7 +99,7 @@ def evaluate_cams(
     halves = tuple(ThresholdSweep((*thresholds, threshold_apart), len(names)) for _ in range(2))
     for number, image_id in enumerate(progress(ids, desc=name, unit="image")):
         path = camfile.cam_path(folder, image_id)
-        keys, _, high_res = camfile.load(path, len(devkit.classes))
+        keys, high_res = camfile.load_high_res(path, len(devkit.classes))
         truth = read_label(devkit.mask_path(image_id))
         if high_res.shape[1:] != truth.shape:
             raise InputError(f"CAM file {path} is not of the size of its ground truth; make it again.")

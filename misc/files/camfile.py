@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,8 +12,10 @@ from misc.errors import InputError, reason_of
 from misc.files.objectfile import load_object, save_object
 from misc.files.paths import Paths
 
-BYTES_PER_PIXEL = 6
-"""Of the files of VOC's images, which carry 1.5 classes: a float32 a pixel and class, and a sixteenth for stride 4."""
+NUMBERS = {"float32": np.float32, "float16": np.float16}
+"""{name: type} of the numbers in `high_res`."""
+BYTES_PER_PIXEL = {"float32": 6, "float16": 3.2}
+"""Of the files of VOC's images, which carry 1.5 classes: a number a pixel and class, and a float32 for stride 4."""
 
 
 def cam_path(folder: str | Path, image_id: str) -> Path:
@@ -25,17 +28,25 @@ def cam_paths(folder: str | Path, ids: Iterable[str]) -> Paths:
     return Paths(folder, (f"{image_id}.npy" for image_id in ids))
 
 
-def save(path: str | Path, keys: np.ndarray | Tensor, cam: Tensor, high_res: np.ndarray | Tensor) -> None:
-    """Write the pickled dict {keys: int64 (K,), cam: float32 tensor (K, h, w), high_res: float32 array (K, H, W)}.
+def save(
+    path: str | Path, keys: np.ndarray | Tensor, cam: Tensor, high_res: np.ndarray | Tensor, *, numbers: str = "float32"
+) -> None:
+    """Write the pickled dict {keys: int64 (K,), cam: float32 tensor (K, h, w), high_res: array (K, H, W)}.
+
+    `numbers`: those of `high_res`, one of `NUMBERS`. `cam` stays float32 beside float16, since the family's random walk
+    multiplies it with float32 matrices.
 
     Raises `InputError`, and writes nothing, for maps with NaN or infinity.
     """
+    high_res = torch.as_tensor(high_res).cpu().float().numpy()
+    with np.errstate(over="ignore"):  # numbers beyond float16 become infinity
+        high_res = np.ascontiguousarray(high_res, dtype=NUMBERS[numbers])
     content = {
         "keys": np.asarray(keys, dtype=np.int64),
         "cam": torch.as_tensor(cam).cpu().float().contiguous(),
-        "high_res": np.ascontiguousarray(torch.as_tensor(high_res).cpu().float().numpy()),
+        "high_res": high_res,
     }
-    if not _are_finite(content["cam"], content["high_res"]):
+    if not all(_is_finite(content[name]) for name in ("cam", "high_res")):
         raise InputError(
             f"CAM file {path} is not written, for the network gave NaN or infinity; name other weights, or train these "
             "again with a lower learning rate."
@@ -43,8 +54,8 @@ def save(path: str | Path, keys: np.ndarray | Tensor, cam: Tensor, high_res: np.
     save_object(path, content)
 
 
-def _are_finite(cam: Tensor, high_res: np.ndarray) -> bool:
-    return bool(cam.isfinite().all()) and bool(np.isfinite(high_res).all())
+def _is_finite(maps: np.ndarray | Tensor) -> bool:
+    return bool(np.isfinite(np.asarray(maps)).all())
 
 
 def load(path: str | Path, n_classes: int | None = None) -> tuple[np.ndarray, Tensor, np.ndarray]:
@@ -53,21 +64,45 @@ def load(path: str | Path, n_classes: int | None = None) -> tuple[np.ndarray, Te
     Raises `InputError` for a missing, truncated or foreign file, for maps with NaN or infinity, and for keys that are
     not below `n_classes`.
     """
-    content = load_object(path, kind="CAM file")
-    if missing := {"keys", "cam", "high_res"} - content.keys():
+    keys, cam, high_res = _load(path, n_classes, "cam", "high_res")
+    return keys, torch.from_numpy(cam), high_res
+
+
+def load_cam(path: str | Path, n_classes: int | None = None) -> tuple[np.ndarray, Tensor]:
+    """keys and cam as `load` gives them; `high_res` is neither read from the disk nor checked."""
+    keys, cam = _load(path, n_classes, "cam")
+    return keys, torch.from_numpy(cam)
+
+
+def load_high_res(path: str | Path, n_classes: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """keys and high_res as `load` gives them; `cam` is neither read from the disk nor checked."""
+    keys, high_res = _load(path, n_classes, "high_res")
+    return keys, high_res
+
+
+def _float32(maps: Any) -> np.ndarray:
+    return maps.float().numpy() if isinstance(maps, Tensor) else np.asarray(maps, dtype=np.float32)
+
+
+def _load(path: str | Path, n_classes: int | None, *maps: str) -> list[np.ndarray]:
+    """keys, and these `maps` as float32."""
+    names = ("keys", *maps)
+    content = load_object(path, kind="CAM file", only=names)
+    if missing := {*names} - content.keys():
         raise InputError(f"CAM file {path} lacks {', '.join(sorted(missing))}; make it again.")
+    *others, last = names
+    told = f"{', '.join(others)} {{}} {last}"
     try:
-        keys = np.asarray(content["keys"], dtype=np.int64)
-        cam = torch.as_tensor(content["cam"]).float()
         with np.errstate(over="ignore"):  # numbers beyond float32 become infinity
-            high_res = np.asarray(content["high_res"], dtype=np.float32)
+            keys = np.asarray(content["keys"], dtype=np.int64)
+            arrays = [_float32(content[name]) for name in maps]
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        problem = f"keys, cam or high_res is no array ({reason_of(error)})"
+        problem = f"{told.format('or')} is no array ({reason_of(error)})"
         raise InputError(f"CAM file {path}: {problem}; make it again.") from error
-    if not (keys.ndim == 1 and cam.ndim == high_res.ndim == 3 and len(keys) == len(cam) == len(high_res)):
-        raise InputError(f"CAM file {path}: keys, cam and high_res don't fit together; make it again.")
-    if not _are_finite(cam, high_res):
+    if keys.ndim != 1 or any(array.ndim != 3 or len(array) != len(keys) for array in arrays):
+        raise InputError(f"CAM file {path}: {told.format('and')} don't fit together; make it again.")
+    if not all(map(_is_finite, arrays)):
         raise InputError(f"CAM file {path} holds NaN or infinity; make it again, with other weights.")
     if n_classes is not None and not ((keys >= 0) & (keys < n_classes)).all():
         raise InputError(f"CAM file {path} has classes {keys.tolist()}, the class list has {n_classes}; make it again.")
-    return keys, cam, high_res
+    return [keys, *arrays]

@@ -4,13 +4,18 @@ A pickle calls functions by name, with arguments of its choice. Each name that i
 this module: it notes what the pickle says of an array or a tensor, and the array is built afterwards, from what was
 checked: a plain type of numbers, a shape, and just as many bytes. NumPy's own functions would take a pickle's word for
 types with fields or objects, which can point anywhere in memory.
+
+The bytes of an array stay in the file until it is built: who asks for one part of a dict does not read the others.
 """
 
+import io
 import math
 import pickle
 import re
+import struct
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 import numpy as np
 import torch
@@ -40,6 +45,24 @@ class _Sealed:
 
     def __setstate__(self, state: object) -> NoReturn:
         raise pickle.UnpicklingError("it changes what it may only use")
+
+
+class _BytesInFile(_Sealed):
+    """Bytes that a pickle has passed over."""
+
+    __slots__ = ("_file", "_place", "_size")
+
+    def __init__(self, file: BinaryIO, size: int) -> None:
+        """The next `size` bytes of the file, which goes on behind them."""
+        self._file, self._place, self._size = file, file.tell(), size
+        file.seek(size, io.SEEK_CUR)
+
+    def read(self) -> bytes:
+        place = self._file.tell()
+        self._file.seek(self._place)
+        content = self._file.read(self._size)
+        self._file.seek(place)
+        return content
 
 
 class _Function(_Sealed):
@@ -85,6 +108,8 @@ class _PickledType:
 
 
 def _bytes(content: object) -> bytes | bytearray:
+    if type(content) is _BytesInFile:
+        return content.read()
     if type(content) is str:  # bytes of Python 2, which `encoding="latin1"` has made text
         return content.encode("latin1")
     require(type(content) in (bytes, bytearray), "an array without bytes")
@@ -105,10 +130,10 @@ def _build_array(kind: object, shape: object, content: object, *, order: str) ->
 class _PickledArray:
     """Stands for `numpy.ndarray`: an array of which all is told by the state that follows it."""
 
-    __slots__ = ("_array", "_boxed")
+    __slots__ = ("_boxed", "_parts")
 
     def __init__(self) -> None:
-        self._array = self._boxed = None
+        self._boxed = self._parts = None
 
     def __setstate__(self, state: object) -> None:
         whole = type(state) is tuple and len(state) == 5 and state[0] == 1
@@ -117,11 +142,12 @@ class _PickledArray:
         if type(content) is list:
             self._boxed = shape, kind, content
         else:
-            self._array = _build_array(kind, shape, content, order="F" if is_fortran in (1, True) else "C")
+            self._parts = kind, shape, content, "F" if is_fortran in (1, True) else "C"
 
     def build(self) -> np.ndarray:
-        require(self._array is not None, "an array of objects, expected numbers")
-        return self._array
+        require(self._parts is not None, "an array of objects, expected numbers")
+        *parts, order = self._parts
+        return _build_array(*parts, order=order)
 
     def unbox(self) -> object:
         """The one object of an array of shape (): what `np.save` makes of anything but an array."""
@@ -169,12 +195,13 @@ class _PickledStorage(_Sealed):
     __slots__ = ("content",)
 
     def __init__(self, content: object) -> None:
-        self.content = _bytes(content)
+        self.content = content
 
     def build(self) -> Tensor:
         """(N,) all numbers."""
+        content = bytes(_bytes(self.content))
         try:
-            storage = load_tensors(bytes(self.content))
+            storage = load_tensors(content)
         except Exception as error:  # foreign bytes make the parser fail in any way
             raise pickle.UnpicklingError("a tensor whose numbers can't be read") from error
         require(type(storage) is torch.storage.TypedStorage, "a tensor without numbers")
@@ -238,11 +265,23 @@ _ADMITTED = {
 class _ArrayUnpickler(BoundedUnpickler):
     """Admits dicts, lists, numbers, strings, NumPy arrays and torch tensors, nothing else."""
 
+    def __init__(self, file: BinaryIO, **options: Any) -> None:
+        super().__init__(file, **options)
+        self._file = file
+
     def find_class(self, module: str, name: str) -> Any:
         try:
             return _ADMITTED[f"{module}.{name}"]
         except KeyError:
             raise pickle.UnpicklingError(f"{module}.{name} is not admitted") from None
+
+    def load_bytes(self) -> None:
+        """The instruction that holds an array's bytes, from 256 bytes and up to 4 GB."""
+        (size,) = struct.unpack("<I", self.read(4))
+        in_frame = self._unframer.current_frame is not None  # one that protocol 4 has read already
+        self.append(self.read(size) if in_frame else _BytesInFile(self._file, size))
+
+    dispatch = {**BoundedUnpickler.dispatch, pickle.BINBYTES[0]: load_bytes}
 
 
 def _built(value: object) -> object:
@@ -285,10 +324,13 @@ def save_object(path: str | Path, content: dict) -> None:
         _PortablePickler(file, protocol=3).dump(boxed)
 
 
-def load_object(path: str | Path, *, kind: str) -> dict:
+def load_object(path: str | Path, *, kind: str, only: Collection[str] | None = None) -> dict:
     """The dict in a file of `save_object` or of `np.save`, of any NumPy, Python and pickle protocol.
 
     Its values are numbers, text, lists of those, arrays of numbers or truth values, and tensors.
+
+    `only`: the keys that are wanted, if not all are. The arrays of others are not looked at, nor read from the disk,
+    but for those that protocols below 3 wrote.
 
     Raises `InputError`, calling the file a `kind`, if it is missing, truncated, foreign or holds anything else.
     """
@@ -303,10 +345,10 @@ def load_object(path: str | Path, *, kind: str) -> dict:
             if shape != () or dtype.kind != "O":
                 raise ValueError(f"an array of shape {shape} and type {dtype}")
             boxed = _ArrayUnpickler(file, encoding="latin1").load()
-        require(type(boxed) is _PickledArray, "it holds no array")
-        content = _built(boxed.unbox())
-        if type(content) is dict:
-            content = {key: _built(value) for key, value in content.items()}
+            require(type(boxed) is _PickledArray, "it holds no array")
+            content = _built(boxed.unbox())
+            if type(content) is dict:
+                content = {key: _built(value) for key, value in content.items() if only is None or key in only}
     except FileNotFoundError as error:
         raise InputError(f"{kind} {path} is missing.") from error
     except Exception as error:  # foreign bytes make the parser fail in any way

@@ -242,6 +242,11 @@ class Config:
         high=1,
     )
     cam_out_dir: str = flag("result/cam_ood", "CAM files, ID.npy", output=True)
+    cam_files: Literal["float32", "float16"] = flag(
+        "float32",
+        "numbers of the large maps in the files of make_cam and make_advcam; float16 takes half the disk, and whoever "
+        "reads the one reads the other (not in the original)",
+    )
 
     # AdvCAM: CAMs by anti-adversarial climbing
     adv_iter: int = flag(27, "iterations; at scale 0.5 half as many", low=1)

@@ -80,7 +80,9 @@ def _where_it_goes_on(config: Config, name: str, started: str, outputs: Sequence
 
 def _disk(config: Config, step: StepModule, inputs: Inputs, outputs: Sequence[str | Path]) -> int | None:
     """Bytes that a step will take beyond what it replaces, roughly; None where that is not known."""
-    if not step.STEP.bytes_per_pixel:
+    per_pixel = step.STEP.bytes_per_pixel
+    per_pixel = per_pixel(config) if callable(per_pixel) else per_pixel
+    if not per_pixel:
         return None
     sizes = look.states(outputs)[:, 0]
     n_missing = int((sizes == look.MISSING).sum())
@@ -89,7 +91,7 @@ def _disk(config: Config, step: StepModule, inputs: Inputs, outputs: Sequence[st
     if not (n_missing and sample):
         return 0
     pixels = look.remembered(("pixels", *map(str, sample)), lambda: _mean_pixels(sample))
-    return int(step.STEP.bytes_per_pixel * pixels * len(images) * n_missing / len(outputs))
+    return int(per_pixel * pixels * len(images) * n_missing / len(outputs))
 
 
 def _mean_pixels(images: Sequence[str | Path]) -> float:

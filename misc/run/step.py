@@ -1,6 +1,6 @@
 """What a step of the chain says of itself, in its own file, beside `check`, `inputs`, `outputs` and `run`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -34,7 +34,8 @@ class Step:
         shared: whether the processes that torchrun starts share its work; else the first process alone does it.
         packages: those whose versions can change the result.
         remembered: whether its result is remembered; else it runs at each call, and looks itself for what is there.
-        bytes_per_pixel: what it writes for each pixel of its images, roughly, to tell beforehand whether that fits.
+        bytes_per_pixel: what it writes for each pixel of its images, roughly, to tell beforehand whether that fits; a
+            function where flags decide.
         memory_flags: those that, lowered, let it need less memory, to tell which where that does not suffice; the
             processes first, since the others change the result or its speed.
         version: raised when the step's own code gives another result than before, so that it is made again.
@@ -48,7 +49,7 @@ class Step:
     shared: bool = False
     packages: tuple[str, ...] = PACKAGES
     remembered: bool = True
-    bytes_per_pixel: float = 0
+    bytes_per_pixel: float | Callable[[Config], float] = 0
     memory_flags: tuple[str, ...] = ()
     version: int = 1
 
