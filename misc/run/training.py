@@ -181,6 +181,10 @@ def fit(
         one_size(),
     ):
 
+        def tell(step: int, line: dict[str, Any]) -> None:
+            write_line(jsonable(line))
+            curves.numbers(step, line)
+
         def follow(step: int, line: dict[str, Any]) -> None:
             """What follows a step, which may take long and need not be finished when the run is told to end."""
             try:
@@ -189,8 +193,7 @@ def fit(
             except (KeyboardInterrupt, ProcessLost):
                 state.save(step, unfinished_line=line)
                 raise
-            write_line(jsonable(line))
-            curves.numbers(step, line)
+            tell(step, line)
 
         if state.unfinished_line is not None:
             follow(done, state.unfinished_line)
@@ -209,7 +212,7 @@ def fit(
             if is_followed(step):
                 follow(step, line)
             else:
-                write_line(jsonable(line))
+                tell(step, line)
             shown = {key: f"{value:.4f}" for key, value in values.items()}
             bar.set_postfix(**shown, lr=f"{rate:.2e}", img_s=f"{line['images_per_second']:.1f}")
             bar.update()
