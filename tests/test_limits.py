@@ -152,6 +152,7 @@ IMPOSSIBLE = [
     "--cam_resize_long 320 100000000",
     "--ood_long_side 100000000",
     "--cam_scales 1 1e30",
+    "--exp_times 1000",
     "--deeplab_scales 1e30",
     "--num_workers 100000000",
     "--crf_workers 100000000",

@@ -318,7 +318,7 @@ class Config:
 
     # Random walk and masks
     beta: float = flag(10, "power of the affinities", low=0)
-    exp_times: int = flag(8, "the walk takes 2^exp_times steps", low=0)
+    exp_times: int = flag(8, "the walk takes 2^exp_times steps", low=0, high=20)
     np_power: float = flag(1.0, "power of the CAM before the walk (1.5 for AdvCAM)", low=0)
     sem_seg_bg_thres: float = flag(0.25, "background score of the masks (0.22 for AdvCAM)", low=0, high=1)
     sem_seg_out_dir: str = flag("result/sem_seg_ood", "masks, ID.png, and palette/ID.png in colour", output=True)
