@@ -415,7 +415,7 @@ def train_cam(args: Config) -> None:
     model.to(device)
     _, centres = kmeans(_features(model, ood_paths, args, long_side=args.ood_long_side), args.cluster_K)
     of_classes = class_prototypes(
-        _features(model, train.paths, args), torch.from_numpy(np.asarray(train.labels)).to(device)
+        [_features(model, train.paths, args)], torch.from_numpy(np.asarray(train.labels)).to(device)
     )
     prototypes = torch.cat([of_classes, centres])
 

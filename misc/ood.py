@@ -1,39 +1,49 @@
 """The mathematics of W-OoD: prototypes, distances and the two losses (W-OoD sections 3.2 and 3.3)."""
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from misc.run.device import to_device
-from misc.run.distributed import gather_shares, max_over_processes, mean_over_processes
+from misc.run.distributed import gather_shares, max_over_processes, mean_over_processes, sum_over_processes
 
 BOTTLE = 4
 """VOC's class bottle: the original leaves OoD images that look like it out of the OoD loss."""
 GRADIENT_EPSILON = 1e-12
 ROWS_AT_ONCE = 16384
-"""Of features, while they are summed in twice their precision: more than VOC has images."""
+"""Of features, while those of OoD images are summed in twice their precision."""
 
 
-def _group_means(x: Tensor, membership: Tensor) -> Tensor:
-    """(N, D), (N, G) weights 0 or 1 -> (G, D) means; a group without members is a row of NaN.
+def _group_means(parts: Iterable[Tensor], membership: Tensor, *, over_processes: bool = False) -> Tensor:
+    """Parts of (N, D), (N, G) weights 0 or 1 -> (G, D) means; a group without members is a row of NaN.
 
-    In float64, since TF32, the default on CUDA, would leave 10 bits of each feature.
+    Summed in float64, since TF32, the default on CUDA, would leave 10 bits of each feature.
     """
-    sums = x.new_zeros((membership.shape[1], x.shape[1]), dtype=torch.float64)
-    counts = x.new_zeros(membership.shape[1], dtype=torch.float64)
-    for rows, members in zip(x.split(ROWS_AT_ONCE), membership.split(ROWS_AT_ONCE), strict=True):
-        members = members.double()
-        sums += members.T @ rows.double()
-        counts += members.sum(dim=0)
-    return (sums / counts[:, None]).to(x.dtype)
+    sums: Tensor | int = 0
+    counts: Tensor | int = 0
+    first = 0
+    for rows in parts:
+        members = to_device(membership[first : first + len(rows)], rows.device).double()
+        sums = sums + members.T @ rows.double()
+        counts = counts + members.sum(dim=0)
+        first += len(rows)
+    if over_processes:
+        sums, counts = sum_over_processes(sums), sum_over_processes(counts)
+    return (sums / counts[:, None]).to(rows.dtype)
 
 
-def class_prototypes(features: Tensor, labels: Tensor) -> Tensor:
-    """(N, D) features, (N, C) labels 0/1 -> (C, D): the mean feature of the images that carry each class.
+def class_prototypes(features: Iterable[Tensor], labels: Tensor) -> Tensor:
+    """The mean feature of the images that carry each class, (C, D); a class without images is a row of NaN.
 
-    A class without images is a row of NaN.
+    In several processes each gives its share of the images, and all get the means over all of them.
+
+    Args:
+        features: (N, D) in parts of (n, D), one after the other, so that those of many images need not be held at once.
+        labels: (N, C) 0/1.
     """
-    return _group_means(features, to_device(labels, features.device))
+    return _group_means(features, labels, over_processes=True)
 
 
 def kmeans(x: Tensor, k: int, n_iter: int = 10) -> tuple[Tensor, Tensor]:
@@ -53,7 +63,7 @@ def kmeans(x: Tensor, k: int, n_iter: int = 10) -> tuple[Tensor, Tensor]:
     for _ in range(n_iter):
         distance = torch.cdist(x, centres, compute_mode="donot_use_mm_for_euclid_dist")
         assignment = distance.nan_to_num(nan=torch.inf).argmin(dim=1)
-        centres = _group_means(x, F.one_hot(assignment, k).to(x))
+        centres = _group_means(x.split(ROWS_AT_ONCE), F.one_hot(assignment, k))
     return assignment, centres
 
 

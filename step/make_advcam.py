@@ -12,7 +12,7 @@ from misc.advcam import SCALES, advcam_batch, default_batch_size
 from misc.errors import InputError
 from misc.files import camfile
 from misc.files.atomic import background_writer
-from misc.files.images import image_size
+from misc.files.images import image_sizes
 from misc.imutils import mirror_pair, normalize
 from misc.run.config import Config
 from misc.run.device import Arriving, resolve_device, to_device, when_arrived
@@ -154,7 +154,7 @@ def run(args: Config) -> None:
     model.requires_grad_(False)
 
     max_pairs = args.advcam_batch_size or default_batch_size(device)
-    sizes = [image_size(path) for path in images.paths]
+    sizes = image_sizes(images.paths)
     n_places = [int(n) * places(size) for n, size in zip(images.labels.counts(), sizes, strict=True)]
     groups = size_groups(sizes, max_pairs, n_parts=n_places)
     scaled = ScaledImages(images.paths, images.labels, SCALES)

@@ -8,7 +8,7 @@ import torch
 from misc.cam import batch_scale_maps, merge_scales
 from misc.files import camfile
 from misc.files.atomic import background_writer
-from misc.files.images import image_size
+from misc.files.images import image_sizes
 from misc.run.config import Config
 from misc.run.device import Arriving, resolve_device, to_device, when_arrived
 from misc.run.distributed import on_first_process
@@ -88,7 +88,7 @@ def run(args: Config) -> None:
     model = load_network(args.cam_network, "CAM", args.cam_weights_name, device, n_classes=len(devkit.classes))
 
     scaled = ScaledImages(images.paths, images.labels, args.cam_scales)
-    sizes = [image_size(path) for path in images.paths]
+    sizes = image_sizes(images.paths)
     groups = size_groups(sizes, args.make_cam_batch_size, n_parts=[places(size) for size in sizes])
     loader = GroupedLoader(scaled, groups, num_workers=args.num_workers, device=device)
     save = partial(save_maps, numbers=args.cam_files)

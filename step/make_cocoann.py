@@ -9,7 +9,7 @@ from misc.errors import InputError
 from misc.files import instancefile
 from misc.files.atomic import json_list_writer
 from misc.files.coco import FIRST_ID, annotations_of
-from misc.files.images import image_size
+from misc.files.images import image_sizes
 from misc.run.config import Config
 from misc.run.plan import Planned, require_outputs, require_writable_file
 from misc.run.progress import progress
@@ -80,7 +80,7 @@ def run(args: Config) -> None:
     ids = read_ids_to_segment(devkit, args.infer_list, flag="infer_list", label_file=args.known_labels)
     polygons = args.cocoann_format == "polygon"
     image_paths = devkit.image_paths(ids)
-    sizes = [image_size(path) for path in image_paths]
+    sizes = image_sizes(image_paths)
     category_ids, image_ids = _ids_of(devkit, ids)
     content = {
         "info": {"description": f"W-OoD instance masks from image labels, {devkit.root}"},

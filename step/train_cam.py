@@ -1,9 +1,9 @@
 """Step 1: train the classifier with the W-OoD loss (W-OoD section 3)."""
 
-import itertools
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from itertools import islice, repeat
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,8 @@ from voc12.lists import read_ood_paths
 from voc12.verify import missing_masks, require_masks, require_no_training_images, require_readable
 
 SELECTION_SPLIT = "train"
+FEATURES_AT_ONCE = 1024
+"""Images whose features are held together, of which a GPU tells once whether all are finite."""
 
 STEP = Step(
     name="train_cam",
@@ -197,7 +199,7 @@ def _batches_from(
 
     train_from = batches_of(train.paths, train.labels, args.cam_batch_size, Stream.CAM)
     if args.ood_coeff == 0:
-        return lambda first: zip(train_from(first), itertools.repeat(None), strict=False)
+        return lambda first: zip(train_from(first), repeat(None), strict=False)
     no_labels = Labels.none(len(ood_paths), train.labels.shape[1])
     ood_from = batches_of(ood_paths, no_labels, args.ood_batch_size, Stream.CAM_OOD)
     return lambda first: zip(train_from(first), ood_from(first), strict=True)
@@ -272,27 +274,31 @@ def _show_cams(args: Config, ids: Sequence[str], step: int, looked_at: Sequence[
 
 
 @torch.no_grad()
-def _features_of(model: nn.Module, images: WholeImages, *, num_workers: int, name: str) -> Tensor:
-    """(n, D) pooled features of whole images, one image at a time since their sizes differ."""
+def _features_of(model: nn.Module, images: WholeImages, *, num_workers: int, name: str) -> Iterator[Tensor]:
+    """Pooled features of whole images in parts of (n, D), computed one image at a time since their sizes differ."""
     device = next(model.parameters()).device
     loader = sequential_loader(images, num_workers=num_workers, device=device)
-    bar = progress(loader, desc=f"features of {name}", unit="image")
-    features = torch.cat([model(normalize(to_device(image, device))[None])[1] for image in bar])
-    are_finite = features.isfinite().all(dim=1).tolist()
-    if not all(are_finite):
-        raise InputError(
-            f"--cam_init_weights_name: the network gives NaN or infinity for {images.paths[are_finite.index(False)]}; "
-            "name other weights, or train these again with a lower --cam_learning_rate."
-        )
-    return features
+    bar = iter(progress(loader, desc=f"features of {name}", unit="image"))
+    first = 0
+    while rows := [model(normalize(to_device(image, device))[None])[1] for image in islice(bar, FEATURES_AT_ONCE)]:
+        features = torch.cat(rows)
+        are_finite = features.isfinite().all(dim=1).tolist()
+        if not all(are_finite):
+            raise InputError(
+                f"--cam_init_weights_name: the network gives NaN or infinity for "
+                f"{images.paths[first + are_finite.index(False)]}; name other weights, or train these again with a "
+                "lower --cam_learning_rate."
+            )
+        yield features
+        first += len(features)
 
 
 def _prototypes(args: Config, model: nn.Module, train: LabelledImages, ood_paths: Paths) -> Tensor:
     """(C + K, D): the mean feature of each class and of each cluster of OoD images, from the starting weights."""
     images, ood_images = WholeImages(share(train.paths)), WholeImages(share(ood_paths), long_side=args.ood_long_side)
     features_of = partial(_features_of, model, num_workers=args.num_workers)
-    features = gather_shares(features_of(images, name="training images"))
-    ood_features = gather_shares(features_of(ood_images, name="OoD images"))
+    labels = torch.from_numpy(np.asarray(share(train.labels), dtype=bool))
+    of_classes = class_prototypes(features_of(images, name="training images"), labels)
+    ood_features = gather_shares(torch.cat([*features_of(ood_images, name="OoD images")]))
     _, clusters = kmeans(ood_features, args.cluster_K)
-    labels = torch.from_numpy(np.asarray(train.labels, dtype=bool))
-    return torch.cat([class_prototypes(features, labels), clusters])
+    return torch.cat([of_classes, clusters])

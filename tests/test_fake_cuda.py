@@ -186,7 +186,7 @@ def test_advcam_waits_for_nothing():
 def test_clusters_and_prototypes_stay_on_the_gpu():
     with fake_cuda() as waits:
         assignment, centres = kmeans(on_gpu(9, 5), 3)
-        prototypes = class_prototypes(on_gpu(9, 5), torch.empty(9, N_CLASSES, dtype=torch.bool))
+        prototypes = class_prototypes([on_gpu(9, 5)], torch.empty(9, N_CLASSES, dtype=torch.bool))
         assert {assignment.device, centres.device, prototypes.device} == {CUDA}
     assert waits.lines == []
 

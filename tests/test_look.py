@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import sys
+import threading
 from collections import Counter
 from contextlib import contextmanager, nullcontext
 from itertools import pairwise
@@ -19,6 +20,7 @@ from support import ALL_STEPS, NO_STEPS
 import run_sample
 from misc.errors import InputError
 from misc.files import look
+from misc.files.images import image_size, image_sizes
 from misc.files.jsonfile import read_dict
 from misc.files.look import digest, folder_at, forget, one_look, read_once, remembered, states
 from misc.files.paths import Paths
@@ -230,7 +232,13 @@ def test_the_record_leaves_out_what_is_gone_and_keeps_other_data(toy, tmp_path):
     require_readable([images / "new.jpg"], num_workers=0)
     record = json.loads(record_of(images).read_text())
     assert record["image"].split("/")[::2] == [*(f"{image_id}.jpg" for image_id in toy.ids[1:]), "new.jpg"]
-    assert len([*VERIFIED_FOLDER.iterdir()]) == 2
+    another = tmp_path / "new"
+    another.mkdir()
+    Image.new("RGB", (5, 5)).save(another / "a.png")
+    require_readable([another / "a.png"], num_workers=0)
+    assert {*VERIFIED_FOLDER.iterdir()} == {
+        record_of(folder) for folder in (images, toy.root / "SegmentationClass", another)
+    }
 
 
 def test_a_start_reads_the_records_of_its_own_data_alone(toy, tmp_path, monkeypatch):
@@ -244,6 +252,20 @@ def test_a_start_reads_the_records_of_its_own_data_alone(toy, tmp_path, monkeypa
         require_readable(paths, num_workers=0)
         require_readable(paths, num_workers=0)
     assert read == [record_of(toy.root / "JPEGImages")]
+
+
+def test_headers_of_images_are_read_side_by_side(toy, monkeypatch):
+    paths = open_devkit(str(toy.root), "").image_paths(toy.ids)
+    one_by_one = [image_size(path) for path in paths]
+    monkeypatch.setattr("misc.files.images.HEADERS_A_PART", 4)
+    together = threading.Barrier(4)
+
+    def size_when_all_ask(path):
+        together.wait(timeout=20)
+        return image_size(path)
+
+    monkeypatch.setattr("misc.files.images.image_size", size_when_all_ask)
+    assert image_sizes(paths[:8]) == one_by_one[:8]
 
 
 def test_many_files_are_checked_in_processes(toy):

@@ -47,9 +47,20 @@ def test_more_clusters_than_points_are_refused():
 def test_class_prototypes_count_an_image_for_each_of_its_classes():
     features = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
     labels = torch.tensor([[1.0, 1.0, 0.0], [0.0, 1.0, 0.0]])
-    prototypes = class_prototypes(features, labels)
+    prototypes = class_prototypes([features], labels)
     assert prototypes[:2].tolist() == [[1, 2], [2, 3]]
     assert prototypes[2].isnan().all()
+
+
+def test_class_prototypes_of_parts_are_those_of_the_whole():
+    generator = torch.Generator().manual_seed(1)
+    features = torch.randn(50, 7, generator=generator)
+    labels = torch.rand(50, 4, generator=generator) < 0.3
+    whole = torch.stack([features[labels[:, k]].double().mean(dim=0) for k in range(4)])
+    for size in (1, 7, 50):
+        prototypes = class_prototypes(iter(features.split(size)), labels)
+        assert prototypes.dtype == features.dtype
+        np.testing.assert_allclose(prototypes, whole, rtol=1e-6, atol=1e-7)
 
 
 def test_distances_to_empty_prototypes_are_zero_without_a_gradient():

@@ -253,7 +253,7 @@ def test_clusters_and_prototypes(recorded):
     n_clusters = len(recording["prototypes"]) - recording["id_labels"].shape[1]
     assignment, centres = kmeans(torch.from_numpy(recording["x_ood"]), n_clusters)
     np.testing.assert_array_equal(assignment, recording["cluster"])
-    classes = class_prototypes(torch.from_numpy(recording["x_id"]), torch.from_numpy(recording["id_labels"]))
+    classes = class_prototypes([torch.from_numpy(recording["x_id"])], torch.from_numpy(recording["id_labels"]))
     np.testing.assert_allclose(torch.cat([classes, centres]), recording["prototypes"], rtol=1e-4, atol=1e-6)
 
 

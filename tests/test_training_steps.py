@@ -17,6 +17,7 @@ from support import NO_STEPS, TOY_CLASSES
 from torch.nn import functional as F
 
 import run_sample
+from misc.errors import InputError
 from misc.files.images import read_image
 from misc.imutils import long_side_size, normalize, resize_image, to_chw
 from misc.ood import kmeans, wood_losses
@@ -245,6 +246,7 @@ def test_the_loss_gets_the_flags_and_the_prototypes(toy, monkeypatch):
         return wood_losses(model, images, labels, **settings)
 
     monkeypatch.setattr("step.train_cam.wood_losses", note)
+    monkeypatch.setattr("step.train_cam.FEATURES_AT_ONCE", 3)  # so that the seven images are three parts
     settings = {"ood_coeff": 0.3, "distance_lambda": 0.02, "ood_dist_topk": 0.4, "ood_adv_step": 0.05}
     run(toy, "train_cam", **CAM_FLAGS, **settings, ood_ignore_class="train", cluster_K=4, ood_long_side=48)
     assert len(given) == EXPECTED["train_cam"].n_steps
@@ -267,6 +269,20 @@ def test_the_loss_gets_the_flags_and_the_prototypes(toy, monkeypatch):
     expected = torch.cat([torch.stack(of_classes), kmeans(ood_features, 4)[1]])
     for one in given:
         torch.testing.assert_close(one["prototypes"], expected, equal_nan=True)
+
+
+def test_an_image_whose_features_are_not_finite_is_named(toy, monkeypatch):
+    forward, n_seen = own_network.Net.forward, itertools.count(1)
+
+    def fails_at_the_fifth(model, image):
+        logits, features = forward(model, image)
+        return logits, features * torch.nan if next(n_seen) == 5 else features
+
+    monkeypatch.setattr(own_network.Net, "forward", fails_at_the_fifth)
+    monkeypatch.setattr("step.train_cam.FEATURES_AT_ONCE", 3)
+    sentence = f"--cam_init_weights_name: the network gives NaN or infinity for .*{toy.ids[4]}.jpg; name other weights"
+    with pytest.raises(InputError, match=sentence):
+        run(toy, "train_cam", **CAM_FLAGS)
 
 
 def test_the_mean_displacement_is_that_of_the_inference_list(toy):

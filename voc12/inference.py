@@ -15,7 +15,7 @@ from misc.cam import CAM_STRIDE
 from misc.errors import InputError
 from misc.files import camfile
 from misc.files.atomic import background_writer
-from misc.files.images import image_size
+from misc.files.images import image_sizes
 from misc.imutils import mirror_pair, normalize
 from misc.mining import class_probabilities
 from misc.run.config import CamSource
@@ -176,7 +176,7 @@ def walk_inputs(
     batch_size = batch_size or (DEVICE_BATCH if device.type == "cuda" else 1)
     groups: Sequence[Sequence[int]] = [[number] for number in range(len(ids))]
     if batch_size > 1 and hasattr(model, "batch"):
-        padded = [model.padded_size(image_size(path)) for path in paths]
+        padded = [model.padded_size(size) for size in image_sizes(paths)]
         groups = size_groups(padded, batch_size, n_parts=[places(size) for size in padded])
     items = ImagesWithCams(paths, cam_paths, len(devkit.classes))
     loader = GroupedLoader(items, groups, num_workers=num_workers, device=device)

@@ -123,7 +123,8 @@ class _Verified:
         return len(columns[0]) - len(self.new([columns], kind))
 
     def add(self, passed: Mapping[Files, str | None], kind: str) -> None:
-        """Write the records of these files' folders with these as well; remove those of folders that are gone."""
+        """Write the records of these files' folders with these as well; beside a new one, remove those of folders that
+        are gone."""
         changed = set()
         for (path, *_), state in passed.items():
             if state is not None:
@@ -137,10 +138,10 @@ class _Verified:
                 for each, known in self._known[folder].items()
                 if each != FOLDER
             }
+            is_new = not record_of(folder).exists()
             write_json(record_of(folder), {FOLDER: folder, **texts})
-        for record in VERIFIED_FOLDER.glob("*.json"):
-            if not os.path.isdir(str(read_dict(record).get(FOLDER))):
-                record.unlink(missing_ok=True)
+            if is_new:
+                _remove_records_of_gone_folders()
 
     def add_lists(self, lists: Iterable[Columns], kind: str) -> None:
         """Remember for this run that all files of these lists passed."""
@@ -167,6 +168,12 @@ def _folder_of_row(row: tuple) -> str:
 def record_of(folder: str | Path) -> Path:
     """The record of the files of a folder that passed."""
     return VERIFIED_FOLDER / f"{blake2b(os.path.realpath(folder).encode(), digest_size=8).hexdigest()}.json"
+
+
+def _remove_records_of_gone_folders() -> None:
+    for record in VERIFIED_FOLDER.glob("*.json"):
+        if not os.path.isdir(str(read_dict(record).get(FOLDER))):
+            record.unlink(missing_ok=True)
 
 
 def _by_name(text: str) -> dict[str, str]:
