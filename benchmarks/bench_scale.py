@@ -42,7 +42,6 @@ from voc12.devkit import open_devkit  # noqa: E402
 from voc12.images import read_labelled_images  # noqa: E402
 
 MIB = 2**20
-FEATURES = 2048
 SMALL, LARGE = 8, 12
 """Images of the data sets on which calls are counted."""
 OPENED, WRITTEN = "open", "replace"
@@ -88,7 +87,6 @@ def memory(folder: Path, n_images: int) -> Iterator[tuple[str, float]]:
         _write_provenance(work, ids, made_with)
         yield "make_advcam: which files are finished", held(lambda: Provenance(work, made_with))[1]
         yield "make_cocoann: the entries of images", held(lambda: _coco_images(ids))[1]
-    yield "train_cam: features of all images for the prototypes (computed)", n_images * FEATURES * 4 / MIB
 
 
 def _sound(files: tuple[str, ...], **options: int) -> None:
