@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT))
 
 VOC_TRAIN, VOC_TRAIN_AUG, COCO_TRAIN = 1_464, 10_582, 118_287
 N_DRAWN, SIZE, N_CLASSES = 32, (375, 500), 20
-N_OOD = 64
+N_OOD, N_DRAWN_OOD = 64, 8
 STEPS = (
     *("train_classifier", "train_cam", "make_cam", "eval_cam", "cam_to_ir_label", "eval_ir_label"),
     *("train_irn", "make_sem_seg", "eval_sem_seg"),
@@ -59,7 +59,11 @@ def make_devkit(folder: Path, n_images: int) -> None:
     (devkit / "ImageSets/Segmentation/train.txt").write_text("".join(f"{image_id}\n" for image_id in ids))
     names = [f"scene{number}.jpg" for number in range(N_OOD)]
     for number, name in enumerate(names):
-        os.link(drawn / f"{number % N_DRAWN}.jpg", folder / "ood" / name)
+        if number < N_DRAWN_OOD:
+            scene, _ = photograph(SIZE, (), rng)
+            Image.fromarray(scene).save(folder / "ood" / name, quality=JPEG_QUALITY)
+        else:
+            os.link(folder / "ood" / names[number % N_DRAWN_OOD], folder / "ood" / name)
     (folder / "ood_list.txt").write_text("".join(f"{name}\n" for name in names))
 
 

@@ -18,6 +18,7 @@ from PIL import Image
 from support import ALL_STEPS, NO_STEPS
 
 import run_sample
+from benchmarks import bench_scale, bench_start
 from misc.errors import InputError
 from misc.files import look
 from misc.files.images import image_size, image_sizes
@@ -324,3 +325,14 @@ def test_networks_that_are_only_compared_are_not_filled():
     assert {name: tensor.shape for name, tensor in network.state_dict().items()} == shapes
     assert not torch.equal(torch.get_rng_state(), before)
     network.load_state_dict(CAM(3).state_dict())
+
+
+def test_what_a_start_costs_can_be_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench_start, "SIZE", (24, 32))
+    n_images = bench_start.N_DRAWN + 4
+    bench_start.make_devkit(tmp_path / "all", n_images)
+    monkeypatch.chdir(tmp_path / "all/work")
+    assert bench_start.start(bench_start.START).keys() == {"cpu", "peak", "seconds"}
+    found = dict(bench_scale.memory(tmp_path, n_images))
+    assert len(found) > 5
+    assert all(size > 0 for size in found.values())
