@@ -9,6 +9,7 @@ import importlib
 import inspect
 import operator
 from collections.abc import Container, Sequence
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -92,9 +93,13 @@ def _has(network: nn.Module, dotted_name: str) -> bool:
 
 
 def source_file(module_name: str) -> Files:
-    """The file of a network's module, on which its results depend. `build_network` has found it."""
-    path = getattr(importlib.import_module(module_name.partition(BACKBONE_MARK)[0]), "__file__", None)
-    return Files([path] if path else [])
+    """The files on which a network's results depend: that of its module, and of timm's models the one that holds timm's
+    version. `build_network` has found them."""
+    name = module_name.partition(BACKBONE_MARK)[0]
+    paths = [getattr(importlib.import_module(name), "__file__", None)]
+    if name in TIMM_MODULES.values():
+        paths.append(find_spec("timm.version").origin)
+    return Files([path for path in paths if path])
 
 
 def inputs_of_network(args: Config, network: str, weights: str, classes: Sequence[str]) -> Inputs:

@@ -1,6 +1,7 @@
 """Models of timm as backbones: which fit, what their weights are, and that they give what the project's own give."""
 
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,10 +9,10 @@ from support import ALL_STEPS
 
 import run_sample
 from misc.errors import InputError
-from misc.run.config import parse_config
+from misc.run.config import BACKBONE_MARK, parse_config
 from net import efficientnet_lite0_cam, resnet50_cam, resnet50_irn
 from net.backbone import FrozenStatsBatchNorm2d
-from net.build import build_network
+from net.build import build_network, source_file
 from net.weights import load_imagenet, load_weights, read_checkpoint, save_weights
 
 timm = pytest.importorskip("timm", reason="the package timm is not installed")
@@ -219,6 +220,13 @@ def test_a_backbone_too_few_or_too_many_is_one_sentence(module, class_name, sent
     with pytest.raises(InputError) as caught:
         build_network(module, class_name)
     assert sentence in str(caught.value)
+
+
+def test_results_depend_on_the_version_of_timm():
+    module, version = source_file(f"net.timm_cam{BACKBONE_MARK}resnet50").paths
+    assert Path(module).name == "timm_cam.py"
+    assert timm.__version__ in Path(version).read_text()
+    assert len(source_file("net.resnet18_cam").paths) == 1
 
 
 def test_the_name_travels_with_the_checkpoint(tmp_path):
