@@ -31,7 +31,8 @@ EXIT_UNFORESEEN, EXIT_BAD_INPUT, EXIT_LOST, EXIT_INTERRUPTED = 1, 2, 3, 130
 def check_chain(config: Config, planned: Plan) -> list[StepModule]:
     """Check the input of all enabled steps, note in `planned` what they will make; returns the steps' modules.
 
-    Raises `InputError` for bad input: all problems of all steps. Of several processes the first one checks.
+    Raises `InputError` for bad input: all problems of all steps but those that another hides, such as a list that
+    can't be read. Of several processes the first one checks.
     """
     names = enabled_steps(config)
     if not names:
