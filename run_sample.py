@@ -68,7 +68,7 @@ def run_chain(config: Config, steps: Sequence[StepModule]) -> None:
     from misc.run.done import DoneSteps
     from misc.run.limits import limits_told
     from misc.run.memory import keep_freed_memory
-    from misc.run.record import RunRecord
+    from misc.run.record import METRICS_FOLDER, RunRecord
 
     device = resolve_device(config.device)
     precision = set_precision(config.precision, device)
@@ -90,7 +90,8 @@ def run_chain(config: Config, steps: Sequence[StepModule]) -> None:
                 wait_for_all()
             else:
                 on_first_process(step.run, config)
-        forget(path for flag in step.STEP.writes if (path := getattr(config, flag)))
+        written = [path for flag in step.STEP.writes if (path := getattr(config, flag))]
+        forget([*written, Path(config.result_dir, METRICS_FOLDER)])
         on_first_process(done.finish, step, config)
 
 

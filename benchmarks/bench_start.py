@@ -15,6 +15,8 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import patch
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -22,6 +24,7 @@ sys.path.insert(0, str(ROOT))
 VOC_TRAIN, VOC_TRAIN_AUG, COCO_TRAIN = 1_464, 10_582, 118_287
 N_DRAWN, SIZE, N_CLASSES = 32, (375, 500), 20
 N_OOD, N_DRAWN_OOD = 64, 8
+PLENTY = 2**50
 STEPS = (
     *("train_classifier", "train_cam", "make_cam", "eval_cam", "cam_to_ir_label", "eval_ir_label"),
     *("train_irn", "make_sem_seg", "eval_sem_seg"),
@@ -112,7 +115,8 @@ def start(what: str) -> dict[str, float]:
     if what == START:
         config = parse_config(flags())
         Path(config.result_dir).mkdir(exist_ok=True)
-        with one_look():
+        # The plan refuses a run whose maps the disk has no room for; here none are made
+        with one_look(), patch("shutil.disk_usage", return_value=SimpleNamespace(free=PLENTY)):
             run_sample.plan_chains([("", config)])
     return {"cpu": cpu_seconds() - cpu, "peak": peak_mib() - peak, "seconds": time.perf_counter() - clock}
 

@@ -235,6 +235,25 @@ def test_redo_does_it_all_the_same(done):
     assert sum(kind == "file" for kind, *_ in done.work) == 6
 
 
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"predict_pass": True, "predict_long_side": 64},  # a step that has left no record yet
+        {"train_classifier_pass": True, "redo": "train_classifier"},  # one whose record changes
+    ],
+)
+def test_the_report_is_made_again_after_any_step(done, flags):
+    alone = {**NO_STEPS, **FLAGS, "make_report_pass": True, "predict_input": str(done.toy.root / "JPEGImages"), **flags}
+    log = Path("sample_train_eval.log")
+    start = len(log.read_text())
+    run_sample.run(done.toy.flags(**alone))
+    name = next(iter(flags)).removesuffix("_pass")
+    planned, _, said = log.read_text()[start:].partition("disk:")
+    assert f"depends on what {name} will make" in planned
+    assert "make_report runs: " in said
+    assert "make_report took" in said
+
+
 def test_records_that_are_damaged_do_no_harm(done):
     Path("result/steps/eval_cam.json").write_text('{"started": 1, "settings": []}')
     Path("result/steps/make_cam.json").write_bytes(b"\xff{")

@@ -123,7 +123,7 @@ class DoneSteps:
         before = self.read(name)
         if before and not before["finished"] and all(before[part] == record[part] for part in PARTS):
             record["started"] = before["started"]
-        write_json(self._folder / f"{name}.json", record)
+        self._write(name, record)
 
     def finish(self, step: StepModule, args: Config) -> None:
         """Note that a step has ended, and what it wrote."""
@@ -132,7 +132,11 @@ class DoneSteps:
             return
         outputs = fingerprint(Files(step.outputs(args)), self.known_contents())
         record = {**self.read(name), "outputs": outputs, "finished": datetime.now().isoformat()}
+        self._write(name, record)
+
+    def _write(self, name: str, record: Mapping[str, Any]) -> None:
         write_json(self._folder / f"{name}.json", record)
+        look.forget([self._folder])
 
 
 def _is_time(value: Any) -> bool:
