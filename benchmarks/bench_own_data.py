@@ -20,8 +20,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
-import numpy as np
-
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
@@ -43,7 +41,6 @@ COMMANDS = {
         *("--labels_from", "classifier"),
     ),
 }
-MASKS = {"make_sem_seg": "result/sem_seg_ood"}
 CANDIDATES, REVIEW = Path("result/mined_ood/candidates.csv"), Path("ood_review.csv")
 
 
@@ -82,18 +79,30 @@ def walk(sample: Path, folder: Path) -> Iterator[tuple[str, float]]:
             yield what, time.perf_counter() - started
 
 
-def agreement(sample: Path, folder: Path, masks: str) -> tuple[float, int]:
-    """mIoU, in per cent, of the masks of the imported training images against the sample's own; how many these are."""
-    n_classes = len((sample / "classes.txt").read_text().split()) + 1
-    confusion, n_images = np.zeros((n_classes, n_classes), dtype=np.int64), 0
+def compared(sample: Path, folder: Path) -> dict[str, list[tuple[Path, str]]]:
+    """{what: [(mask, the sample's id of its image)]} of the masks that can be compared with the sample's own."""
     with (folder / "Data/mine/import.csv").open(newline="") as file:
-        for row in csv.DictReader(file):
-            if row["list"] == "train":
-                truth = read_label(sample / f"SegmentationClass/{Path(row['file']).stem.removeprefix('IMG ')}.png")
-                made = read_label(folder / masks / f"{row['id']}.png")
-                confusion += confusion_matrix(made, truth, n_classes)
-                n_images += 1
-    return 100 * scores(confusion)["miou"], n_images
+        rows = [row for row in csv.DictReader(file) if row["list"] == "train"]
+    val = (sample / "ImageSets/Segmentation/val.txt").read_text().split()
+    return {
+        "masks of the training images (make_sem_seg)": [
+            (folder / f"result/sem_seg_ood/{row['id']}.png", Path(row["file"]).stem.removeprefix("IMG "))
+            for row in rows
+        ],
+        "masks of the pool's images with objects (predict)": [
+            (folder / f"result/predict/{image_id}.png", image_id) for image_id in val
+        ],
+    }
+
+
+def miou(masks: Sequence[tuple[Path, str]], sample: Path) -> float:
+    """mIoU, in per cent, against the sample's own masks."""
+    n_classes = len((sample / "classes.txt").read_text().split()) + 1
+    confusions = (
+        confusion_matrix(read_label(path), read_label(sample / f"SegmentationClass/{image_id}.png"), n_classes)
+        for path, image_id in masks
+    )
+    return 100 * scores(sum(confusions))["miou"]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -108,9 +117,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print("| command | seconds |\n| --- | --- |")
     for what, seconds in walk(sample, folder):
         print(f"| {what} | {seconds:.0f} |", flush=True)
-    for step, masks in MASKS.items():
-        miou, n_images = agreement(sample, folder, masks)
-        print(f"\n{step}: mIoU {miou:.1f} against the sample's own masks of the {n_images} training images")
+    print("\n| masks | images | mIoU |\n| --- | --- | --- |")
+    for what, masks in compared(sample, folder).items():
+        print(f"| {what} | {len(masks)} | {miou(masks, sample):.1f} |")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from pycocotools import mask as coco_mask
 from support import CAM_START
 
 import run_sample
+from benchmarks import bench_own_data
 from misc.errors import InputError
 from misc.files import camfile, instancefile
 from misc.files.images import image_size, read_image, read_label, turned_upright
@@ -30,6 +32,7 @@ from voc12.importing.source import SourceObject
 from voc12.importing.split import held_out
 from voc12.importing.tables import read_label_table
 from voc12.labels import read_labels
+from voc12.sample import ensure
 from voc12.verify import require_instances, require_masks
 
 ROOT = Path("mine")
@@ -541,3 +544,28 @@ def test_masks_of_a_coco_file_choose_weights_and_evaluate_cams(toy):
     run_sample.run(toy.flags(voc12_root="mine", redo=(), cam_batch_size=8))
     assert "kept the weights of step" in log()
     assert json.loads(Path("result/scores/eval_cam.json").read_text())["images"] == 7
+
+
+def test_the_road_of_own_data_knows_its_images_again(tmp_path, monkeypatch):
+    sample, folder = tmp_path / "sample", tmp_path / "road"
+    folder.mkdir()
+    ensure(sample, workers=1, n_train=9, n_val=2, n_ood=3, long_side=96)
+    bench_own_data.sort(sample, folder)
+    assert len([*(folder / "pool").iterdir()]) == 5
+    monkeypatch.chdir(folder)
+    run_sample.run([*bench_own_data.COMMANDS[bench_own_data.IMPORT], "--device", "cpu"])
+    made = bench_own_data.compared(sample, folder)
+    assert sum(map(len, made.values())) == len(Path("Data/mine/ImageSets/Main/train.txt").read_text().split()) + 2
+    for masks in made.values():
+        for path, image_id in masks:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(sample / f"SegmentationClass/{image_id}.png", path)
+        assert bench_own_data.miou(masks, sample) == 100
+    (folder / bench_own_data.CANDIDATES).parent.mkdir(parents=True)
+    pool = sorted(f"pool/{path.name}" for path in (folder / "pool").iterdir())
+    (folder / bench_own_data.CANDIDATES).write_text(
+        "\n".join(["file,class,probability", *(f"{p},cow,1" for p in pool)])
+    )
+    bench_own_data.review(sample, folder)
+    decided = (folder / bench_own_data.REVIEW).read_text().split()[1:]
+    assert decided == [f"{path},{int('/2099_' in path)}" for path in pool]

@@ -197,6 +197,13 @@ def test_small_takes_its_own_numbers_where_there_are_enough_images(photographs):
     )
 
 
+def test_small_with_overlays_makes_nothing_anew(photographs):
+    config = parse_config([*photographs, "--show_pass", "True", "--labels_from", "classifier"])
+    assert enabled_steps(config) == ["show"]
+    asked = parse_config([*photographs, "--show_pass", "True", "--make_cam_pass", "True"])
+    assert enabled_steps(asked) == ["make_cam", "show"]
+
+
 def test_small_with_mining_trains_the_classifier_alone_and_names_the_places_of_the_chain(photographs):
     Path("mine/OoD_images").rmdir()
     config = parse_config([*photographs, "--mine_ood_pass", "True", "--ood_pool", "pool"])

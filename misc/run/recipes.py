@@ -153,7 +153,9 @@ def _fit_to_starts(values: Flags, given: Flags) -> tuple[dict[str, Any], list[st
 def _fit_to_few_images(values: Flags, given: Flags) -> tuple[dict[str, Any], list[str]]:
     """Lists and OoD images in the data set's folder, batches and clusters that they fill, evaluations that have masks.
 
-    With `mine_ood` the classifier alone is trained, and the OoD images go where the chain will look for them.
+    With `mine_ood` the classifier alone is trained, and the OoD images go where the chain will look for them. With
+    `show` nothing is made anew.
+
     Batches are at most as large as their lists, and epochs at least so many that there are `SMALL_STEPS`. What can't be
     read here keeps its default: the steps' own checks say what is wrong.
     """
@@ -185,8 +187,12 @@ def _fit_to_few_images(values: Flags, given: Flags) -> tuple[dict[str, Any], lis
     flags |= dict.fromkeys(("eval_cam_pass", "eval_ir_label_pass", "eval_sem_seg_pass"), evaluated)
     flags["eval_ins_seg_pass"] = evaluated and any((root / "SegmentationObject").glob("*.png"))
     flags["eval_deeplab_pass"] = has_masks and (splits / f"{values['deeplab_eval_set']}.txt").is_file()
-    if mines:  # what comes after it is for the images that a person has chosen
-        return flags | dict.fromkeys((*SMALL_CHAIN, *EVALUATIONS), False), []
+    shows = given.get("show_pass", False)
+    if (
+        mines or shows
+    ):  # what comes after mining is for the images that a person has chosen; what is there is shown as is
+        own = () if mines else ("train_classifier_pass",)
+        return flags | dict.fromkeys((*own, *SMALL_CHAIN, *EVALUATIONS), False), []
     if has_masks:
         return flags, []
     return flags, [_WITHOUT_MASKS.format(root / "SegmentationClass")]
