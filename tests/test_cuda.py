@@ -3,6 +3,7 @@
 Each runs on the CPU as well, as a slow test, so that its own code is known to work where there is no GPU.
 """
 
+import math
 import warnings
 from collections import Counter
 from contextlib import contextmanager
@@ -14,16 +15,19 @@ import torch
 from support import ALL_STEPS, NO_STEPS, RATES_THAT_SHOW, give_all_one_size, make_all_inputs, make_toy_data
 
 import run_sample
-from misc.advcam import advcam_batch
 from misc.errors import InputError
 from misc.files import camfile, instancefile
 from misc.files.images import read_label
 from misc.run.parallel import SHARE_GPUS
-from net.weights import read_checkpoint, save_weights
-from tests.own_network import Net
+from misc.run.record import start_log
+from net.weights import read_checkpoint
+from tests.own_network import CAM, EdgeDisplacement
 from tests.test_distributed import run_in_processes
+from tests.test_fitting import limit
 from tests.test_limits import limited_memory
 from tests.test_resume import WEIGHTS, messages, train, train_until
+from voc12.devkit import open_devkit
+from voc12.inference import walk_inputs
 
 NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch finds no GPU here")
 DEVICES = [pytest.param("cuda", marks=[pytest.mark.cuda, NO_GPU]), pytest.param("cpu", marks=pytest.mark.slow)]
@@ -207,43 +211,53 @@ def test_a_training_that_does_not_fit_is_one_sentence_and_the_next_one_runs(devi
     run(toy, train_classifier_pass=True, device=device)
 
 
-def peak_of(device, work):
-    """Bytes that a piece of work takes of the GPU at its peak, with what PyTorch keeps in store; 0 on the CPU."""
-    if device == "cpu":
-        return 0
+def peak_of(work):
+    """Bytes that a piece of work takes of the GPU at its peak, with what PyTorch keeps in store."""
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     work()
     return torch.cuda.max_memory_reserved()
 
 
-def test_batches_of_advcam_that_do_not_fit_are_halved(device, toy, monkeypatch):
-    give_all_one_size(toy, (500, 500) if device == "cuda" else (48, 64))
-    network = Net(n_classes=3)
-    network.classifier.weight.data.abs_()  # no map is empty, which would stop the run
-    save_weights(network, "sess/res50_cam_ood.pth")
-
-    def make(together):
-        run(toy, make_advcam_pass=True, adv_iter=2, device=device, advcam_batch_size=together)
-
-    one, four = (peak_of(device, lambda n=n: make(n)) for n in (1, 4))
-    with monkeypatch.context() as patch:
-        if device == "cpu":
-            patch.setattr("step.make_advcam.advcam_batch", no_more_than(2, advcam_batch))
-            make(4)
-        else:
-            with little_memory(device, (one + four) // 2):
-                make(4)
-    assert "no GPU memory for 4 (image, class) pairs at once" in messages()
+def cams_in_batches(toy, device, together):
+    run(toy, make_cam_pass=True, device=device, make_cam_batch_size=together, cam_scales=(1.0, 2.0))
 
 
-def no_more_than(room, function):
-    def limited(*arguments, batch_size, **settings):
-        if batch_size > room:
-            raise torch.OutOfMemoryError
-        return function(*arguments, batch_size=batch_size, **settings)
+def advcams_in_batches(toy, device, together):
+    run(toy, make_advcam_pass=True, adv_iter=2, device=device, advcam_batch_size=together)
 
-    return limited
+
+def irn_in_batches(toy, device, together):
+    model = EdgeDisplacement().to(device).eval()
+    how = {"device": torch.device(device), "num_workers": 0, "batch_size": together, "title": "IRN"}
+    start_log("sample_train_eval")
+    list(walk_inputs(model, open_devkit(str(toy.root), ""), toy.ids[:4], "result/cam_ood", **how))
+
+
+IN_BATCHES = {
+    "make_cam": (cams_in_batches, CAM, "logit_maps", lambda images: len(images) // 2, "images"),
+    "make_advcam": (advcams_in_batches, CAM, "logit_maps", lambda images: len(images) // 2, "(image, class) pairs"),
+    "IRN": (irn_in_batches, EdgeDisplacement, "batch", len, "images"),
+}
+
+
+@pytest.mark.parametrize("kind", IN_BATCHES)
+def test_batches_that_do_not_fit_are_halved(device, toy, monkeypatch, kind):
+    work, owner, name, n_of, parts = IN_BATCHES[kind]
+    make_all_inputs(toy)
+    size = (500, 500) if device == "cuda" else (48, 64)
+    give_all_one_size(toy, size)
+    cells = [math.ceil(side / 4) for side in size]
+    for number, image_id in enumerate(toy.ids):
+        camfile.save(f"result/cam_ood/{image_id}.npy", [number % 3], torch.ones(1, *cells), torch.ones(1, *size))
+    if device == "cuda":
+        one, four = (peak_of(lambda n=n: work(toy, device, n)) for n in (1, 4))
+        with little_memory(device, one + (four - one) // 4):
+            work(toy, device, 4)
+    else:
+        limit(monkeypatch, owner, name, n_of, room=2)
+        work(toy, device, 4)
+    assert f"no GPU memory for 4 {parts} at once; going on with 2" in messages()
 
 
 # Several processes

@@ -15,6 +15,7 @@ from benchmarks import bench_steps, gpu_day
 from benchmarks.gpu_day import LOG, ROOT, TABLE, Part, parts_of, run_parts
 from misc.errors import InputError
 from misc.run.config import parse_config
+from tests.test_parallel import is_running
 
 
 def script(name, code, share=1.0):
@@ -29,11 +30,6 @@ def run(parts, folder, *, seconds):
 
 
 SLOW = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {child!r}]); time.sleep(60)"
-
-
-def is_running(pid):
-    status = Path(f"/proc/{pid}/stat")
-    return status.exists() and status.read_text().rpartition(") ")[2][0] != "Z"  # one that ended and was not asked
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
