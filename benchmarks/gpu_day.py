@@ -78,12 +78,13 @@ def parts_of(device: str, folder: Path) -> list[Part]:
         script = ROOT / "benchmarks/bench_steps.py"
         return [script, "--device", device, "--precision", precision, "--repeats", "3", *where, *chosen]
 
-    # Each test of the file is marked `cuda` for the GPU and `slow` for the CPU
+    # Each test of the file is marked `cuda` for the GPU and `slow` for the CPU. Warnings of other versions of the
+    # packages are no failures here.
     tests = ["-m", "pytest", "tests/test_cuda.py", "-m", {"cuda": "cuda", "cpu": "slow"}[device]]
     sample = ["--sample", "True", "--device", device, "--work_dir", folder / "sample"]
     data = ["--sample_root", folder / "sample_data"]
     commands = (
-        ("tests", [*tests, "-q", "--tb=short", "-p", "no:cacheprovider"], 130),
+        ("tests", [*tests, "-W", "default", "-q", "--tb=short", "-p", "no:cacheprovider"], 130),
         ("bench_tf32", bench("tf32"), 190),
         ("bench_bf16", bench("bf16", *BF16_STEPS), 80),
         ("sample", [ROOT / "run_sample.py", *sample, *data], 140),
@@ -170,7 +171,8 @@ def environment_with(wheels: Path | None, site: Path) -> dict[str, str]:
 
     Raises `InputError` if that holds no wheels, or some that can't be installed here.
     """
-    environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
+    # Unbuffered, so that the log also has what a part has said before it was killed
+    environment = {"OMP_WAIT_POLICY": "PASSIVE", "PYTHONUNBUFFERED": "1", **os.environ}
     if wheels is None:
         return environment
     files = sorted(wheels.glob("*.whl"))

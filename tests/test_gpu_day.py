@@ -25,11 +25,14 @@ def script(name, code, share=1.0):
 def run(parts, folder, *, seconds):
     """The outcomes, and the lines that the screen has shown."""
     said = []
-    how = {"environment": {**os.environ, "GIVEN": "to all"}, "title": "a machine", "tell": said.append}
+    environment = {**gpu_day.environment_with(None, folder), "GIVEN": "to all"}
+    how = {"environment": environment, "title": "a machine", "tell": said.append}
     return run_parts(parts, folder, end=time.monotonic() + seconds, **how), said
 
 
-SLOW = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {child!r}]); time.sleep(60)"
+SLOW = (
+    "import subprocess, sys, time; print('three'); subprocess.Popen([sys.executable, '-c', {child!r}]); time.sleep(60)"
+)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
@@ -37,7 +40,7 @@ def test_parts_run_in_order_and_none_stops_the_rest(tmp_path):
     """One that fails, one that hangs with a process of its own, one that does not heed when it is told to end."""
     started = tmp_path / "child"
     child = f"import os, time; open({str(started)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
-    deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True)"
+    deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf')"
     parts = [
         script("first", "import os; print('one', os.environ['GIVEN'])", 0.1),
         script("second", "print('two'); raise SystemExit(3)", 0.1),
@@ -46,12 +49,12 @@ def test_parts_run_in_order_and_none_stops_the_rest(tmp_path):
         script("fifth", "print('five')", 0.5),
     ]
     before = time.monotonic()
-    outcomes, _ = run(parts, tmp_path, seconds=4)
-    assert time.monotonic() - before < 6
+    outcomes, _ = run(parts, tmp_path, seconds=5)
+    assert time.monotonic() - before < 8
     expected = ["passed", "failed (exit code 3)", "timed out", "timed out", "passed"]
     assert [(each.name, each.result) for each in outcomes] == [*zip((p.name for p in parts), expected, strict=True)]
     log = (tmp_path / LOG).read_text()
-    places = [log.index(text) for text in ("one to all", "two", "deaf", "five")]
+    places = [log.index(text) for text in ("one to all", "two", "three\n", "deaf\n", "five\n")]
     assert places == sorted(places)
     assert not is_running(int(started.read_text()))
     assert {path.name for path in tmp_path.iterdir()} == {LOG, TABLE, "child"}
