@@ -244,11 +244,18 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--repeats", type=int, default=5, help="runs, of which the median is taken")
     parser.add_argument("--add", action="store_true", help="keep what --output holds of other steps, same machine")
+    parser.add_argument("--missing", action="store_true", help="leave out what --output holds already; implies --add")
     parser.add_argument("--output", type=Path, help="default: benchmarks/results/bench_steps_{cpu,gpu}.md")
     options = parser.parse_args(arguments)
     if options.repeats < 1:
         parser.error(f"--repeats must be at least 1, got {options.repeats}")
     return options
+
+
+def to_measure(options: argparse.Namespace, report: Report) -> list[str]:
+    """The steps that are asked for, in their order; with `--missing` those that `report` has no rows of."""
+    kept = {name for name, rows in report.measured.items() if options.missing and not isinstance(rows, str)}
+    return [name for name in STEPS if name in options.steps and name not in kept]
 
 
 def run(options: argparse.Namespace) -> bool:
@@ -263,12 +270,12 @@ def run(options: argparse.Namespace) -> bool:
             device, sizes, Path(folder), precision=options.precision, repeats=options.repeats, full=options.full
         )
         report = Report(bench.conditions, {})
-        earlier = load(data) if options.add else None
+        earlier = load(data) if options.add or options.missing else None
         if earlier:
             require_same(earlier.conditions, report.conditions, data)
             report.measured.update(earlier.measured)
         other = load(output.with_name(f"{file_name(other_device(device.type))}.json"))
-        bar = tqdm([name for name in STEPS if name in options.steps], unit="step")
+        bar = tqdm(to_measure(options, report), unit="step")
         for name in bar:
             bar.set_description(name)
             started = time.perf_counter()

@@ -21,7 +21,7 @@ SCALES = (0.5, 1.0, 1.5, 2.0)
 SMALL_SCALE = 0.5
 EPSILON = 1e-12
 BYTES_A_PIXEL = 4096
-"""Of the images at the largest scale, as an upper estimate: ResNet-50 keeps 1,863 for its backward pass."""
+"""Of the images at the largest scale, as an upper estimate: ResNet-50 keeps 993 for its backward pass."""
 LARGEST_BATCH = 8
 
 

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from misc.crf import Backend, crf_inference_softmax, device_of, refine_softmax
 from misc.errors import InputError
 from misc.run.device import to_device
+from misc.run.fitting import one_image
 from misc.run.parallel import ordered_map
 
 
@@ -41,9 +42,10 @@ def plain_masks(
     `paths`: the images' files. Raises `InputError`, naming one, where the network gives NaN or infinity.
     """
     for path, image in zip(paths, images, strict=True):
-        probabilities = class_probabilities(model, to_device(image, device))
-        is_finite = probabilities.isfinite().all()
-        mask = probabilities.argmax(dim=0).to(torch.uint8).cpu().numpy()  # waits for the device, so that asking is free
+        with one_image(tuple(image.shape[1:]), path):
+            probabilities = class_probabilities(model, to_device(image, device))
+            is_finite = probabilities.isfinite().all()
+            mask = probabilities.argmax(dim=0).to(torch.uint8).cpu().numpy()  # waits for the device: asking is free
         _require_finite(bool(is_finite), path)
         yield mask
 
@@ -64,11 +66,12 @@ def plain_and_refined_masks(
     """
     pairs = zip(paths, images, strict=True)
     if device_of(backend, device).type != "cpu":
-        return (_plain_and_refined_on_device(model, to_device(image, device), path) for path, image in pairs)
+        return (_plain_and_refined_on_device(model, image, device, path) for path, image in pairs)
 
     @torch.no_grad()
     def network_logits(image: Tensor, path: str | Path) -> np.ndarray:
-        logits = model.network_logits(to_device(image, device)[None]).cpu().numpy()
+        with one_image(tuple(image.shape[1:]), path):
+            logits = model.network_logits(to_device(image, device)[None]).cpu().numpy()
         _require_finite(bool(np.isfinite(logits).all()), path)
         return logits
 
@@ -84,11 +87,15 @@ def _require_finite(is_finite: bool, path: str | Path) -> None:
         )
 
 
-def _plain_and_refined_on_device(model: nn.Module, image: Tensor, path: str | Path) -> tuple[np.ndarray, np.ndarray]:
-    probabilities = class_probabilities(model, image)
-    _require_finite(bool(probabilities.isfinite().all()), path)
-    refined = refine_softmax(image.permute(1, 2, 0), probabilities)
-    plain, refined = (mask.to(torch.uint8).cpu().numpy() for mask in (probabilities.argmax(dim=0), refined))
+def _plain_and_refined_on_device(
+    model: nn.Module, image: Tensor, device: torch.device, path: str | Path
+) -> tuple[np.ndarray, np.ndarray]:
+    with one_image(tuple(image.shape[1:]), path):
+        image = to_device(image, device)
+        probabilities = class_probabilities(model, image)
+        _require_finite(bool(probabilities.isfinite().all()), path)
+        refined = refine_softmax(image.permute(1, 2, 0), probabilities)
+        plain, refined = (mask.to(torch.uint8).cpu().numpy() for mask in (probabilities.argmax(dim=0), refined))
     return plain, refined
 
 

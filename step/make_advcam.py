@@ -1,6 +1,5 @@
 """Step 2': multi-scale CAMs of the images of `train_list` by anti-adversarial climbing (AdvCAM)."""
 
-import logging
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from misc.advcam import SCALES, advcam_batch, default_batch_size
-from misc.errors import InputError
 from misc.files import camfile
 from misc.files.atomic import background_writer
 from misc.files.images import image_sizes
@@ -18,6 +16,7 @@ from misc.run.config import Config
 from misc.run.device import Arriving, resolve_device, to_device, when_arrived
 from misc.run.distributed import on_first_process
 from misc.run.done import finished_files
+from misc.run.fitting import Fitting
 from misc.run.loaders import GroupedLoader, places, size_groups
 from misc.run.plan import Planned, require_writable
 from misc.run.progress import progress
@@ -43,8 +42,6 @@ STEP = Step(
     bytes_per_pixel=lambda args: camfile.BYTES_PER_PIXEL[args.cam_files],
     memory_flags=("num_workers", "advcam_batch_size"),
 )
-
-log = logging.getLogger(__name__)
 
 
 def check(args: Config, planned: Planned) -> Planned:
@@ -93,45 +90,20 @@ def _pairs(images: list[Tensor], device: torch.device) -> dict[float, Tensor]:
     return {s: mirror_pair(normalize(to_device(image, device))) for s, image in zip(SCALES, images, strict=True)}
 
 
-def _advcams(
-    model: nn.Module, batch: list[dict[str, Any]], args: Config, *, max_pairs: int, example: str
-) -> tuple[list[tuple[Tensor, Tensor]], int]:
-    """cam and high_res of images of equal size, and `max_pairs` for the next ones: fewer if memory ran out.
-
-    Args:
-        batch: items of `ScaledImages`.
-        max_pairs: (image, class) pairs of up to 512 x 512 pixels in one batch; larger ones are fewer.
-        example: one of the images, for the message.
-
-    Raises `InputError` if the memory does not suffice for one pair.
-    """
-    device, size = model.classifier.weight.device, batch[0]["size"]
-    n_pairs = sum(len(item["keys"]) for item in batch)
-    while True:
-        together = max(1, min(max_pairs // places(size), n_pairs))
-        try:
-            advcams = advcam_batch(
-                model,
-                [_pairs(item["images"], device) for item in batch],
-                size,
-                [item["keys"] for item in batch],
-                args.adv_iter,
-                coefficient=args.AD_coeff,
-                step=args.AD_stepsize,
-                score_threshold=args.score_th,
-                batch_size=together,
-            )
-            return advcams, max_pairs
-        except torch.OutOfMemoryError as error:
-            if together == 1:
-                raise InputError(
-                    f"--device cuda: the GPU's memory does not suffice for AdvCAM of images of {size[0]} x {size[1]} "
-                    f"pixels such as {example}; free some of it, make the images smaller, or pass --device cpu."
-                ) from error
-        # Outside of `except`, whose error keeps the tensors of the failed batch
-        max_pairs = together // 2 * places(size)
-        torch.cuda.empty_cache()
-        log.info("notice: no GPU memory for %d (image, class) pairs at once; going on with %d", together, together // 2)
+def _advcams(model: nn.Module, batch: list[dict[str, Any]], args: Config, together: int) -> list[tuple[Tensor, Tensor]]:
+    """cam and high_res of images of equal size, items of `ScaledImages`, in batches of `together` pairs."""
+    device = model.classifier.weight.device
+    return advcam_batch(
+        model,
+        [_pairs(item["images"], device) for item in batch],
+        batch[0]["size"],
+        [item["keys"] for item in batch],
+        args.adv_iter,
+        coefficient=args.AD_coeff,
+        step=args.AD_stepsize,
+        score_threshold=args.score_th,
+        batch_size=together,
+    )
 
 
 def run(args: Config) -> None:
@@ -157,13 +129,15 @@ def run(args: Config) -> None:
     sizes = image_sizes(images.paths)
     n_places = [int(n) * places(size) for n, size in zip(images.labels.counts(), sizes, strict=True)]
     groups = size_groups(sizes, max_pairs, n_parts=n_places)
+    fitting = Fitting(max_pairs, parts="(image, class) pairs")
     scaled = ScaledImages(images.paths, images.labels, SCALES)
     loader = GroupedLoader(scaled, groups, num_workers=args.num_workers, device=device)
     save = partial(save_maps, numbers=args.cam_files)
     with progress(total=len(images), desc="make_advcam", unit="image") as bar, background_writer() as submit:
         for batch in loader:
-            example = Path(images.paths[int(batch[0]["index"])])
-            advcams, max_pairs = _advcams(model, batch, args, max_pairs=max_pairs, example=example)
+            n_pairs, of_batch = sum(len(item["keys"]) for item in batch), partial(_advcams, model, batch, args)
+            example = images.paths[int(batch[0]["index"])]
+            advcams = fitting.run(of_batch, n_pairs, size=batch[0]["size"], example=example)
             for item, (cam, high_res) in zip(batch, advcams, strict=True):
                 path = camfile.cam_path(args.advcam_out_dir, images.ids[item["index"]])
                 source_of = partial(images.source_of, item["index"])

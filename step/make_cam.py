@@ -1,9 +1,12 @@
 """Step 2: multi-scale class activation maps of the images of `train_list`."""
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 
 from misc.cam import batch_scale_maps, merge_scales
 from misc.files import camfile
@@ -13,6 +16,7 @@ from misc.run.config import Config
 from misc.run.device import Arriving, resolve_device, to_device, when_arrived
 from misc.run.distributed import on_first_process
 from misc.run.done import finished_files
+from misc.run.fitting import Fitting
 from misc.run.loaders import GroupedLoader, places, size_groups
 from misc.run.plan import Planned, require_writable
 from misc.run.progress import progress
@@ -73,6 +77,18 @@ def outputs(args: Config) -> list[str | Path]:
     return camfile.cam_paths(args.cam_out_dir, ids)
 
 
+def _cams(model: nn.Module, device: torch.device, group: Sequence[dict[str, Any]]) -> list[tuple[Arriving, Arriving]]:
+    """cam and high_res, on their way, of images of equal size, items of `ScaledImages`, in one batch."""
+    by_scale = zip(*(item["images"] for item in group), strict=True)
+    scales = [torch.stack([to_device(image, device) for image in at_scale]) for at_scale in by_scale]
+    maps = batch_scale_maps(model, scales)
+    cams = []
+    for position, item in enumerate(group):
+        cam, high_res = merge_scales([at_scale[position] for at_scale in maps], item["size"], item["keys"])
+        cams.append((Arriving(cam), Arriving(high_res)))
+    return cams
+
+
 def run(args: Config) -> None:
     """Write `cam_out_dir`/ID.npy for each image, from `cam_weights_name`; finished files are kept."""
     device = resolve_device(args.device)
@@ -91,18 +107,16 @@ def run(args: Config) -> None:
     sizes = image_sizes(images.paths)
     groups = size_groups(sizes, args.make_cam_batch_size, n_parts=[places(size) for size in sizes])
     loader = GroupedLoader(scaled, groups, num_workers=args.num_workers, device=device)
+    fitting = Fitting(args.make_cam_batch_size, parts="images")
     save = partial(save_maps, numbers=args.cam_files)
     with progress(total=len(images), desc="make_cam", unit="image") as bar, background_writer() as submit:
         for group in loader:
-            by_scale = zip(*(item["images"] for item in group), strict=True)
-            scales = [torch.stack([to_device(image, device) for image in at_scale]) for at_scale in by_scale]
-            maps = batch_scale_maps(model, scales)
-            for position, item in enumerate(group):
-                of_image = [at_scale[position] for at_scale in maps]
-                cam, high_res = merge_scales(of_image, item["size"], item["keys"])
+            example = images.paths[int(group[0]["index"])]
+            cams = fitting.each(partial(_cams, model, device), group, size=group[0]["size"], example=example)
+            for item, cam in zip(group, cams, strict=True):
                 path = camfile.cam_path(args.cam_out_dir, images.ids[item["index"]])
                 source_of = partial(images.source_of, item["index"])
-                content = (path, item["keys"], Arriving(cam), Arriving(high_res))
+                content = (path, item["keys"], *cam)
                 submit(finished.write, [path], source_of, when_arrived, save, *content)
             bar.update(len(group))
     tell = partial(tell_maps, weights_flag="cam_weights_name")

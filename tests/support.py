@@ -171,6 +171,8 @@ ALL_STEPS = {
     )
 }
 NO_STEPS = dict.fromkeys(ALL_STEPS, False)
+RATES_THAT_SHOW = {"cam_learning_rate": 0.01, "irn_learning_rate": 0.1, "deeplab_learning_rate": 0.02}
+"""Rates at which the toy data's weights change by much more than rounding, and at which CAMs are left to compare."""
 
 
 def seeded_array(key: str, shape: tuple[int, ...], seed: int = 0) -> np.ndarray:

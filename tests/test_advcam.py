@@ -217,5 +217,5 @@ def test_where_memory_runs_out_the_batch_is_halved_and_nothing_is_lost(equal_siz
 
 
 def test_an_image_for_which_no_memory_suffices_is_named(equal_sizes):
-    with pytest.raises(InputError, match=r"does not suffice for AdvCAM of images of 48 x 64 .* such as .*000001.jpg"):
+    with pytest.raises(InputError, match=r"does not suffice for an image of 48 x 64 pixels, .*000001.jpg"):
         equal_sizes(room=0, advcam_batch_size=4)

@@ -380,6 +380,13 @@ def test_the_page_names_the_machine_and_what_was_measured(tmp_path, monkeypatch)
     assert "eval_cam, per image" in text
 
 
+def test_steps_that_were_measured_can_be_left_out():
+    earlier = report({"make_cam": [row()], "train_irn": "failed: out of memory"})
+    asked = ["--steps", "make_cam", "train_irn", "train_cam"]
+    for flags, expected in ((["--missing"], ["train_cam", "train_irn"]), ([], ["train_cam", "train_irn", "make_cam"])):
+        assert bench_steps.to_measure(bench_steps.parse([*asked, *flags]), earlier) == expected
+
+
 def test_rows_of_an_earlier_run_are_kept(tmp_path):
     path = tmp_path / "page.json"
     measured = {"make_cam": [row(), row(plain=None)], "train_irn": "failed: out of memory"}

@@ -9,14 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from support import ALL_STEPS, NO_STEPS, make_toy_data
+from support import ALL_STEPS, NO_STEPS, RATES_THAT_SHOW, make_toy_data
 
 import run_sample
 from misc.errors import InputError
 from misc.files import camfile, instancefile
 from misc.files.images import read_label, write_label
 from misc.run.device import resolve_device
-from misc.run.parallel import usable_cores
+from misc.run.distributed import backends_of
+from misc.run.parallel import SHARE_GPUS, usable_cores
 from misc.run.provenance import RECORD
 from misc.run.training_state import TrainingState
 from net.weights import read_checkpoint, save_weights
@@ -61,10 +62,7 @@ def one_and_two(tmp_path_factory):
         "deeplab_batch_size": 3,
         "cam_num_epoches": 2,
         "cam_select_interval": 1,
-        # Rates at which the weights change by much more than rounding, and at which CAMs are left to compare
-        "cam_learning_rate": 0.01,
-        "irn_learning_rate": 0.1,
-        "deeplab_learning_rate": 0.02,
+        **RATES_THAT_SHOW,
     }
     one, two = (make_toy_data(tmp_path_factory.mktemp(name)) for name in ("one", "two"))
     with pytest.MonkeyPatch.context() as patch:
@@ -245,3 +243,15 @@ def test_each_process_has_a_gpu_of_its_own_and_its_part_of_the_cores(monkeypatch
     monkeypatch.setenv("LOCAL_RANK", "2")
     with pytest.raises(InputError, match=r"each process needs a GPU, and here are 2; start no more than these"):
         resolve_device("cuda")
+
+
+def test_processes_share_a_gpu_where_they_are_told_to(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    gpu = torch.device("cuda", 1)
+    assert backends_of(gpu) == "cpu:gloo,cuda:nccl"
+    monkeypatch.setenv(SHARE_GPUS, "1")
+    assert resolve_device("cuda") == gpu
+    assert backends_of(gpu) == "cpu:gloo,cuda:gloo"  # NCCL refuses two processes on one GPU
+    assert backends_of(torch.device("cpu")) == "cpu:gloo"

@@ -21,6 +21,7 @@ from misc.mining import class_probabilities
 from misc.run.config import CamSource
 from misc.run.depends import source_of_item
 from misc.run.device import to_device
+from misc.run.fitting import Fitting
 from misc.run.loaders import GroupedLoader, places, sequential_loader, size_groups
 from misc.run.plan import Planned, require_outputs
 from misc.run.progress import progress
@@ -178,13 +179,13 @@ def walk_inputs(
     if batch_size > 1 and hasattr(model, "batch"):
         padded = [model.padded_size(size) for size in image_sizes(paths)]
         groups = size_groups(padded, batch_size, n_parts=[places(size) for size in padded])
+    fitting = Fitting(batch_size, parts="images")
     items = ImagesWithCams(paths, cam_paths, len(devkit.classes))
     loader = GroupedLoader(items, groups, num_workers=num_workers, device=device)
     with progress(total=len(ids), desc=title, unit="image") as bar:
         for numbers, group in zip(groups, loader, strict=True):
-            pairs = [mirror_pair(normalize(to_device(item["image"], device))) for item in group]
-            with torch.no_grad():
-                outputs = model.batch(pairs) if len(pairs) > 1 else [model(pairs[0])]
+            size = tuple(group[0]["image"].shape[1:])
+            outputs = fitting.each(partial(_outputs, model, device), group, size=size, example=paths[numbers[0]])
             for number, item, (edge, displacement) in zip(numbers, group, outputs, strict=True):
                 cam, keys = item["cam"], np.array(item["keys"], dtype=np.int64)
                 size = tuple(item["image"].shape[1:])
@@ -194,6 +195,13 @@ def walk_inputs(
                     raise InputError(f"CAM file {cam_paths[number]} is not of the size of its image; make it again.")
                 yield WalkInput(ids[number], size, keys, to_device(cam, device), edge, displacement)
                 bar.update()
+
+
+@torch.no_grad()
+def _outputs(model: nn.Module, device: torch.device, items: Sequence[dict[str, Any]]) -> list[tuple[Tensor, Tensor]]:
+    """Edge and displacement of images that the model pads to one size, items of `ImagesWithCams`, in one batch."""
+    pairs = [mirror_pair(normalize(to_device(item["image"], device))) for item in items]
+    return model.batch(pairs) if len(pairs) > 1 else [model(pairs[0])]
 
 
 def _require_output(edge: Tensor, displacement: Tensor, path: str, cells: tuple[int, int]) -> None:

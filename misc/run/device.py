@@ -16,13 +16,14 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from misc.errors import InputError
-from misc.run.parallel import launched_local_rank
+from misc.run.parallel import SHARE_GPUS, gpus_are_shared, launched_local_rank
 
 
 def resolve_device(name: str) -> torch.device:
     """`auto`, `cpu` or `cuda` -> a device; auto takes CUDA where there is a GPU.
 
-    Of several processes on a machine each has a GPU of its own. `InputError` for CUDA without a GPU, or with too few.
+    Of several processes on a machine each has a GPU of its own, unless they are to share them (`gpus_are_shared`).
+    `InputError` for CUDA without a GPU, or with too few.
     """
     if name == "cuda" and not torch.cuda.is_available():
         raise InputError(
@@ -32,12 +33,13 @@ def resolve_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cpu":
         return torch.device(name)
-    if launched_local_rank() >= torch.cuda.device_count():
+    n_gpus = torch.cuda.device_count()
+    if launched_local_rank() >= n_gpus and not gpus_are_shared():
         raise InputError(
-            f"each process needs a GPU, and here are {torch.cuda.device_count()}; start no more than these "
-            "(torchrun --nproc_per_node), or pass --device cpu."
+            f"each process needs a GPU, and here are {n_gpus}; start no more than these (torchrun --nproc_per_node), "
+            f"pass --device cpu, or, to try it, set {SHARE_GPUS}=1, with which processes share a GPU and are slow."
         )
-    return torch.device(name, launched_local_rank())
+    return torch.device(name, launched_local_rank() % n_gpus)
 
 
 def set_seed(seed: int) -> None:

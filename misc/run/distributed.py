@@ -23,12 +23,22 @@ from torch import Tensor
 from torch import distributed as dist
 
 from misc.errors import InputError, ProcessLost
+from misc.run.parallel import gpus_are_shared
 
 Items = TypeVar("Items", bound=Sequence)
 
 PATIENCE = timedelta(days=7)
 """How long a process waits for another, which may have hours of work alone (reading every image of a list)."""
 GPU_BACKENDS, CPU_BACKENDS = "cpu:gloo,cuda:nccl", "cpu:gloo"
+SHARED_GPU_BACKENDS = "cpu:gloo,cuda:gloo"
+"""NCCL refuses two processes on one GPU; Gloo sums what lies there on the CPU."""
+
+
+def backends_of(device: torch.device) -> str:
+    """Who sums for processes on devices of this type, in the words of PyTorch."""
+    if device.type == "cpu":
+        return CPU_BACKENDS
+    return SHARED_GPU_BACKENDS if gpus_are_shared() else GPU_BACKENDS
 
 
 @contextmanager
@@ -39,12 +49,11 @@ def process_group(device: torch.device) -> Iterator[None]:
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    backends = GPU_BACKENDS if device.type == "cuda" else CPU_BACKENDS
     store, number, count = next(dist.rendezvous("env://", timeout=PATIENCE))
     # After a restart torchrun may hand out the store of the start before, which holds the addresses of the dead.
     start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     own_store = dist.PrefixStore(f"start_{start}", store)
-    dist.init_process_group(backends, store=own_store, rank=number, world_size=count, timeout=PATIENCE)
+    dist.init_process_group(backends_of(device), store=own_store, rank=number, world_size=count, timeout=PATIENCE)
     succeeded = False
     try:
         yield

@@ -35,6 +35,14 @@ _AMOUNT = re.compile(r"allocate ([\d.]+ (?:bytes|[KMGTPE]iB))", re.IGNORECASE)
 _TOO_MANY_FILES = re.compile(r"too many open files|received 0 items of ancdata", re.IGNORECASE)
 _NO_PROCESS = re.compile(r"can't start new thread|resource temporarily unavailable", re.IGNORECASE)
 
+
+class OneTooLarge(Exception):
+    """The memory does not suffice for a single image of (H, W) `size`, the file `example`; its cause tells more."""
+
+    def __init__(self, size: tuple[int, int], example: str | Path) -> None:
+        super().__init__(f"an image of {size[0]} x {size[1]} pixels, {example}")
+
+
 LOST_CONNECTION = (ConnectionError, EOFError)
 """What reading from a process raises that has died."""
 
@@ -82,11 +90,27 @@ def _is_of_lost_worker(error: Exception) -> bool:
     return isinstance(error, LOST_CONNECTION) or _WORKER_LOST.search(str(error)) is not None
 
 
+def lacks_memory(error: Exception) -> bool:
+    """Whether an error says that memory did not suffice, of this machine or of its GPU."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError | OneTooLarge):
+        return True
+    return (isinstance(error, OSError) and error.errno == errno.ENOMEM) or _NO_MEMORY.search(str(error)) is not None
+
+
+def is_of_gpu(error: Exception) -> bool:
+    """Whether an error that says so speaks of the GPU's memory."""
+    return isinstance(error, torch.OutOfMemoryError) or _GPU.search(str(error)) is not None
+
+
 def _sentence(error: Exception, step: Step | None) -> str | None:
     """What has happened and what to do; None if it was no limit of the machine."""
-    text, number = str(error), error.errno if isinstance(error, OSError) else None
     name = f"{step.name}: " if step else ""
     flags = step.memory_flags if step else ()
+    of_one = ""
+    if isinstance(error, OneTooLarge):
+        of_one, error = f" for {error}", error.__cause__
+        flags = tuple(flag for flag in flags if not flag.endswith("_batch_size"))
+    text, number = str(error), error.errno if isinstance(error, OSError) else None
     workers = [flag for flag in flags if flag.endswith("_workers")] or ["num_workers"]
     if _BUS_ERROR.search(text) or (number == errno.ENOSPC and error.filename is None and _no_page_is_left()):
         return f"{name}the shared memory ({SHARED_MEMORY}) is full; {_lower(workers)}, or {MORE_SHARED_MEMORY}."
@@ -104,17 +128,16 @@ def _sentence(error: Exception, step: Step | None) -> str | None:
         )
     if number == errno.EAGAIN or _NO_PROCESS.search(text):
         return f"{name}the system starts no more processes or threads; {_lower(workers)}, or raise ulimit -u."
-    is_of_gpu = isinstance(error, torch.OutOfMemoryError)
-    if not (is_of_gpu or isinstance(error, MemoryError) or number == errno.ENOMEM or _NO_MEMORY.search(text)):
+    if not lacks_memory(error):
         return None
     amount = f" ({found[1]} more were asked for)" if (found := _AMOUNT.search(text)) else ""
-    if is_of_gpu or _GPU.search(text):
+    if is_of_gpu(error):
         helping = [flag for flag in flags if not flag.endswith("_workers")]
         other, memory = "pass --device cpu, or free some of it", "the GPU's memory"
     else:
         helping, other, memory = [*flags], "free some of it", "the memory"
     advice = f"{_lower(helping)}, or {other}" if helping else other
-    return f"{name}{memory} does not suffice{amount}; {advice}; what is finished is kept."
+    return f"{name}{memory} does not suffice{of_one}{amount}; {advice}; what is finished is kept."
 
 
 def _lower(flags: list[str]) -> str:

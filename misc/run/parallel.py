@@ -26,6 +26,10 @@ ITEMS_PER_WORKER = 2
 """Items under way for each process: one in work, one waiting, so that memory stays bounded."""
 
 
+SHARE_GPUS = "WOOD_SHARE_GPUS"
+"""The environment variable that lets processes share a GPU."""
+
+
 def launched_rank() -> int:
     """The number that torchrun gave this process among all that it started; 0 without it."""
     return int(os.environ.get("RANK", 0))
@@ -34,6 +38,11 @@ def launched_rank() -> int:
 def launched_local_rank() -> int:
     """The same among those on this machine."""
     return int(os.environ.get("LOCAL_RANK", 0))
+
+
+def gpus_are_shared() -> bool:
+    """Whether several processes may use one GPU, as the environment says: to try such a run where there is only one."""
+    return os.environ.get(SHARE_GPUS) == "1"
 
 
 def usable_cores() -> int:

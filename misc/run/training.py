@@ -4,6 +4,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from statistics import fmean
@@ -21,14 +22,14 @@ from misc.run.config import Config
 from misc.run.device import Arriving, one_size, resolve_device
 from misc.run.distributed import is_first_process, max_over_processes, n_processes, sum_gradients
 from misc.run.done import made_with
-from misc.run.limits import LOST_CONNECTION
+from misc.run.limits import LOST_CONNECTION, lacks_memory
 from misc.run.loaders import training_loader
 from misc.run.notices import notice
 from misc.run.progress import progress
 from misc.run.record import metrics_log, read_losses
 from misc.run.step import Inputs, Step
 from misc.run.stopping import GRACE_SECONDS, is_told, stop_deferred, told
-from misc.run.training_state import Part, TrainingState
+from misc.run.training_state import Part, TrainingState, random_generators
 
 FEWEST_COMPARED = 10
 """Steps from which on a loss's start and end tell more than the chance of single batches."""
@@ -219,8 +220,9 @@ def fit(
 
         for step, group in enumerate(_groups(batches, batches_per_step, state=state, done=done), start=done + 1):
             optimizer.zero_grad(set_to_none=True)
-            of_batches = [_backward(loss_of(batch), share=1 / batches_per_step) for batch in group]
-            sum_gradients(optimizer)
+            with _saved_if_memory_lacks(state, step - 1):
+                of_batches = [_backward(loss_of(batch), share=1 / batches_per_step) for batch in group]
+                sum_gradients(optimizer)
             optimizer.step()
             losses = Arriving(_mean_of(of_batches))
             rate, now = optimizer.param_groups[0]["lr"], time.perf_counter()
@@ -290,6 +292,21 @@ def _groups(
         if group is None:
             return
         yield group
+
+
+@contextmanager
+def _saved_if_memory_lacks(state: TrainingState, done: int) -> Iterator[None]:
+    """For the part of a step in which no weight changes yet: if the memory does not suffice, `state` is saved.
+
+    `done`: the steps before this one. The random numbers are those with which it began.
+    """
+    generators = random_generators()
+    try:
+        yield
+    except Exception as error:
+        if done and lacks_memory(error):
+            state.save(done, generators=generators)
+        raise
 
 
 def _any_is_told() -> bool:

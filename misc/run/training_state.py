@@ -159,21 +159,28 @@ class TrainingState:
         if time.monotonic() - self._saved_at >= self._seconds:
             self.save(step)
 
-    def save(self, step: int, *, unfinished_line: dict[str, Any] | None = None) -> None:
+    def save(
+        self,
+        step: int,
+        *,
+        unfinished_line: dict[str, Any] | None = None,
+        generators: dict[str, Any] | None = None,
+    ) -> None:
         """Write the state after `step` steps; of several processes, whose parts are equal, the first one does it.
 
-        `unfinished_line`: what is known of that step, if what follows a step is still to be done.
+        Args:
+            unfinished_line: what is known of that step, if what follows a step is still to be done.
+            generators: the `random_generators` after that step, if they have gone on since.
         """
         self.before_saving()
         if not is_first_process():
             return
-        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
         content = {
             "step": step,
             "n_steps": self._n_steps,
             "made_with": self._made_with,
             "parts": {name: part.state_dict() for name, part in self._parts.items()},
-            "generators": {"cpu": torch.get_rng_state(), "cuda": cuda},
+            "generators": generators or random_generators(),
             "unfinished_line": unfinished_line,
         }
         with atomic_path(self.path) as temporary:
@@ -211,6 +218,12 @@ def remove_unfinished_metrics(result_dir: str | Path) -> None:
     for path in (Path(result_dir) / METRICS_FOLDER).glob(f"*{GROWING}"):
         if not state_path(result_dir, path.name.removesuffix(GROWING)).is_file():
             path.unlink()
+
+
+def random_generators() -> dict[str, Any]:
+    """The state of PyTorch's random generators: `cpu`, and `cuda`, one a GPU, where CUDA is in use."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    return {"cpu": torch.get_rng_state(), "cuda": cuda}
 
 
 def _require_generators(states: dict[str, Any]) -> None:

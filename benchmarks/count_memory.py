@@ -1,0 +1,237 @@
+"""The GPU memory that each step takes at its peak: `python benchmarks/count_memory.py [FLAGS OF run_sample.py]`.
+
+Each step's own networks, losses and optimiser run on the meta device, which computes nothing and needs neither data
+nor a GPU, while every tensor is counted from when it is made until nothing holds it: weights, gradients, momentum, what
+the backward pass keeps, inputs and intermediate results. Flags change the settings; without any, they are the defaults
+on CUDA.
+
+Not counted, because no tensor holds it: what cuDNN takes for its algorithms, gaps between the blocks that the allocator
+keeps, and CUDA itself, some hundred MiB. Nor are the random walk and dense CRF, whose size depends on the image alone.
+All is in float32; with `--precision bf16` backbones keep about half for the backward pass.
+"""
+
+import sys
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from benchmarks.count_flops import AVERAGE_SIZE
+from misc.advcam import LARGEST_BATCH, SCALES, advcam_batch
+from misc.cam import batch_scale_maps
+from misc.deeplab import deeplab_optimizer, multiscale_losses
+from misc.errors import InputError
+from misc.ood import wood_losses
+from misc.run.config import Config, parse_config
+from misc.segmentation import class_probabilities
+from misc.torchutils import two_rate_optimizer
+from net.build import build_network
+from net.deeplab import MultiScale, Segmenter
+from step.train_classifier import classification_losses
+from voc12.classes import VOC_CLASSES, names_with_background
+from voc12.inference import DEVICE_BATCH
+
+BLOCK = 512
+"""Bytes to which CUDA's allocator rounds."""
+STEPS_RUN = 2
+"""Of a training: the optimiser's momentum is there from the second on."""
+GIB = 2**30
+
+
+class PeakMemory(TorchDispatchMode):
+    """Counts the bytes of all tensors that are made in the block, and of those that are named to it: `now`, `peak`."""
+
+    def __init__(self, *networks: nn.Module) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._alive: set[int] = set()
+        for network in networks:
+            for tensor in (*network.parameters(), *network.buffers()):
+                self._count(tensor)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                self._count(leaf)
+        return result
+
+    def _count(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key, n_bytes = storage._cdata, -(-storage.nbytes() // BLOCK) * BLOCK
+        if key in self._alive:
+            return
+        self._alive.add(key)
+        self.now += n_bytes
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._freed, key, n_bytes).atexit = False  # called when no tensor holds it any more
+
+    def _freed(self, key: int, n_bytes: int) -> None:
+        self._alive.discard(key)
+        self.now -= n_bytes
+
+
+def training_peak(network: nn.Module, optimizer_of: Callable, loss_of: Callable[[], Tensor]) -> int:
+    """Bytes at the peak of the first steps of a training."""
+    network.train()
+    optimizer = optimizer_of(*network.trainable_parameters(), lr=0.1, weight_decay=1e-4, max_step=STEPS_RUN + 1)
+    with PeakMemory(network) as memory:
+        for _ in range(STEPS_RUN):
+            optimizer.zero_grad(set_to_none=True)
+            loss_of().backward()
+            optimizer.step()
+    return memory.peak
+
+
+def inference_peak(network: nn.Module, compute: Callable[[], object]) -> int:
+    """Bytes at the peak of a call."""
+    network.eval()
+    with torch.no_grad(), PeakMemory(network) as memory:
+        compute()
+    return memory.peak
+
+
+def _images(n: int, size: Sequence[int]) -> Tensor:
+    return torch.zeros(n, 3, *size)
+
+
+def train_classifier(config: Config) -> int:
+    """A batch of crops."""
+    network = build_network(config.cam_network, "Net", n_classes=len(VOC_CLASSES))
+    n, side = config.cam_batch_size, [config.cam_crop_size] * 2
+
+    def loss() -> Tensor:
+        return classification_losses(network, _images(n, side), torch.zeros(n, len(VOC_CLASSES))).mean()
+
+    return training_peak(network, two_rate_optimizer, loss)
+
+
+def train_cam(config: Config) -> int:
+    """A batch of crops and, where they are used, one of OoD images."""
+    network = build_network(config.cam_network, "Net", n_classes=len(VOC_CLASSES))
+    n, side = config.cam_batch_size, [config.cam_crop_size] * 2
+    # Without prototypes: these, and distances of pooled features, are small
+    settings = {"ood_coeff": config.ood_coeff, "distance_lambda": 0, "topk": 0, "step": config.ood_adv_step}
+
+    def loss() -> Tensor:
+        given = {"ood_images": _images(config.ood_batch_size, side) if config.ood_coeff > 0 else None}
+        labels = torch.zeros(n, len(VOC_CLASSES))
+        return wood_losses(network, _images(n, side), labels, prototypes=None, ignore_class=None, **given, **settings)[
+            "total"
+        ]
+
+    return training_peak(network, two_rate_optimizer, loss)
+
+
+def make_cam(config: Config) -> int:
+    """A batch of photographs at all scales."""
+    network = build_network(config.cam_network, "CAM", n_classes=len(VOC_CLASSES))
+    sizes = [[round(side * scale) for side in AVERAGE_SIZE] for scale in config.cam_scales]
+
+    def compute() -> object:
+        images = [_images(config.make_cam_batch_size, size).to(torch.uint8) for size in sizes]
+        return batch_scale_maps(network, images)
+
+    return inference_peak(network, compute)
+
+
+def make_advcam(config: Config) -> int:
+    """A batch of (image, class) pairs; where the flag is 0, the largest of CUDA."""
+    network = build_network(config.cam_network, "CAM", n_classes=len(VOC_CLASSES)).requires_grad_(False)
+    n = config.advcam_batch_size or LARGEST_BATCH
+
+    def compute() -> object:
+        pairs = {scale: _images(2, [round(side * scale) for side in AVERAGE_SIZE]) for scale in SCALES}
+        return advcam_batch(network, [pairs] * n, AVERAGE_SIZE, [[0]] * n, 2, batch_size=n)
+
+    return inference_peak(network, compute)
+
+
+def train_irn(config: Config) -> int:
+    """A batch of crops with their pair labels."""
+    network = build_network(config.irn_network, "AffinityDisplacementLoss")
+    n, side = config.irn_batch_size, config.irn_crop_size
+
+    def loss() -> Tensor:
+        return network(_images(n, [side] * 2), torch.zeros(n, side // 4, side // 4, dtype=torch.uint8))["total"]
+
+    return training_peak(network, two_rate_optimizer, loss)
+
+
+def irn_inference(config: Config) -> int:
+    """A batch of photographs with their mirror images; where the flag is 0, that of CUDA."""
+    network = build_network(config.irn_network, "EdgeDisplacement")
+    n = config.irn_infer_batch_size or DEVICE_BATCH
+
+    def compute() -> object:
+        pairs = [_images(2, AVERAGE_SIZE) for _ in range(n)]
+        return network.batch(pairs) if n > 1 else network(pairs[0])
+
+    return inference_peak(network, compute)
+
+
+def _deeplab(config: Config) -> nn.Module:
+    return build_network(config.deeplab_network, "DeepLab", n_classes=len(names_with_background(VOC_CLASSES)))
+
+
+def train_deeplab(config: Config) -> int:
+    """A batch of crops at three scales."""
+    network = _deeplab(config)
+    n, side = config.deeplab_batch_size, [config.deeplab_crop_size] * 2
+
+    def loss() -> Tensor:
+        logits = MultiScale(network).scale_logits(_images(n, side))
+        return multiscale_losses(logits, torch.zeros(n, *side, dtype=torch.uint8), loss=config.deeplab_loss)["total"]
+
+    return training_peak(network, deeplab_optimizer, loss)
+
+
+def eval_deeplab(config: Config) -> int:
+    """A photograph at three scales, up to the probabilities of its pixels."""
+    network = Segmenter(MultiScale(_deeplab(config)))
+    image = partial(torch.zeros, 3, *AVERAGE_SIZE, dtype=torch.uint8)
+    return inference_peak(network, lambda: class_probabilities(network, image()))
+
+
+STEPS: Mapping[str, Callable[[Config], int]] = {
+    "train_classifier": train_classifier,
+    "train_cam": train_cam,
+    "make_cam": make_cam,
+    "make_advcam": make_advcam,
+    "train_irn": train_irn,
+    "make_sem_seg, make_ins_seg: IRN": irn_inference,
+    "train_deeplab": train_deeplab,
+    "eval_deeplab, predict": eval_deeplab,
+}
+
+
+def count(config: Config) -> dict[str, int]:
+    """{step: bytes at its peak}."""
+    with torch.device("meta"):
+        return {name: peak_of(config) for name, peak_of in STEPS.items()}
+
+
+def table(peaks: Mapping[str, int]) -> str:
+    """The peaks as Markdown."""
+    rows = [f"| {name} | {STEPS[name].__doc__.rstrip('.')} | {peak / GIB:.2f} |" for name, peak in peaks.items()]
+    return "\n".join(["| step | what is in memory at once | GiB |", "| --- | --- | --- |", *rows])
+
+
+def main() -> None:
+    """Print the table of the flags' settings."""
+    try:
+        print(table(count(parse_config())))
+    except InputError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
