@@ -16,7 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks.measure import flop_counter
 from misc.advcam import SCALES, climb, iterations_at
@@ -44,12 +44,17 @@ RATES = (10, 50)
 
 @dataclass(frozen=True)
 class Part:
-    """`units` times `flops`, of a step; `what` names the units."""
+    """`units` times `flops`, of a step; `what` names the units.
+
+    Of a training's steps `backward` of the FLOPs are the backward pass's, which leaves gradients of `gradient_bytes`.
+    """
 
     step: str
     what: str
     units: int
     flops: float
+    backward: float = 0
+    gradient_bytes: int = 0
 
     @property
     def total(self) -> float:
@@ -57,12 +62,22 @@ class Part:
 
 
 def _flops(compute: Callable[[], object]) -> int:
-    """FLOPs of a call, and, where it returns a loss, of its backward pass."""
+    """FLOPs of a call."""
     with flop_counter() as counter:
-        result = compute()
-        if isinstance(result, Tensor) and result.requires_grad:
-            result.backward()
+        compute()
     return counter.get_total_flops()
+
+
+def _training(step: str, what: str, units: int, network: nn.Module, loss: Callable[[], Tensor]) -> Part:
+    """A training, from the network's loss of a batch."""
+    network.zero_grad()
+    with flop_counter() as counter:
+        total = loss()
+        forward = counter.get_total_flops()
+        total.backward()
+    flops = counter.get_total_flops()
+    gradient_bytes = sum(p.grad.nbytes for p in network.parameters() if p.grad is not None)
+    return Part(step, what, units, flops, backward=flops - forward, gradient_bytes=gradient_bytes)
 
 
 def _images(n: int, size: Sequence[int]) -> Tensor:
@@ -95,12 +110,12 @@ def classifier_parts(config: Config) -> list[Part]:
         validation = _flops(lambda: net(images[:1]))
         maps = sum(_flops(lambda s=s: cam(_images(2, _scaled(s)))) for s in config.cam_scales)
     parts = [
-        Part("train_classifier", "steps", steps, _flops(lambda: classification_losses(net, images, labels).mean())),
+        _training("train_classifier", "steps", steps, net, lambda: classification_losses(net, images, labels).mean()),
         Part("train_classifier", "crops, validation", VAL * config.cam_num_epoches, validation),
     ]
     if config.distance_lambda > 0:
         parts.append(Part("train_cam", "images, prototypes", TRAIN_AUG + OOD_IMAGES, whole))
-    parts.append(Part("train_cam", "steps", steps, _flops(wood_loss)))
+    parts.append(_training("train_cam", "steps", steps, net, wood_loss))
     if config.cam_select == "best_miou":
         looks = len(selection_steps(epoch, steps, interval=config.cam_select_interval))
         parts.append(Part("train_cam", "images, choice of the checkpoint", looks * TRAIN, maps))
@@ -131,7 +146,7 @@ def irn_parts(config: Config) -> list[Part]:
         displacement = _flops(lambda: training.edge_and_displacement(images[:1]))
         edges = _flops(lambda: inference.eval()(_images(2, AVERAGE_SIZE)))
     return [
-        Part("train_irn", "steps", steps, _flops(lambda: training.train()(images, labels)["total"])),
+        _training("train_irn", "steps", steps, training, lambda: training.train()(images, labels)["total"]),
         Part("train_irn", "crops, mean displacement", TRAIN_AUG, displacement),
         Part("make_sem_seg", "images", TRAIN_AUG, edges),
     ]
@@ -149,7 +164,10 @@ def deeplab_parts(config: Config) -> list[Part]:
 
     with torch.no_grad():
         whole = _flops(lambda: model(_images(1, AVERAGE_SIZE)))
-    return [Part("train_deeplab", "batches", batches, _flops(loss)), Part("eval_deeplab", "images", VAL, whole)]
+    return [
+        _training("train_deeplab", "batches", batches, network, loss),
+        Part("eval_deeplab", "images", VAL, whole),
+    ]
 
 
 def count(config: Config) -> list[Part]:

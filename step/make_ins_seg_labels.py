@@ -3,10 +3,10 @@
 from functools import partial
 from pathlib import Path
 
-from misc.files import instancefile
+from misc.files import instancefile, irnfile
 from misc.files.instancefile import Detections
 from misc.instances import detect_instances
-from misc.run.config import Config
+from misc.run.config import Config, enabled_steps
 from misc.run.device import resolve_device
 from misc.run.distributed import on_first_process, share
 from misc.run.done import finished_files
@@ -16,11 +16,19 @@ from misc.summary import save_instances, tell_masks
 from net.build import inputs_of_network, load_network, require_network
 from voc12.devkit import Devkit, open_devkit
 from voc12.images import read_ids_to_segment
-from voc12.inference import Masks, WalkInput, inputs_of_walk, make_masks, require_cams
+from voc12.inference import Masks, WalkInput, inputs_of_walk, kept_outputs, make_masks, require_cams
 from voc12.verify import require_readable
 
 BYTES_PER_PIXEL = 3
 """A byte a pixel and instance."""
+
+
+def _bytes_per_pixel(args: Config) -> float:
+    """With IRN's output, unless make_sem_seg, which comes first, keeps it."""
+    keeps = args.keep_irn and "make_sem_seg" not in enabled_steps(args)
+    return BYTES_PER_PIXEL + keeps * irnfile.BYTES_PER_PIXEL
+
+
 STEP = Step(
     name="make_ins_seg",
     description="make instance masks: displacements and random walk of the CAMs",
@@ -38,9 +46,9 @@ STEP = Step(
         *("irn_network", "irn_weights_name"),
     ),
     writes=("ins_seg_out_dir",),
-    flags=("ins_seg_bg_thres", "beta", "exp_times", "precision"),
+    flags=("ins_seg_bg_thres", "beta", "exp_times", "precision", "keep_irn"),
     shared=True,
-    bytes_per_pixel=BYTES_PER_PIXEL,
+    bytes_per_pixel=_bytes_per_pixel,
     memory_flags=("num_workers", "irn_infer_batch_size"),
 )
 
@@ -112,6 +120,7 @@ def run(args: Config) -> None:
         num_workers=args.num_workers,
         batch_size=args.irn_infer_batch_size,
         title="make_ins_seg_labels",
+        kept=kept_outputs(args, _of_all_files(args, devkit)) if args.keep_irn else None,
     )
     advice = "lower --ins_seg_bg_thres, or make better CAMs"
     on_first_process(partial(tell_masks, advice=advice), STEP.name, outputs(args))

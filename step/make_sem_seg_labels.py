@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from misc.files import irnfile
 from misc.files.images import write_label, write_palette
 from misc.files.paths import Paths
 from misc.masks import semantic_mask
@@ -21,7 +22,7 @@ from step import make_ins_seg_labels
 from voc12.classes import voc_palette
 from voc12.devkit import Devkit, open_devkit
 from voc12.images import read_ids_to_segment
-from voc12.inference import Masks, WalkInput, inputs_of_walk, make_masks, require_cams
+from voc12.inference import Masks, WalkInput, inputs_of_walk, kept_outputs, make_masks, require_cams
 from voc12.verify import require_readable
 
 PALETTE_FOLDER = "palette"
@@ -44,9 +45,9 @@ STEP = Step(
         *("irn_network", "irn_weights_name"),
     ),
     writes=("sem_seg_out_dir",),
-    flags=("np_power", "sem_seg_bg_thres", "beta", "exp_times", "precision"),
+    flags=("np_power", "sem_seg_bg_thres", "beta", "exp_times", "precision", "keep_irn"),
     shared=True,
-    bytes_per_pixel=BYTES_PER_PIXEL,
+    bytes_per_pixel=lambda args: BYTES_PER_PIXEL + args.keep_irn * irnfile.BYTES_PER_PIXEL,
     memory_flags=("num_workers", "irn_infer_batch_size"),
 )
 
@@ -136,6 +137,7 @@ def run(args: Config) -> None:
         num_workers=args.num_workers,
         batch_size=args.irn_infer_batch_size,
         title=title,
+        kept=kept_outputs(args, _of_all_files(args, devkit)) if args.keep_irn else None,
     )
     advice = "lower --sem_seg_bg_thres, or make better CAMs"
     on_first_process(partial(tell_masks, advice=advice), STEP.name, _mask_paths(args))

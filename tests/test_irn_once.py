@@ -1,17 +1,27 @@
 """IRN sees each image once for masks and instance masks, and images of one padded size run as one batch."""
 
+import importlib
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from support import NO_STEPS, make_all_inputs
+from PIL import Image, ImageOps
+from support import NO_STEPS, TOY_SIZES, make_all_inputs
+from torch.nn import functional as F
 
 import run_sample
+from misc.errors import InputError
+from misc.files import camfile, instancefile, irnfile
+from misc.files.images import read_label
 from misc.files.jsonfile import read_dict
+from misc.run.config import STEP_MODULES, enabled_steps, parse_config
 from misc.run.device import UnfilledNetworks
+from misc.run.forecast import forecast
 from net import resnet18_irn
 from net.irn import EdgeDisplacement
+from net.weights import save_weights
 from tests import own_network
 
 BOTH = {"make_sem_seg_pass": True, "make_ins_seg_pass": True}
@@ -98,6 +108,106 @@ def test_a_network_that_can_not_batch_sees_pair_by_pair(passes, monkeypatch):
     forward = own_network.EdgeDisplacement.forward
     monkeypatch.setattr(own_network.EdgeDisplacement, "forward", lambda network, pair: forward(network, pair))
     assert passes(make_sem_seg_pass=True, irn_infer_batch_size=4) == [1] * N_IMAGES
+
+
+def forget_masks(*, kept=False):
+    shutil.rmtree("result/sem_seg_ood")
+    shutil.rmtree("result/ins_seg_ood", ignore_errors=True)
+    if kept:
+        shutil.rmtree("result/irn")
+
+
+def vary_cams():
+    """Smooth maps in place of flat ones, so that masks depend on what IRN finds and on each setting."""
+    generator = torch.Generator().manual_seed(0)
+    for path in sorted(Path("result/cam_ood").glob("*.npy")):
+        keys, cam, high_res = camfile.load(path)
+        coarse = torch.rand(1, 1, 3, 3, generator=generator)
+        smooth = F.interpolate(coarse, size=cam.shape[1:], mode="bilinear", align_corners=True)[0]
+        camfile.save(path, keys, smooth, high_res)
+
+
+def test_what_is_kept_serves_the_other_step_and_other_settings(passes):
+    vary_cams()
+    keep = {"keep_irn": True}
+    assert passes(**BOTH, **keep) == [1] * N_IMAGES
+    in_one_pass = written()
+    forget_masks(kept=True)
+    assert passes(make_sem_seg_pass=True, **keep) == [1] * N_IMAGES
+    assert passes(make_ins_seg_pass=True, **keep) == []
+    assert written() == in_one_pass
+    assert passes(make_sem_seg_pass=True, beta=1, sem_seg_bg_thres=0.6, **keep) == []
+    assert written() != in_one_pass
+    forget_masks()
+    assert passes(**BOTH) == [1] * N_IMAGES  # of float32, where it is not asked for
+
+
+def test_nothing_stale_is_read(passes, toy):
+    keep = {"keep_irn": True, "make_sem_seg_pass": True}
+    passes(**keep)
+    whole = written()
+    forget_masks()
+    kept = sorted(Path("result/irn").glob("*.npy"))
+    assert len(kept) == N_IMAGES
+    kept[0].unlink()
+    kept[1].write_bytes(kept[2].read_bytes())
+    assert passes(**keep) == [1, 1]
+    assert written() == whole
+    image = toy.root / "JPEGImages" / f"{kept[3].stem}.jpg"
+    with Image.open(image) as picture:
+        mirrored = ImageOps.mirror(picture)
+    mirrored.save(image, quality=95)
+    assert passes(**keep) == [1]
+    torch.manual_seed(5)
+    save_weights(own_network.EdgeDisplacement(), "sess/res50_irn_ood.pth")
+    assert passes(**keep) == [1] * N_IMAGES
+    assert passes(**keep, redo="all") == [1] * N_IMAGES
+
+
+def test_half_precision_leaves_999_of_1000_pixels_alone(passes):
+    vary_cams()
+    passes(**BOTH)
+    exact = sem_seg_and_instances()
+    forget_masks()
+    passes(**BOTH, keep_irn=True)
+    for name, labels in sem_seg_and_instances().items():
+        assert 0.05 < np.mean(exact[name] > 0) < 0.95
+        assert labels.shape == exact[name].shape
+        assert np.mean(labels == exact[name]) >= 0.999, name
+
+
+def sem_seg_and_instances():
+    """The labels of all pixels of all images, and for each instance's mask its pixels."""
+    labels = [read_label(path) for path in sorted(Path("result/sem_seg_ood").glob("*.png"))]
+    masks = [instancefile.load(path, 3).masks for path in sorted(INSTANCE.parent.glob("*.npy"))]
+    joined = {"sem_seg": labels, "ins_seg": masks}
+    return {name: np.concatenate([array.ravel() for array in arrays]) for name, arrays in joined.items()}
+
+
+def test_the_disk_of_what_is_kept_is_told_beforehand(passes, toy):
+    def disk(**flags):
+        config = parse_config(toy.flags(**NO_STEPS | {"redo": (), "infer_list": "voc12/train.txt"} | flags))
+        steps = [importlib.import_module(STEP_MODULES[name]) for name in enabled_steps(config)]
+        return sum(row.disk for row in forecast(config, steps, {}))
+
+    for on in (BOTH, {"make_ins_seg_pass": True}, {"make_sem_seg_pass": True}):
+        told = disk(**on, keep_irn=True) - disk(**on)
+        assert told == pytest.approx(sum(0.375 * h * w for h, w in TOY_SIZES[:N_IMAGES]), rel=0.01)
+    passes(make_sem_seg_pass=True, keep_irn=True)
+    header = 400  # bytes of a file, which matter in so small images
+    taken = sum(path.stat().st_size - header for path in Path("result/irn").glob("*.npy"))
+    assert taken == pytest.approx(told, rel=0.1)
+
+
+def test_foreign_files_are_no_output_of_irn(tmp_path):
+    np.save(tmp_path / "a.npy", {"edge": np.zeros((1, 2, 2)), "displacement": np.zeros((2, 2, 2))}, allow_pickle=True)
+    with pytest.raises(InputError, match=r"a.npy lacks edge or displacement in half precision"):
+        irnfile.load(tmp_path / "a.npy")
+    edge, displacement = irnfile.in_half_precision(torch.rand(1, 2, 2)), torch.full((2, 2, 2), -1e9)
+    irnfile.save(tmp_path / "b.npy", edge, irnfile.in_half_precision(displacement))
+    given, moved = irnfile.load(tmp_path / "b.npy")
+    assert torch.equal(given, edge.float())
+    assert moved.isfinite().all()
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ from misc.advcam import SCALES, advcam
 from misc.cam import confident_label, label_map, merge_scales, scale_maps
 from misc.deeplab import scaled_pair
 from misc.files.images import read_image, read_label
+from misc.files.irnfile import in_half_precision
 from misc.imutils import (
     BGR_MEAN,
     crop_into,
@@ -223,6 +224,22 @@ def test_semantic_masks(recorded, power, background_score):
         exp_times=8,
     )
     assert (mask == recording[f"sem_p{power}_t{background_score}"]).mean() >= 0.999
+
+
+@pytest.mark.parametrize("background_score", [0.2, 0.25, 0.3, 0.35, 0.4, 0.5])
+def test_masks_of_what_is_kept_in_half_precision(recorded, background_score):
+    recording = recorded("random_walk.npz")
+    exact = [torch.from_numpy(recording[name]) for name in ("edge", "dp")]
+    rounded = [in_half_precision(x).float() for x in exact]
+    cam, keys, size = torch.from_numpy(recording["cam"]), recording["keys"], tuple(recording["size"].tolist())
+    settings = {"background_score": background_score, "beta": 10, "exp_times": 8}
+    masks, instances = [], []
+    for edge, displacement in (exact, rounded):
+        masks.append(semantic_mask(cam, edge, keys, size, power=1.0, **settings))
+        instances.append(detect_instances(cam, edge, displacement, keys, size, **settings))
+    assert (masks[0] == masks[1]).mean() >= 0.999
+    np.testing.assert_array_equal(instances[0].classes, instances[1].classes)
+    assert (instances[0].masks == instances[1].masks).mean() >= 0.999
 
 
 def test_instances(recorded):

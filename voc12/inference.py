@@ -1,7 +1,9 @@
 """Running IRN over the images of a list that have CAMs: what semantic and instance masks are made from."""
 
+import itertools
+import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -13,20 +15,21 @@ from torch import Tensor, nn
 
 from misc.cam import CAM_STRIDE
 from misc.errors import InputError
-from misc.files import camfile
+from misc.files import camfile, irnfile
 from misc.files.atomic import background_writer
-from misc.files.images import image_sizes
+from misc.files.images import image_size, image_sizes
 from misc.imutils import mirror_pair, normalize
 from misc.mining import class_probabilities
-from misc.run.config import CamSource
-from misc.run.depends import source_of_item
+from misc.run.config import CamSource, Config
+from misc.run.depends import source_of_files, source_of_item
 from misc.run.device import to_device
+from misc.run.done import finished_files
 from misc.run.fitting import Fitting
 from misc.run.loaders import GroupedLoader, places, sequential_loader, size_groups
 from misc.run.plan import Planned, require_outputs
 from misc.run.progress import progress
 from misc.run.provenance import FinishedFiles
-from misc.run.step import Files, Inputs
+from misc.run.step import Files, Inputs, Step
 from voc12.dataloader import ImagesWithCams, WholeImages
 from voc12.devkit import Devkit
 from voc12.images import LabelledImages, read_ids_to_segment
@@ -34,6 +37,19 @@ from voc12.labels import Labels
 
 DEVICE_BATCH = 8
 """Images of up to 512 x 512 pixels that run as one batch on a GPU; on the CPU a batch gains nothing."""
+
+
+IRN_OUTPUT = Step(
+    name="irn",
+    description="find boundaries and displacements",
+    reads=("irn_network", "irn_weights_name", "class_list"),
+    writes=(),
+    flags=("precision",),
+)
+"""What determines IRN's output for an image, of all that a step that makes masks is declared by."""
+IRN_FOLDER = "irn"
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -106,6 +122,26 @@ class Masks:
     max_waiting: int = 8
 
 
+@dataclass(frozen=True)
+class KeptOutputs:
+    """IRN's output for images, rounded to half precision and kept in `folder`; `finished`: which files are done.
+
+    Masks are made of the rounded numbers whether these were read or computed, so that they are the same.
+    """
+
+    folder: Path
+    finished: FinishedFiles
+
+    def path(self, image_id: str) -> Path:
+        """The file of an image."""
+        return irnfile.irn_path(self.folder, image_id)
+
+
+def kept_outputs(args: Config, of_network: Inputs) -> KeptOutputs:
+    """Where `--keep_irn` keeps IRN's output. `of_network`: what all of it depends on."""
+    return KeptOutputs(Path(args.result_dir, IRN_FOLDER), finished_files(IRN_OUTPUT, args, of_network))
+
+
 def make_masks(
     kinds: Sequence[Masks],
     load_model: Callable[[], nn.Module],
@@ -117,10 +153,12 @@ def make_masks(
     num_workers: int,
     batch_size: int,
     title: str,
+    kept: KeptOutputs | None = None,
 ) -> None:
     """Make all masks of the images `ids` that are not finished; the network sees each image once for all `kinds`.
 
-    `load_model`: as in `walk_inputs`, as are the other arguments; called if there is something to do.
+    `load_model`: as in `walk_inputs`, as are the other arguments; called if the network has something to do.
+    `kept`: where its output is read, and kept where there is none.
     """
     sources = inputs_of_walk(devkit, ids, cams)
     source_of = partial(source_of_item, sources)
@@ -129,24 +167,70 @@ def make_masks(
     numbers = sorted(set().union(*pending))
     if not numbers:
         return
-    walked = walk_inputs(
-        load_model(),
-        devkit,
-        [ids[number] for number in numbers],
-        cams.folder,
-        device=device,
-        num_workers=num_workers,
-        batch_size=batch_size,
-        title=title,
-    )
     number_of = {ids[number]: number for number in numbers}
+    ids_kept = {} if kept is None else dict.fromkeys(_ids_kept(kept, devkit, [*number_of]))
+    ids_left = [image_id for image_id in number_of if image_id not in ids_kept]
     with background_writer(max_waiting=min(kind.max_waiting for kind in kinds)) as submit:
+        walked: Iterator[WalkInput] = iter(())
+        if ids_left:
+            walked = walk_inputs(
+                load_model(),
+                devkit,
+                ids_left,
+                cams.folder,
+                device=device,
+                num_workers=num_workers,
+                batch_size=batch_size,
+                title=title,
+            )
+        if kept is not None:
+            read = _read_walk_inputs(kept, devkit, [*ids_kept], cams.folder, device=device, title=title)
+            walked = itertools.chain(read, _keeping(walked, kept, devkit, submit))
         for item in walked:
             number = number_of[item.image_id]
             for kind, of_kind, of_pending in zip(kinds, items, pending, strict=True):
                 if number in of_pending:
                     paths, masks = of_kind[number], kind.make(item)
                     submit(kind.finished.write, paths, partial(source_of, number), kind.write, paths, masks)
+
+
+def _ids_kept(kept: KeptOutputs, devkit: Devkit, ids: Sequence[str]) -> list[str]:
+    """Those of the images `ids` whose output is there."""
+    paths = devkit.image_paths(ids)
+    numbers = kept.finished.kept([[kept.path(image_id)] for image_id in ids], lambda n: source_of_files(paths[n]))
+    if numbers:
+        log.info("IRN's output for %d of %d images is read from %s", len(numbers), len(ids), kept.folder)
+    return [ids[number] for number in sorted(numbers)]
+
+
+def _read_walk_inputs(
+    kept: KeptOutputs, devkit: Devkit, ids: Sequence[str], cam_folder: str, *, device: torch.device, title: str
+) -> Iterator[WalkInput]:
+    """What `walk_inputs` gives for images whose output is kept."""
+    paths = devkit.image_paths(ids)
+    bar = progress(ids, desc=f"{title}, IRN's output read", unit="image") if ids else ids
+    for number, image_id in enumerate(bar):
+        path, cam_path = paths[number], camfile.cam_path(cam_folder, image_id)
+        size = image_size(path)
+        cells = tuple(math.ceil(side / CAM_STRIDE) for side in size)
+        keys, cam = camfile.load_cam(cam_path, len(devkit.classes))
+        edge, displacement = irnfile.load(kept.path(image_id))
+        _require_output(edge, displacement, path, cells)
+        _require_cam_of_image(cam, cells, cam_path)
+        cam, edge, displacement = (to_device(tensor, device) for tensor in (cam, edge, displacement))
+        yield WalkInput(image_id, size, keys, cam, edge, displacement)
+
+
+def _keeping(
+    walked: Iterable[WalkInput], kept: KeptOutputs, devkit: Devkit, submit: Callable[..., None]
+) -> Iterator[WalkInput]:
+    """The same with IRN's output rounded to half precision, which `submit` has written."""
+    for item in walked:
+        halves = irnfile.in_half_precision(item.edge), irnfile.in_half_precision(item.displacement)
+        path, (image,) = kept.path(item.image_id), devkit.image_paths([item.image_id])
+        submit(kept.finished.write, [path], partial(source_of_files, image), irnfile.save, path, *halves)
+        edge, displacement = (half.float() for half in halves)
+        yield replace(item, edge=edge, displacement=displacement)
 
 
 def walk_inputs(
@@ -191,8 +275,7 @@ def walk_inputs(
                 size = tuple(item["image"].shape[1:])
                 cells = tuple(math.ceil(side / CAM_STRIDE) for side in size)
                 _require_output(edge, displacement, paths[number], cells)
-                if cam.shape[1:] != cells:
-                    raise InputError(f"CAM file {cam_paths[number]} is not of the size of its image; make it again.")
+                _require_cam_of_image(cam, cells, cam_paths[number])
                 yield WalkInput(ids[number], size, keys, to_device(cam, device), edge, displacement)
                 bar.update()
 
@@ -202,6 +285,12 @@ def _outputs(model: nn.Module, device: torch.device, items: Sequence[dict[str, A
     """Edge and displacement of images that the model pads to one size, items of `ImagesWithCams`, in one batch."""
     pairs = [mirror_pair(normalize(to_device(item["image"], device))) for item in items]
     return model.batch(pairs) if len(pairs) > 1 else [model(pairs[0])]
+
+
+def _require_cam_of_image(cam: Tensor, cells: tuple[int, ...], path: str | Path) -> None:
+    """Raise `InputError` unless a CAM has the (h, w) `cells` of its image."""
+    if cam.shape[1:] != cells:
+        raise InputError(f"CAM file {path} is not of the size of its image; make it again.")
 
 
 def _require_output(edge: Tensor, displacement: Tensor, path: str, cells: tuple[int, int]) -> None:

@@ -315,6 +315,11 @@ class Config:
         "CPU, 8 on CUDA (not in the original)",
         low=0,
     )
+    keep_irn: bool = flag(
+        False,
+        "keep what IRN finds in each image in <result_dir>/irn, in half precision, so that another make_*_seg, or one "
+        "with other settings, need not run it again (not in the original)",
+    )
 
     # Random walk and masks
     beta: float = flag(10, "power of the affinities", low=0)

@@ -13,7 +13,8 @@ import gc
 import hashlib
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -29,6 +30,8 @@ Items = TypeVar("Items", bound=Sequence)
 
 PATIENCE = timedelta(days=7)
 """How long a process waits for another, which may have hours of work alone (reading every image of a list)."""
+BUCKET_BYTES = 25 * 2**20
+"""Of gradients that are summed in one transfer, as PyTorch's DistributedDataParallel has it."""
 GPU_BACKENDS, CPU_BACKENDS = "cpu:gloo,cuda:nccl", "cpu:gloo"
 SHARED_GPU_BACKENDS = "cpu:gloo,cuda:gloo"
 """NCCL refuses two processes on one GPU; Gloo sums what lies there on the CPU."""
@@ -84,10 +87,10 @@ def share(items: Items) -> Items:
     return items[rank() :: n_processes()]
 
 
-def _collective(function: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
-    """Run a function of torch.distributed. Raises `ProcessLost` where another process is gone."""
+def _collective(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """What a function of torch.distributed returns. Raises `ProcessLost` where another process is gone."""
     try:
-        function(*args, **kwargs)
+        return function(*args, **kwargs)
     except RuntimeError as error:
         raise ProcessLost(str(error)) from error
 
@@ -139,14 +142,90 @@ def gather_shares(rows: Tensor) -> Tensor:
     return torch.stack(gathered, dim=1).flatten(0, 1)[:n_rows]
 
 
-def sum_gradients(optimizer: torch.optim.Optimizer) -> None:
-    """Replace the gradients of an optimiser's parameters by their sums over processes, in one transfer."""
-    if n_processes() == 1:
-        return
-    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    total = sum_over_processes(torch.cat([p.grad.flatten() for p in parameters]))
-    for parameter, gradient in zip(parameters, total.split([p.numel() for p in parameters]), strict=True):
-        parameter.grad.copy_(gradient.view_as(parameter))
+class GradientSums:
+    """Replaces the gradients of an optimiser's parameters by their sums over processes, in the backward pass already.
+
+    The parameters are shared out to buckets, the last one first, as their gradients arrive. A bucket is sent when its
+    last gradient is there, while the backward pass goes on to the layers before. Every process sends all buckets in one
+    order, also those that lack a gradient, which then counts as zero; a parameter that no process has a gradient for
+    is left without one. For use in a `with` statement, at whose end the parameters are let go.
+
+    Args:
+        n_passes: backward passes for each step, over which the gradients add up.
+        bucket_bytes: from which size on a bucket is full.
+    """
+
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, *, n_passes: int = 1, bucket_bytes: int = BUCKET_BYTES
+    ) -> None:
+        trained = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+        self._n_passes = n_passes
+        self._buckets = _buckets_of(trained[::-1], bucket_bytes) if n_processes() > 1 else []
+        self._number_of = {p: number for number, bucket in enumerate(self._buckets) for p in bucket}
+        self._hooks = [p.register_post_accumulate_grad_hook(self._arrived) for p in self._number_of]
+        self._begin_step()
+
+    def __enter__(self) -> "GradientSums":
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+    def _begin_step(self) -> None:
+        self._n_arrived: Counter[Tensor] = Counter()
+        self._n_awaited = [self._n_passes * len(bucket) for bucket in self._buckets]
+        self._sent: list[tuple[Tensor, dist.Work]] = []
+
+    def _arrived(self, parameter: Tensor) -> None:
+        """Called by the backward pass when it has added to a parameter's gradient."""
+        self._n_arrived[parameter] += 1
+        if self._n_arrived[parameter] > self._n_passes:
+            raise InputError(
+                "the network's backward pass gives a parameter its gradient in several parts, which several processes "
+                "can't sum; if it uses torch.utils.checkpoint, pass use_reentrant=False there."
+            )
+        self._n_awaited[self._number_of[parameter]] -= 1
+        while len(self._sent) < len(self._buckets) and self._n_awaited[len(self._sent)] == 0:
+            self._send_next()
+
+    def _send_next(self) -> None:
+        bucket = self._buckets[len(self._sent)]
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in bucket]
+        is_given = gradients[0].new_ones(len(bucket))
+        for number, parameter in enumerate(bucket):
+            if parameter.grad is None:
+                is_given[number] = 0
+        total = torch.cat([*(gradient.flatten() for gradient in gradients), is_given])
+        self._sent.append((total, _collective(dist.all_reduce, total, async_op=True)))
+
+    def finish(self) -> None:
+        """Return when the gradients are the sums; to be called by every process, before the optimiser's step."""
+        while len(self._sent) < len(self._buckets):
+            self._send_next()
+        for bucket, (total, transfer) in zip(self._buckets, self._sent, strict=True):
+            _collective(transfer.wait)
+            *sums, n_given = total.split([*(p.numel() for p in bucket), len(bucket)])
+            for number, (parameter, gradient) in enumerate(zip(bucket, sums, strict=True)):
+                # Only a process that lacks the gradient has to read, and so to wait, whether another one has it
+                if parameter.grad is None and n_given[number] > 0:
+                    parameter.grad = torch.zeros_like(parameter)
+                if parameter.grad is not None:
+                    parameter.grad.copy_(gradient.view_as(parameter))
+        self._begin_step()
+
+
+def _buckets_of(parameters: Iterable[Tensor], bucket_bytes: int) -> list[list[Tensor]]:
+    """The parameters in groups, each of which is full, but for the last one."""
+    buckets: list[list[Tensor]] = []
+    free = 0
+    for parameter in parameters:
+        if free <= 0:
+            buckets.append([])
+            free = bucket_bytes
+        buckets[-1].append(parameter)
+        free -= parameter.nbytes
+    return buckets
 
 
 def require_equal(text: str, *, name: str) -> None:

@@ -12,7 +12,7 @@ Planned = Mapping[str, frozenset[str]]
 """What earlier steps of the same run will make: checkpoints, and folders with the ids of their files."""
 
 OUTPUT_SUFFIXES = (".npy", ".png", ".jpg", ".json", ".jsonl", ".pth", ".txt", ".html")
-RESULT_FOLDERS = ("runs", "scores", "metrics", "state", "steps", "report")
+RESULT_FOLDERS = ("runs", "scores", "metrics", "state", "steps", "report", "irn")
 
 
 class _Everything(frozenset):

@@ -79,8 +79,8 @@ class FinishedFiles:
             self._records[path.parent] = Provenance(path.parent, self._made_with)
         return self._records[path.parent]
 
-    def pending(self, items: Sequence[Sequence[Path]], source_of: Callable[[int], str]) -> list[int]:
-        """The numbers of the items that are still to be made; the log tells how many are kept, how many made again.
+    def kept(self, items: Sequence[Sequence[Path]], source_of: Callable[[int], str]) -> set[int]:
+        """The numbers of the items that are done.
 
         Args:
             items: each one's files.
@@ -96,6 +96,11 @@ class FinishedFiles:
             source = source_of(number)
             if all(self._record_of(path).covers(path, source) for path in items[number]):
                 kept.add(number)
+        return kept
+
+    def pending(self, items: Sequence[Sequence[Path]], source_of: Callable[[int], str]) -> list[int]:
+        """The numbers of the other items; the log tells how many are kept, how many made again."""
+        kept = self.kept(items, source_of)
         pending = [number for number in range(len(items)) if number not in kept]
         if replaced := sum(items[number][0].is_file() for number in pending) if self._keep else 0:
             log.info(

@@ -20,7 +20,7 @@ from misc.files.soundness import unsound_weight
 from misc.run.board import board
 from misc.run.config import Config
 from misc.run.device import Arriving, one_size, resolve_device
-from misc.run.distributed import is_first_process, max_over_processes, n_processes, sum_gradients
+from misc.run.distributed import GradientSums, is_first_process, max_over_processes, n_processes
 from misc.run.done import made_with
 from misc.run.limits import LOST_CONNECTION, lacks_memory
 from misc.run.loaders import training_loader
@@ -180,6 +180,7 @@ def fit(
         progress(total=n_steps, initial=done, desc=name, unit="step") as bar,
         stop_deferred(),
         one_size(),
+        GradientSums(optimizer, n_passes=batches_per_step) as gradients,
     ):
 
         def tell(step: int, line: dict[str, Any]) -> None:
@@ -222,7 +223,7 @@ def fit(
             optimizer.zero_grad(set_to_none=True)
             with _saved_if_memory_lacks(state, step - 1):
                 of_batches = [_backward(loss_of(batch), share=1 / batches_per_step) for batch in group]
-                sum_gradients(optimizer)
+                gradients.finish()
             optimizer.step()
             losses = Arriving(_mean_of(of_batches))
             rate, now = optimizer.param_groups[0]["lr"], time.perf_counter()
