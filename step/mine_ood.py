@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from misc.cam import batch_scale_maps, merge_high_res
 from misc.errors import InputError, first_three
@@ -37,6 +38,7 @@ from misc.run.config import Config
 from misc.run.depends import checksum, of_same_content, source_of_files
 from misc.run.device import resolve_device
 from misc.run.done import finished_files, is_redone, made_with
+from misc.run.fitting import Fitting
 from misc.run.loaders import sequential_loader
 from misc.run.plan import Planned, require_writable, require_writable_file
 from misc.run.progress import progress
@@ -245,10 +247,15 @@ def _scores(args: Config, devkit: Devkit, pool: Pool, device: torch.device) -> d
                 else:
                     yield item
 
+        def scored(items: Sequence[Mapping]) -> Sequence[Tensor]:
+            given = torch.stack([item["image"] for item in items]).to(device, non_blocking=True)
+            return class_probabilities(model, given).cpu()
+
+        fitting = Fitting(args.make_cam_batch_size, parts="images")
         for batch in by_size(readable(), args.make_cam_batch_size):
-            given = torch.stack([item["image"] for item in batch]).to(device, non_blocking=True)
-            probabilities = class_probabilities(model, given).cpu()
             numbers = [pending[item["index"]] for item in batch]
+            size, example = tuple(batch[0]["image"].shape[1:]), pool.paths[numbers[0]]
+            probabilities = torch.stack(fitting.each(scored, batch, size=size, example=example))
             if not probabilities.isfinite().all():
                 raise InputError(
                     f"--cam_init_weights_name: the network gives NaN or infinity for {pool.paths[numbers[0]]} or an "

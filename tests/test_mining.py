@@ -94,6 +94,25 @@ def test_hard_backgrounds_come_before_easy_ones_with_their_classes(mine):
     assert max(probability for _, probability in list(found.values())[4:]) < 0.1
 
 
+def test_a_batch_that_does_not_fit_is_halved(mine, monkeypatch):
+    for number in range(4):
+        scene(f"pool/c/{number}.jpg", lead=70 + 20 * number, channel=1, size=(64, 64))
+    mine(make_cam_batch_size=1, ood_mine_dir="result/one_by_one")
+    forward, sizes = colour_network.Net.forward, []
+
+    def limited(model, images):
+        sizes.append(len(images))
+        if len(images) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return forward(model, images)
+
+    monkeypatch.setattr(colour_network.Net, "forward", limited)
+    mine(make_cam_batch_size=4)
+    assert max(sizes) == 4
+    assert table("candidates.csv") == table("candidates.csv", "result/one_by_one")
+    assert "no GPU memory for 4 images at once; going on with 2" in log_text()
+
+
 def test_images_below_the_score_are_no_candidates(mine):
     mine()
     assert {*candidates()} == {"pool/b/3.jpg", "pool/a/0.jpg", "pool/a/2.jpg", "pool/b/1.jpg"}
