@@ -52,9 +52,11 @@ def sort(sample: Path, folder: Path) -> None:
         for name in {each.text for each in annotation.iter("name")}:
             (folder / "photos" / name).mkdir(parents=True, exist_ok=True)
             shutil.copy(sample / f"JPEGImages/{image_id}.jpg", folder / "photos" / name / f"IMG {image_id}.jpg")
-    (folder / "pool").mkdir()
+    part = folder / "pool.part"
+    part.mkdir(exist_ok=True)
     for path in (*(sample / "OoD_images").iterdir(), *(sample / f"JPEGImages/{each}.jpg" for each in ids["val"])):
-        shutil.copy(path, folder / "pool")
+        shutil.copy(path, part)
+    part.rename(folder / "pool")  # which is there as a whole, or not at all
 
 
 def review(sample: Path, folder: Path) -> None:
@@ -120,6 +122,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print("\n| masks | images | mIoU |\n| --- | --- | --- |")
     for what, masks in compared(sample, folder).items():
         print(f"| {what} | {len(masks)} | {miou(masks, sample):.1f} |")
+    scenes = [path.stem for path in (sample / "OoD_images").iterdir()]
+    n_empty = sum(not read_label(folder / f"result/predict/{name}.png").any() for name in scenes)
+    print(
+        f"\nof the pool's {len(scenes)} images without objects {n_empty} have an empty mask, as they should (predict)"
+    )
 
 
 if __name__ == "__main__":

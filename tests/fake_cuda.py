@@ -80,6 +80,7 @@ class _Operations(TorchDispatchMode):
         if func is aten.is_pinned.default:
             return args[0] in self._waits.pinned
         if func is aten._pin_memory.default:
+            assert args[0].device.type == "cpu", "only tensors of the CPU can be pinned"
             pinned = aten.clone.default(args[0])
             self._waits.pinned[pinned] = True
             return pinned

@@ -22,7 +22,7 @@ from misc.imutils import mirror_pair, normalize
 from misc.mining import class_probabilities
 from misc.run.config import CamSource, Config
 from misc.run.depends import source_of_files, source_of_item
-from misc.run.device import to_device
+from misc.run.device import Arriving, to_device, when_arrived
 from misc.run.done import finished_files
 from misc.run.fitting import Fitting
 from misc.run.loaders import GroupedLoader, places, sequential_loader, size_groups
@@ -46,7 +46,10 @@ IRN_OUTPUT = Step(
     writes=(),
     flags=("precision",),
 )
-"""What determines IRN's output for an image, of all that a step that makes masks is declared by."""
+"""What determines IRN's output for an image, of all that a step that makes masks is declared by.
+
+Its `version` is to be raised, beside those of the two steps, when the code that computes this output changes.
+"""
 IRN_FOLDER = "irn"
 
 log = logging.getLogger(__name__)
@@ -170,7 +173,8 @@ def make_masks(
     number_of = {ids[number]: number for number in numbers}
     ids_kept = {} if kept is None else dict.fromkeys(_ids_kept(kept, devkit, [*number_of]))
     ids_left = [image_id for image_id in number_of if image_id not in ids_kept]
-    with background_writer(max_waiting=min(kind.max_waiting for kind in kinds)) as submit:
+    max_waiting = min(kind.max_waiting for kind in kinds) + (kept is not None)  # whose files are writes of their own
+    with background_writer(max_waiting=max_waiting) as submit:
         walked: Iterator[WalkInput] = iter(())
         if ids_left:
             walked = walk_inputs(
@@ -228,7 +232,9 @@ def _keeping(
     for item in walked:
         halves = irnfile.in_half_precision(item.edge), irnfile.in_half_precision(item.displacement)
         path, (image,) = kept.path(item.image_id), devkit.image_paths([item.image_id])
-        submit(kept.finished.write, [path], partial(source_of_files, image), irnfile.save, path, *halves)
+        arriving = (Arriving(half) for half in halves)
+        source_of = partial(source_of_files, image)
+        submit(kept.finished.write, [path], source_of, when_arrived, irnfile.save, path, *arriving)
         edge, displacement = (half.float() for half in halves)
         yield replace(item, edge=edge, displacement=displacement)
 

@@ -28,9 +28,9 @@ def in_half_precision(x: Tensor) -> Tensor:
 def save(path: str | Path, edge: Tensor, displacement: Tensor) -> None:
     """Write the pickled dict {edge: (1, h, w), displacement: (2, h, w)} of float16 arrays.
 
-    The tensors are in half precision already.
+    The tensors are in half precision already, and on the CPU.
     """
-    save_object(path, {name: x.cpu().numpy() for name, x in zip(_NAMES, (edge, displacement), strict=True)})
+    save_object(path, {name: x.numpy() for name, x in zip(_NAMES, (edge, displacement), strict=True)})
 
 
 def load(path: str | Path) -> tuple[Tensor, Tensor]:

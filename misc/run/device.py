@@ -116,12 +116,12 @@ def may_fuse(parameters: Iterable[Tensor]) -> bool:
 
 
 def to_device(x: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the CPU on `device`, without waiting for the copy.
+    """A tensor on `device`, without waiting for the copy.
 
-    Only page-locked memory is copied while the processor goes on. What a loader brings is in it already; all else is
-    put there first, which PyTorch keeps until the copy is done.
+    Only page-locked memory is copied while the processor goes on. What a loader brings is in it already; all else of
+    the CPU is put there first, which PyTorch keeps until the copy is done.
     """
-    if device.type != "cuda":
+    if device.type != "cuda" or x.device.type != "cpu":
         return x.to(device)
     return (x if x.is_pinned() else x.pin_memory()).to(device, non_blocking=True)
 

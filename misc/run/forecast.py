@@ -62,7 +62,8 @@ def forecast(config: Config, steps: Sequence[StepModule], maker_of: dict[str, st
             action = f"runs: {reason}"
         if action != DONE:
             maker_of |= dict.fromkeys((getattr(config, flag) for flag in step.STEP.writes), name)
-            maker_of[config.result_dir] = name  # where every step leaves its record
+            if remembered:
+                maker_of[config.result_dir] = name  # where it leaves its record
             if record and not record["finished"]:
                 action = _where_it_goes_on(config, name, record["started"], outputs) or action
         n_files = max((len(given.paths) for given in inputs.values() if isinstance(given, Files)), default=0)

@@ -188,9 +188,8 @@ def _fit_to_few_images(values: Flags, given: Flags) -> tuple[dict[str, Any], lis
     flags["eval_ins_seg_pass"] = evaluated and any((root / "SegmentationObject").glob("*.png"))
     flags["eval_deeplab_pass"] = has_masks and (splits / f"{values['deeplab_eval_set']}.txt").is_file()
     shows = given.get("show_pass", False)
-    if (
-        mines or shows
-    ):  # what comes after mining is for the images that a person has chosen; what is there is shown as is
+    # What comes after mining is for the images that a person has chosen, and what is there is shown as it is
+    if mines or shows:
         own = () if mines else ("train_classifier_pass",)
         return flags | dict.fromkeys((*own, *SMALL_CHAIN, *EVALUATIONS), False), []
     if has_masks:

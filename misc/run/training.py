@@ -192,8 +192,9 @@ def fit(
             try:
                 with stop_deferred(False), one_size(False):
                     line.update(after_step(step) if after_step else {})
-            except (KeyboardInterrupt, ProcessLost):
-                state.save(step, unfinished_line=line)
+            except (KeyboardInterrupt, ProcessLost, RuntimeError, MemoryError) as error:
+                if isinstance(error, KeyboardInterrupt | ProcessLost) or lacks_memory(error):
+                    state.save(step, unfinished_line=line)
                 raise
             tell(step, line)
 
@@ -284,7 +285,7 @@ def _groups(
     for step in itertools.count(done):
         try:
             group = next(groups, None)
-        except (RuntimeError, *LOST_CONNECTION):
+        except (RuntimeError, MemoryError, *LOST_CONNECTION):
             if step:
                 state.save(step)
             if not is_told(grace=GRACE_SECONDS):
