@@ -16,6 +16,7 @@ from misc.run.limits import OneTooLarge
 from net.deeplab import Segmenter
 from tests.own_network import CAM, EdgeDisplacement
 from tests.test_resume import WEIGHTS, messages, train
+from voc12.dataloader import ClassificationCrops, TopLeftCrops
 
 ERRORS = {
     "GPU": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."),
@@ -197,3 +198,32 @@ def test_a_training_whose_memory_runs_out_loses_no_step(toy, monkeypatch, step):
     assert f"{step} goes on after step {done} " in messages()
     assert lines == losses
     assert all(torch.equal(tensor, expected[name]) for name, tensor in weights.items())
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "error", "calls"),
+    [
+        (TopLeftCrops, "__getitem__", GPU_ERROR, 3),  # after a step, in the validation of an epoch
+        (ClassificationCrops, "__getitem__", ERRORS["NumPy"], 10),  # while the images of a later step are read
+    ],
+)
+def test_nor_where_it_runs_out_after_a_step_or_between_two(toy, monkeypatch, owner, name, error, calls):
+    make_all_inputs(toy)
+    rare = {"state_minutes": 60}
+    expected, losses = train(toy, "train_classifier", **rare, cam_init_weights_name="sess/other.pth")
+    work, called = getattr(owner, name), []
+
+    def fail(*args, **kwargs):
+        called.append(1)
+        if len(called) == calls:
+            raise error
+        return work(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, fail)
+        with pytest.raises(InputError, match=r"train_classifier: the .*memory does not suffice"):
+            train(toy, "train_classifier", **rare)
+    weights, lines = train(toy, "train_classifier", **rare)
+    assert "train_classifier goes on after step " in messages()
+    assert lines == losses
+    assert all(torch.equal(tensor, expected[key]) for key, tensor in weights.items())
