@@ -101,6 +101,42 @@ def run_script(text, *arguments):
     return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+STARTING_WORKERS = """
+import os
+import signal
+
+import torch
+from torch.utils.data import dataloader
+
+from misc.run.loaders import batch_loader
+from misc.run.stopping import Told, ending_when_told
+
+prepare = dataloader._BaseDataLoaderIter.__init__
+
+
+def told_meanwhile(*arguments):
+    os.kill(os.getpid(), signal.SIGTERM)
+    prepare(*arguments)
+
+
+dataloader._BaseDataLoaderIter.__init__ = told_meanwhile
+items = [{"x": torch.ones(2)}] * 4
+try:
+    with ending_when_told():
+        list(batch_loader(items, batch_size=2, num_workers=2, device=torch.device("cpu")))
+except Told as told:
+    sys.exit(told.exit_code)
+"""
+
+
+def test_told_to_end_while_a_loader_starts_its_workers():
+    process = run_script(STARTING_WORKERS)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "Traceback" not in said
+    assert "Exception ignored" not in said
+
+
 SLEEPING_WORKERS = """
 import time
 from misc.run.parallel import ordered_map

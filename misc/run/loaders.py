@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, Subset, default_colla
 from misc.errors import reason_of
 from misc.run.distributed import share
 from misc.run.limits import SHARED_MEMORY, allowed_files, free_bytes
+from misc.run.stopping import raise_if_told, stop_deferred
 
 PIXELS_A_PLACE = 512 * 512
 """An image with more pixels takes more than one place of a batch, so that memory stays bounded."""
@@ -171,10 +172,12 @@ class _Loader(DataLoader):
     """
 
     def __iter__(self) -> Iterator[Any]:
-        before = signal.getsignal(signal.SIGCHLD)
-        iterator = super().__iter__()
-        if signal.getsignal(signal.SIGCHLD) is not before:  # set by PyTorch, once, and in the main thread alone
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL if before is None else before)
+        with stop_deferred():  # an exception while its processes are started would leave the iterator in pieces
+            before = signal.getsignal(signal.SIGCHLD)
+            iterator = super().__iter__()
+            if signal.getsignal(signal.SIGCHLD) is not before:  # set by PyTorch, once, and in the main thread alone
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL if before is None else before)
+        raise_if_told()
         return iterator
 
 
