@@ -65,10 +65,14 @@ def one_and_two(tmp_path_factory):
         **RATES_THAT_SHOW,
     }
     one, two = (make_toy_data(tmp_path_factory.mktemp(name)) for name in ("one", "two"))
+
+    def flags_of(toy):  # of the validation list, too, each process has a batch
+        return flags | {"val_list": toy.root / "ImageSets/Segmentation/train.txt"}
+
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(one.work)
-        run_sample.run(one.flags(**flags))
-    done = run_in_processes(two, 2, **flags)
+        run_sample.run(one.flags(**flags_of(one)))
+    done = run_in_processes(two, 2, **flags_of(two))
     assert done.returncode == 0, done.stderr
     return one, two
 
