@@ -27,7 +27,8 @@ EMPTY_SHARE = 0.5
 """From this share of empty maps on a run stops."""
 
 Content = dict[str, Any]
-"""Of a file, as JSON: `foreground`, the share of its pixels; of maps also `keys`, their classes, and those `empty`."""
+"""Of a file, as JSON: `foreground`, the share of its pixels; of maps also `keys`, their classes, those `empty`, and, if
+there are such, those that were `not_finite`."""
 
 log = logging.getLogger(__name__)
 
@@ -49,9 +50,16 @@ def _content(foreground: Any) -> Content:
 
 
 def save_maps(path: str | Path, keys: Sequence[int], cam: Tensor, high_res: Tensor, *, numbers: str) -> Content:
-    """Write a CAM file, as `camfile.save`; returns its content. Raises `InputError` for maps with NaN or infinity."""
+    """Write a CAM file, as `camfile.save`; returns its content. Maps with NaN or infinity are written as empty ones."""
+    finite = cam.isfinite().all(dim=2).all(dim=1) & high_res.isfinite().all(dim=2).all(dim=1)
+    if not finite.all():
+        cam, high_res = (maps.where(finite[:, None, None], maps.new_zeros(())) for maps in (cam, high_res))
     camfile.save(path, keys, cam, high_res, numbers=numbers)
-    return content_of_maps(keys, high_res)
+    content = content_of_maps(keys, high_res)
+    not_finite = [int(key) for key, is_finite in zip(keys, finite.tolist(), strict=True) if not is_finite]
+    if not not_finite:
+        return content
+    return content | {"empty": [key for key in content["empty"] if key not in not_finite], "not_finite": not_finite}
 
 
 def save_instances(path: str | Path, detections: Detections) -> Content:
@@ -69,29 +77,35 @@ def tell_masks(name: str, paths: Sequence[str | Path], *, advice: str = "") -> N
 
 
 def tell_maps(name: str, paths: Sequence[str | Path], classes: Sequence[str], *, weights_flag: str) -> None:
-    """The same of CAM files, and which classes have empty maps.
+    """The same of CAM files, and which classes have maps that are empty or were not finite.
 
-    `weights_flag`: that of the classifier. Raises `InputError`, and says what to change, if most maps are empty, or if
+    `weights_flag`: that of the classifier. Raises `InputError`, and says what to change, if most maps are so, or if
     there are none.
     """
     contents = [content for content in _contents(paths) if _has_maps(content, len(classes))]
-    n_maps, n_empty = (Counter(key for content in contents for key in content[of]) for of in ("keys", "empty"))
+    n_maps, n_empty, n_not_finite = (
+        Counter(key for content in contents for key in content.get(of, ())) for of in ("keys", "empty", "not_finite")
+    )
     if contents and not n_maps:
         raise InputError(
             f"{name}: none of the {len(contents)} images carries a class, so that there are no maps; correct the "
             "labels, or with --labels_from classifier lower --label_threshold."
         )
-    shown = [f"{classes[key]} {count} of {n_maps[key]}" for key, count in n_empty.most_common()]
-    told = f"{n_empty.total()} of {n_maps.total()} maps are empty ({first_three(shown)})"
-    if n_empty.total() > EMPTY_SHARE * n_maps.total():
+    told = [
+        f"{counts.total()} of {n_maps.total()} maps are {how} "
+        f"({first_three([f'{classes[key]} {count} of {n_maps[key]}' for key, count in counts.most_common()])})"
+        for how, counts in (("empty", n_empty), ("NaN or infinite, and were written as empty ones", n_not_finite))
+        if counts
+    ]
+    if (n_empty + n_not_finite).total() > EMPTY_SHARE * n_maps.total():
         raise InputError(
-            f"{name}: {told}, so that later steps would run on nothing: the classifier of --{weights_flag} does not "
+            f"{name}: {'; '.join(told)}; later steps would run on nothing: the classifier of --{weights_flag} does not "
             "fire; train it again with a lower --cam_learning_rate (0.1 is for thousands of images) or for more "
             "epochs, or name other weights."
         )
     _tell_foreground(name, contents)
-    if n_empty:
-        notice(f"{name}: {told}")
+    for problem in told:
+        notice(f"{name}: {problem}")
 
 
 def _tell_foreground(name: str, contents: Sequence[Content], *, advice: str = "") -> None:
@@ -129,6 +143,6 @@ def _is_share(value: Any) -> bool:
 
 def _has_maps(content: Mapping[str, Any], n_classes: int) -> bool:
     return all(
-        isinstance(keys := content.get(of), list) and all(key in range(n_classes) for key in keys)
-        for of in ("keys", "empty")
+        isinstance(keys := content.get(of, missing), list) and all(key in range(n_classes) for key in keys)
+        for of, missing in (("keys", None), ("empty", None), ("not_finite", []))
     )

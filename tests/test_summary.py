@@ -13,6 +13,7 @@ from support import CAM_WEIGHTS, make_all_inputs
 import run_sample
 from misc import summary
 from misc.errors import InputError
+from misc.files import camfile
 from misc.files.instancefile import Detections
 from misc.files.look import one_look
 from misc.run.config import Config, switches
@@ -59,6 +60,29 @@ def test_what_is_saved_is_what_is_told(tmp_path):
     found = Detections(np.ones(2, np.float32), masks, np.zeros(2, np.int64))
     assert save_instances(tmp_path / "b.npy", found) == {"foreground": 0.5}
     assert save_instances(tmp_path / "b.npy", found.select(np.zeros(2, bool))) == {"foreground": 0.0}
+
+
+def test_maps_that_are_not_finite_are_written_as_empty_ones_and_told(tmp_path, lines):
+    """Of three classes the second has NaN at stride 4, the third infinity in full size; the first is kept as it is."""
+    cam, high_res = torch.ones(3, 2, 2), torch.ones(3, 8, 8)
+    cam[1, 0, 1], high_res[2, 7, 0] = math.nan, math.inf
+    told = save_maps(tmp_path / "a.npy", np.array([0, 1, 2]), cam, high_res, numbers="float16")
+    assert told == {"foreground": 1.0, "keys": [0, 1, 2], "empty": [], "not_finite": [1, 2]}
+    assert cam.isnan().any()
+    keys, cam, high_res = camfile.load(tmp_path / "a.npy")
+    assert keys.tolist() == [0, 1, 2]
+    assert [maps.reshape(3, -1).sum(1).tolist() for maps in (cam, high_res)] == [[4, 0, 0], [64, 0, 0]]
+
+    paths = write(tmp_path, [told, *[{"foreground": 0.5, "keys": [0, 1], "empty": []}] * 2])
+    tell_maps("make_x", paths, CLASSES, weights_flag="x_name")
+    sentence = "2 of 7 maps are NaN or infinite, and were written as empty ones (bottle 1 of 3, train 1 of 1)"
+    assert lines()[1:] == [f"notice: make_x: {sentence}"]
+    paths = write(tmp_path, [told, {"foreground": 0.5, "keys": [0], "empty": [0]}])
+    sentence = (
+        r"make_x: 1 of 4 maps are empty \(aeroplane 1 of 2\); 2 of 4 maps are NaN .*; later .* --cam_learning"
+    )
+    with pytest.raises(InputError, match=sentence):
+        tell_maps("make_x", paths, CLASSES, weights_flag="x_name")
 
 
 def write(folder, contents):
@@ -108,7 +132,7 @@ def test_empty_maps(tmp_path, lines):
         "notice: make_x: 3 of 8 maps are empty (train 2 of 4, aeroplane 1 of 4)",
     ]
     paths = write(tmp_path, maps_of((), (2,), (0, 2), (0, 2)))
-    sentence = r"make_x: 5 of 8 maps are empty \(train 3 of 4, aeroplane 2 of 4\), so .* --x_name .* --cam_learning"
+    sentence = r"make_x: 5 of 8 maps are empty \(train 3 of 4, aeroplane 2 of 4\); later .* --x_name .* --cam_learning"
     with pytest.raises(InputError, match=sentence):
         tell_maps("make_x", paths, CLASSES, weights_flag="x_name")
 
@@ -134,7 +158,7 @@ def test_a_run_stops_after_empty_maps_and_at_each_further_start(toy, step):
     save_weights(Silent(n_classes=3), CAM_WEIGHTS)
     flags = toy.flags(**switches(step, "cam_to_ir_label"), adv_iter=1, redo=())
     for _ in range(2):
-        with pytest.raises(InputError, match=rf"{step}: 6 of 6 maps are empty \(.* 2 of 2, .*; the classifier|fire"):
+        with pytest.raises(InputError, match=rf"{step}: 6 of 6 maps are empty \(.* 2 of 2, .*; later .* does not fire"):
             run_sample.run(flags)
     assert "6 of 6 images are finished" in Path("sample_train_eval.log").read_text()
 
