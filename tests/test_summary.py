@@ -78,9 +78,7 @@ def test_maps_that_are_not_finite_are_written_as_empty_ones_and_told(tmp_path, l
     sentence = "2 of 7 maps are NaN or infinite, and were written as empty ones (bottle 1 of 3, train 1 of 1)"
     assert lines()[1:] == [f"notice: make_x: {sentence}"]
     paths = write(tmp_path, [told, {"foreground": 0.5, "keys": [0], "empty": [0]}])
-    sentence = (
-        r"make_x: 1 of 4 maps are empty \(aeroplane 1 of 2\); 2 of 4 maps are NaN .*; later .* --cam_learning"
-    )
+    sentence = r"make_x: 1 of 4 maps are empty \(aeroplane 1 of 2\); 2 of 4 maps are NaN .*; later .* --cam_learning"
     with pytest.raises(InputError, match=sentence):
         tell_maps("make_x", paths, CLASSES, weights_flag="x_name")
 
