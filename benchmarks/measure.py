@@ -235,7 +235,11 @@ def _serve(
     try:
         way = prepare()
         while True:
-            match connection.recv():
+            try:
+                command = connection.recv()
+            except EOFError:
+                return
+            match command:
                 case ("warm up", count):
                     reset_peak_memory(device)
                     answer = (run_once(way, device, count=count), peak_memory_mib(device))
@@ -245,8 +249,6 @@ def _serve(
                     answer = way.result()
             release_memory(device)
             connection.send(("done", answer))
-    except EOFError:
-        return
     except Exception as error:  # told to the process that asked, which goes on with the other steps
         traceback.print_exc()
         connection.send(("failed", f"{type(error).__name__}: {error}"))

@@ -3,6 +3,7 @@
 import dataclasses
 import shutil
 import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -257,25 +258,27 @@ def test_differences():
         difference(one, {"map": np.zeros(3)})
 
 
-def _way_that_fails_at_the_third_call():
+def _way_that_fails_at_the_third_call(error):
     held = []
 
     def call():
         if len(held) == 2:
-            raise ValueError("no such thing")
+            raise error("no such thing")
         held.append(np.ones(2**25))
 
     return Way(call, lambda: {"sum": held[0].sum()[None]})
 
 
-def test_a_worker_measures_and_tells_what_failed(tmp_path):
-    with Worker(_way_that_fails_at_the_third_call, device=CPU, log=tmp_path / "log") as worker:
+@pytest.mark.parametrize("error", [ValueError, EOFError])
+def test_a_worker_measures_and_tells_what_failed(tmp_path, error):
+    way = partial(_way_that_fails_at_the_third_call, error)
+    with Worker(way, device=CPU, log=tmp_path / "log") as worker:
         first = worker.warm_up(count=True)
         assert first.host_mib > 256
         assert first.gpu_mib is None
         assert worker.run().seconds > 0
         assert worker.result() == {"sum": [2**25]}
-        with pytest.raises(BenchmarkError, match="ValueError: no such thing"):
+        with pytest.raises(BenchmarkError, match=f"{error.__name__}: no such thing"):
             worker.run()
     assert "Traceback" in (tmp_path / "log").read_text()
 
