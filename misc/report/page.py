@@ -131,10 +131,26 @@ def _headline(arms: Sequence[Arm]) -> str:
     elif wood is not None:
         sentences.append(f"The class activation maps reach {_percent(wood)} % mIoU.")
     if masks is not None:
-        sentences.append(f"The masks after IRN reach {_percent(masks)} %.")
+        sentences.append(f"The masks after IRN reach {_percent(masks)} %{_what_beats_masks(arms[0])}.")
     if segmented := _segmentation(arms[0]):
         sentences.append(segmented)
     return " ".join(sentences)
+
+
+def _what_beats_masks(wood: Arm) -> str:
+    """What to say where IRN's masks are below what they are made from; empty where they are not."""
+    images, masks = wood.scores["eval_sem_seg"]["set"], wood.miou("eval_sem_seg") or 0
+    better = [
+        f"{EVALUATIONS[name]} ({_percent(wood.miou(name))} %)"
+        for name in ("eval_cam", "eval_advcam", "eval_ir_label")
+        if name in wood.scores and wood.scores[name]["set"] == images and (wood.miou(name) or 0) > masks
+    ]
+    if not better:
+        return ""
+    return (
+        f", below {' and '.join(better)}: most often because IRN was trained for too few steps (smaller "
+        "--irn_batch_size or more --irn_num_epoches), or --sem_seg_bg_thres does not fit these CAMs"
+    )
 
 
 def _segmentation(wood: Arm) -> str:
@@ -146,12 +162,15 @@ def _segmentation(wood: Arm) -> str:
     ]
     if not reached:
         return ""
+    sets = {wood.scores[name]["set"] for name in SEGMENTATION_EVALUATIONS if name in wood.scores}
     training = wood.segmentation_training
     trained = ""
     if training is not None:
         folder = training.get("deeplab_mask_dir")
         trained = f" trained on {f'masks of {folder}' if folder else 'the masks'}"
-    return f"A segmentation network{trained}: {', '.join(reached)}."
+    of_masks = wood.scores.get("eval_sem_seg")
+    other = "" if of_masks is None or of_masks["set"] in sets else ", other images than those of the figures before"
+    return f"A segmentation network{trained}: {', '.join(reached)}{other}."
 
 
 def _trained_on(n_images: int | None) -> str:
