@@ -16,7 +16,7 @@ from misc.summary import save_instances, tell_masks
 from net.build import inputs_of_network, load_network, require_network
 from voc12.devkit import Devkit, open_devkit
 from voc12.images import read_ids_to_segment
-from voc12.inference import Masks, WalkInput, inputs_of_walk, kept_outputs, make_masks, require_cams
+from voc12.inference import IRN_ON_GPU, Masks, WalkInput, inputs_of_walk, kept_outputs, make_masks, require_cams
 from voc12.verify import require_readable
 
 BYTES_PER_PIXEL = 3
@@ -50,6 +50,7 @@ STEP = Step(
     shared=True,
     bytes_per_pixel=_bytes_per_pixel,
     memory_flags=("num_workers", "irn_infer_batch_size"),
+    on_gpu=IRN_ON_GPU,
 )
 
 

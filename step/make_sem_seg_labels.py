@@ -22,7 +22,7 @@ from step import make_ins_seg_labels
 from voc12.classes import voc_palette
 from voc12.devkit import Devkit, open_devkit
 from voc12.images import read_ids_to_segment
-from voc12.inference import Masks, WalkInput, inputs_of_walk, kept_outputs, make_masks, require_cams
+from voc12.inference import IRN_ON_GPU, Masks, WalkInput, inputs_of_walk, kept_outputs, make_masks, require_cams
 from voc12.verify import require_readable
 
 PALETTE_FOLDER = "palette"
@@ -49,6 +49,7 @@ STEP = Step(
     shared=True,
     bytes_per_pixel=lambda args: BYTES_PER_PIXEL + args.keep_irn * irnfile.BYTES_PER_PIXEL,
     memory_flags=("num_workers", "irn_infer_batch_size"),
+    on_gpu=IRN_ON_GPU,
 )
 
 log = logging.getLogger(__name__)

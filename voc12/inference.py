@@ -25,11 +25,11 @@ from misc.run.depends import source_of_files, source_of_item
 from misc.run.device import Arriving, to_device, when_arrived
 from misc.run.done import finished_files
 from misc.run.fitting import Fitting
-from misc.run.loaders import GroupedLoader, places, sequential_loader, size_groups
+from misc.run.loaders import PIXELS_A_PLACE, GroupedLoader, places, sequential_loader, size_groups
 from misc.run.plan import Planned, require_outputs
 from misc.run.progress import progress
 from misc.run.provenance import FinishedFiles
-from misc.run.step import Files, Inputs, Step
+from misc.run.step import Files, Inputs, OnGpu, Step
 from voc12.dataloader import ImagesWithCams, WholeImages
 from voc12.devkit import Devkit
 from voc12.images import LabelledImages, read_ids_to_segment
@@ -37,7 +37,8 @@ from voc12.labels import Labels
 
 DEVICE_BATCH = 8
 """Images of up to 512 x 512 pixels that run as one batch on a GPU; on the CPU a batch gains nothing."""
-
+IRN_ON_GPU = OnGpu("irn_network", lambda args, batches: [(args.irn_infer_batch_size or DEVICE_BATCH) * PIXELS_A_PLACE])
+"""Of the steps that run IRN over images, which it pads to 512 x 512 pixels."""
 
 IRN_OUTPUT = Step(
     name="irn",
