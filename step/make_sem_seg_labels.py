@@ -9,6 +9,7 @@ import numpy as np
 from misc.files import irnfile
 from misc.files.images import write_label, write_palette
 from misc.files.paths import Paths
+from misc.indexing import RandomWalk
 from misc.masks import semantic_mask
 from misc.run.config import Config, enabled_steps
 from misc.run.device import resolve_device
@@ -95,16 +96,14 @@ def _masks(args: Config, devkit: Devkit) -> Masks:
     """How the mask of an image is made, with ids and in colour, by its flags."""
     folder = Path(args.sem_seg_out_dir)
 
-    def make(item: WalkInput) -> np.ndarray:
+    def make(item: WalkInput, walk: RandomWalk) -> np.ndarray:
         return semantic_mask(
             item.cam,
-            item.edge,
+            walk,
             item.keys,
             item.size,
             power=args.np_power,
             background_score=args.sem_seg_bg_thres,
-            beta=args.beta,
-            exp_times=args.exp_times,
         )
 
     return Masks(
@@ -138,6 +137,7 @@ def run(args: Config) -> None:
         num_workers=args.num_workers,
         batch_size=args.irn_infer_batch_size,
         title=title,
+        walk_between=partial(RandomWalk, beta=args.beta, exp_times=args.exp_times),
         kept=kept_outputs(args, _of_all_files(args, devkit)) if args.keep_irn else None,
     )
     advice = "lower --sem_seg_bg_thres, or make better CAMs"
