@@ -139,7 +139,7 @@ def plan_chains(chains: Sequence[tuple[str, Config]]) -> list[list[StepModule]]:
     Raises `InputError` for bad input, or if the disk has no room for what is to be written.
     """
     from misc.run.distributed import on_first_process
-    from misc.run.forecast import forecast, require_room, table_of
+    from misc.run.forecast import forecast, require_room, table_of, tell_gpu_room
 
     planned = Plan()
     steps_of = [check_chain(config, planned) for _, config in chains]
@@ -150,6 +150,7 @@ def plan_chains(chains: Sequence[tuple[str, Config]]) -> list[list[StepModule]]:
             rows = forecast(config, steps, maker_of)
             log.info("%s\n%s", title or "the plan", table_of(rows, config))
             require_room(rows, config)
+            tell_gpu_room(rows, config, steps)
 
     on_first_process(show)
     return steps_of

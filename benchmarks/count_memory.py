@@ -8,8 +8,12 @@ on CUDA.
 Not counted, because no tensor holds it: what cuDNN takes for its algorithms, gaps between the blocks that the allocator
 keeps, and CUDA itself, some hundred MiB. Nor are the random walk and dense CRF, whose size depends on the image alone.
 All is in float32; with `--precision bf16` backbones keep about half for the backward pass.
+
+`--write` makes the table from which the plan of a run tells these numbers, for the project's own networks.
 """
 
+import csv
+import importlib
 import sys
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +23,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -30,7 +35,8 @@ from misc.cam import batch_scale_maps
 from misc.deeplab import deeplab_optimizer, multiscale_losses
 from misc.errors import InputError
 from misc.ood import wood_losses
-from misc.run.config import Config, parse_config
+from misc.run.config import STEP_MODULES, Config, parse_config
+from misc.run.gpu_memory import COLUMNS, TABLE, Moment, RunBatches
 from misc.segmentation import class_probabilities
 from misc.torchutils import two_rate_optimizer
 from net.build import build_network
@@ -213,6 +219,72 @@ STEPS: Mapping[str, Callable[[Config], int]] = {
 }
 
 
+OWN_NETWORKS = {
+    "cam_network": ("net.resnet50_cam", "net.resnet18_cam", "net.efficientnet_lite0_cam"),
+    "irn_network": ("net.resnet50_irn", "net.resnet18_irn", "net.efficientnet_lite0_irn"),
+    "deeplab_network": (
+        *("net.deeplab_v2", "net.resnet101_deeplab", "net.wresnet38_deeplab", "net.resnet18_deeplab"),
+        "net.efficientnet_lite0_deeplab",
+    ),
+}
+"""Those of the table, by the flags that name them."""
+COUNTED_WITH: Mapping[str, Sequence[tuple[tuple[str, ...], Sequence[tuple[int, ...]]]]] = {
+    "train_classifier": [(("cam_batch_size",), [(8,), (16,)])],
+    "train_cam": [
+        # Few OoD images: most is held when the backward pass begins; many: while they are made adversarial
+        (("cam_batch_size", "ood_batch_size"), [(8, 2), (16, 2), (16, 4)]),
+        (("cam_batch_size", "ood_batch_size"), [(4, 16), (8, 16), (8, 8)]),
+    ],
+    "make_cam": [(("make_cam_batch_size",), [(2,), (4,)])],
+    "make_advcam": [(("advcam_batch_size",), [(2,), (4,)])],
+    "train_irn": [(("irn_batch_size",), [(8,), (16,)])],
+    "make_sem_seg, make_ins_seg: IRN": [(("irn_infer_batch_size",), [(4,), (8,)])],
+    "train_deeplab": [(("deeplab_batch_size",), [(3,), (5,)])],
+}
+"""{step: for each moment that can be the peak, flags with their values in as many counts as a moment has unknowns}."""
+
+
+def moments(name: str, network: str) -> list[Moment]:
+    """The moments of one of `COUNTED_WITH` with a network, such that the counts come out."""
+    declared = importlib.import_module(STEP_MODULES[steps_of(name)[0]]).STEP.on_gpu
+    batches = RunBatches(lambda: [AVERAGE_SIZE])
+    found = []
+    for flags, settings in COUNTED_WITH[name]:
+        pixels, peaks = [], []
+        for values in settings:
+            words = [f"--{flag}={value}" for flag, value in zip(flags, values, strict=True)]
+            config = parse_config([f"--{declared.network}={network}", *words])
+            pixels.append((1, *declared.pixels(config, batches)))
+            with torch.device("meta"):
+                peaks.append(STEPS[name](config))
+        found.append(tuple(np.linalg.solve(np.array(pixels, dtype=float), peaks).tolist()))
+    return found
+
+
+def steps_of(name: str) -> list[str]:
+    """The steps that a name of `STEPS` stands for."""
+    return name.partition(":")[0].split(", ")
+
+
+def rows_to_write() -> list[tuple[str, ...]]:
+    """The rows of the table that `misc.run.gpu_memory` reads, as text."""
+    rows = []
+    for name in COUNTED_WITH:
+        first, *others = steps_of(name)
+        for network in OWN_NETWORKS[importlib.import_module(STEP_MODULES[first]).STEP.on_gpu.network]:
+            for fixed, *per_pixel in moments(name, network):
+                numbers = [f"{fixed:.0f}", *(f"{number:.1f}" for number in per_pixel)]
+                numbers += [""] * (len(COLUMNS) - 2 - len(numbers))
+                rows += [(step, network, *numbers) for step in (first, *others)]
+    return rows
+
+
+def write_table() -> None:
+    """Make the table anew."""
+    with TABLE.open("w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([COLUMNS, *rows_to_write()])
+
+
 def count(config: Config) -> dict[str, int]:
     """{step: bytes at its peak}."""
     with torch.device("meta"):
@@ -226,7 +298,10 @@ def table(peaks: Mapping[str, int]) -> str:
 
 
 def main() -> None:
-    """Print the table of the flags' settings."""
+    """Print the table of the flags' settings, or write that of the plan."""
+    if sys.argv[1:] == ["--write"]:
+        write_table()
+        return
     try:
         print(table(count(parse_config())))
     except InputError as error:

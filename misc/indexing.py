@@ -6,7 +6,7 @@ A pair of radius r is a source cell and a destination cell at an offset (dy, dx)
 
 import math
 import warnings
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
@@ -164,13 +164,17 @@ class RandomWalk:
     The original squares the dense (h*w, h*w) matrix T exp_times times, O(n^3) work and O(n^2) memory. Here maps are
     multiplied with a sparse matrix of at most 69 entries a row (radius 5), O(n) of both; and since T is similar to a
     symmetric matrix, its power is a short sum of Chebyshev polynomials: 96 products for the 256 steps of the default.
+    The matrix is made at the first walk, and serves all that follow.
     """
 
-    @torch.no_grad()
     def __init__(self, edge: Tensor, radius: int = 5, beta: float = 10, exp_times: int = 8) -> None:
         """`edge`: (1, h, w) edges in [0, 1]."""
         self._edge, self._steps = edge, 2**exp_times
-        self._operator = _transition_operator(edge[0].double(), radius=radius, beta=beta)
+        self._radius, self._beta = radius, beta
+
+    @cached_property
+    def _operator(self) -> Tensor:
+        return _transition_operator(self._edge[0].double(), radius=self._radius, beta=self._beta)
 
     @torch.no_grad()
     def __call__(self, x: Tensor) -> Tensor:

@@ -179,20 +179,18 @@ def split_regions(regions: np.ndarray, score: np.ndarray, classes: np.ndarray) -
 @torch.no_grad()
 def detect_instances(
     cam: Tensor,
-    edge: Tensor,
+    walk: RandomWalk,
     displacement: Tensor,
     keys: np.ndarray,
     size: tuple[int, int],
     *,
     background_score: float,
-    beta: float,
-    exp_times: int,
 ) -> Detections:
     """Random walk of each class's CAM within each instance, then the instances of an image.
 
     Args:
         cam: (K, h, w) CAM of the classes `keys` (0-based), at stride 4; unlike for semantic masks, without a power.
-        edge: (1, h, w) class boundaries in [0, 1].
+        walk: between the image's class boundaries.
         displacement: (2, h, w) to the centroids, as (y, x) in cells.
         keys: the K classes.
         size: (H, W) of the image.
@@ -205,7 +203,6 @@ def detect_instances(
     if len(keys) == 0:
         return split_regions(np.zeros(size, dtype=np.int64), np.zeros(size, dtype=np.float32), keys)
     instances = instance_map(displacement)
-    walk = RandomWalk(edge, beta=beta, exp_times=exp_times)
     value, index = _strongest(cam, instances, walk, size, background_score=background_score)
     score = divide_by_maximum(value)
     regions = torch.where(score > background_score, index + 1, 0)

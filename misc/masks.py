@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from misc.cam import CAM_STRIDE, label_map
-from misc.indexing import propagate_to_edge
+from misc.indexing import RandomWalk
 
 
 def upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:
@@ -24,20 +24,18 @@ def divide_by_maximum(scores: Tensor) -> Tensor:
 @torch.no_grad()
 def semantic_mask(
     cam: Tensor,
-    edge: Tensor,
+    walk: RandomWalk,
     keys: list[int],
     size: tuple[int, int],
     *,
     power: float,
     background_score: float,
-    beta: float,
-    exp_times: int,
 ) -> np.ndarray:
     """Random walk of the CAM, then the class ids of an image.
 
     Args:
         cam: (K, h, w) CAM of the classes `keys` (0-based), at stride 4.
-        edge: (1, h, w) class boundaries in [0, 1].
+        walk: between the image's class boundaries.
         size: (H, W) of the image.
         power: of the CAM before the walk.
         background_score: of the walked maps divided by their one maximum over all classes.
@@ -47,6 +45,5 @@ def semantic_mask(
     """
     if len(keys) == 0:
         return np.zeros(size, dtype=np.uint8)
-    walked = propagate_to_edge(cam**power, edge, beta=beta, exp_times=exp_times)
-    scores = divide_by_maximum(upsample(walked, size))
+    scores = divide_by_maximum(upsample(walk(cam**power), size))
     return label_map(scores.cpu().numpy(), keys, background_score)

@@ -75,7 +75,7 @@ class Renormalized(nn.Module):
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         ours, theirs = torch.tensor([IMAGENET_MEAN, IMAGENET_STD]), torch.tensor([[*mean], [*std]])
-        self.is_needed = not torch.equal(ours, theirs)
+        self.is_needed = ([*mean], [*std]) != ([*IMAGENET_MEAN], [*IMAGENET_STD])  # readable on the meta device, too
         self.register_buffer("scale", (ours[1] / theirs[1]).view(3, 1, 1), persistent=False)
         self.register_buffer("offset", ((ours[0] - theirs[0]) / theirs[1]).view(3, 1, 1), persistent=False)
 

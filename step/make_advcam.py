@@ -20,7 +20,7 @@ from misc.run.fitting import Fitting
 from misc.run.loaders import GroupedLoader, places, size_groups
 from misc.run.plan import Planned, require_writable
 from misc.run.progress import progress
-from misc.run.step import Files, Inputs, Step
+from misc.run.step import Batches, Files, Inputs, OnGpu, Step
 from misc.summary import save_maps, tell_maps
 from net.build import ADVCAM_ATTRIBUTES, inputs_of_network, load_network, require_cell_classifier, require_network
 from voc12.dataloader import ScaledImages
@@ -28,6 +28,13 @@ from voc12.devkit import Devkit, open_devkit, require_classes_of_network
 from voc12.images import read_ids_to_segment, read_images_to_segment
 from voc12.inference import labelled_by_classifier
 from voc12.verify import require_readable
+
+
+def _pixels(args: Config, batches: Batches) -> list[float]:
+    """Of image and mirror image of each pair of a batch, at the largest scale."""
+    n_pairs = args.advcam_batch_size or default_batch_size(resolve_device(args.device))
+    return [2 * batches.photographs(n_pairs) * max(SCALES) ** 2]
+
 
 STEP = Step(
     name="make_advcam",
@@ -41,6 +48,7 @@ STEP = Step(
     shared=True,
     bytes_per_pixel=lambda args: camfile.BYTES_PER_PIXEL[args.cam_files],
     memory_flags=("num_workers", "advcam_batch_size"),
+    on_gpu=OnGpu("cam_network", _pixels),
 )
 
 

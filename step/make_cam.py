@@ -20,7 +20,7 @@ from misc.run.fitting import Fitting
 from misc.run.loaders import GroupedLoader, places, size_groups
 from misc.run.plan import Planned, require_writable
 from misc.run.progress import progress
-from misc.run.step import Files, Inputs, Step
+from misc.run.step import Files, Inputs, OnGpu, Step
 from misc.summary import save_maps, tell_maps
 from net.build import inputs_of_network, load_network, require_network
 from voc12.dataloader import ScaledImages
@@ -41,6 +41,10 @@ STEP = Step(
     shared=True,
     bytes_per_pixel=lambda args: camfile.BYTES_PER_PIXEL[args.cam_files],
     memory_flags=("num_workers", "make_cam_batch_size", "cam_scales"),
+    on_gpu=OnGpu(
+        "cam_network",
+        lambda args, batches: [batches.photographs(args.make_cam_batch_size) * max(args.cam_scales) ** 2],
+    ),
 )
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from misc.files import instancefile, irnfile
 from misc.files.instancefile import Detections
+from misc.indexing import RandomWalk
 from misc.instances import detect_instances
 from misc.run.config import Config, enabled_steps
 from misc.run.device import resolve_device
@@ -16,7 +17,7 @@ from misc.summary import save_instances, tell_masks
 from net.build import inputs_of_network, load_network, require_network
 from voc12.devkit import Devkit, open_devkit
 from voc12.images import read_ids_to_segment
-from voc12.inference import Masks, WalkInput, inputs_of_walk, kept_outputs, make_masks, require_cams
+from voc12.inference import IRN_ON_GPU, Masks, WalkInput, inputs_of_walk, kept_outputs, make_masks, require_cams
 from voc12.verify import require_readable
 
 BYTES_PER_PIXEL = 3
@@ -50,6 +51,7 @@ STEP = Step(
     shared=True,
     bytes_per_pixel=_bytes_per_pixel,
     memory_flags=("num_workers", "irn_infer_batch_size"),
+    on_gpu=IRN_ON_GPU,
 )
 
 
@@ -85,16 +87,14 @@ def outputs(args: Config) -> list[str | Path]:
 def instances(args: Config, devkit: Devkit) -> Masks:
     """How the instances of an image are made, by their flags; make_sem_seg makes them, too, where both steps are on."""
 
-    def make(item: WalkInput) -> Detections:
+    def make(item: WalkInput, walk: RandomWalk) -> Detections:
         return detect_instances(
             item.cam,
-            item.edge,
+            walk,
             item.displacement,
             item.keys,
             item.size,
             background_score=args.ins_seg_bg_thres,
-            beta=args.beta,
-            exp_times=args.exp_times,
         )
 
     return Masks(
@@ -120,6 +120,7 @@ def run(args: Config) -> None:
         num_workers=args.num_workers,
         batch_size=args.irn_infer_batch_size,
         title="make_ins_seg_labels",
+        walk_between=partial(RandomWalk, beta=args.beta, exp_times=args.exp_times),
         kept=kept_outputs(args, _of_all_files(args, devkit)) if args.keep_irn else None,
     )
     advice = "lower --ins_seg_bg_thres, or make better CAMs"

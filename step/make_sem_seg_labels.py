@@ -9,6 +9,7 @@ import numpy as np
 from misc.files import irnfile
 from misc.files.images import write_label, write_palette
 from misc.files.paths import Paths
+from misc.indexing import RandomWalk
 from misc.masks import semantic_mask
 from misc.run.config import Config, enabled_steps
 from misc.run.device import resolve_device
@@ -22,7 +23,7 @@ from step import make_ins_seg_labels
 from voc12.classes import voc_palette
 from voc12.devkit import Devkit, open_devkit
 from voc12.images import read_ids_to_segment
-from voc12.inference import Masks, WalkInput, inputs_of_walk, kept_outputs, make_masks, require_cams
+from voc12.inference import IRN_ON_GPU, Masks, WalkInput, inputs_of_walk, kept_outputs, make_masks, require_cams
 from voc12.verify import require_readable
 
 PALETTE_FOLDER = "palette"
@@ -49,6 +50,7 @@ STEP = Step(
     shared=True,
     bytes_per_pixel=lambda args: BYTES_PER_PIXEL + args.keep_irn * irnfile.BYTES_PER_PIXEL,
     memory_flags=("num_workers", "irn_infer_batch_size"),
+    on_gpu=IRN_ON_GPU,
 )
 
 log = logging.getLogger(__name__)
@@ -94,16 +96,14 @@ def _masks(args: Config, devkit: Devkit) -> Masks:
     """How the mask of an image is made, with ids and in colour, by its flags."""
     folder = Path(args.sem_seg_out_dir)
 
-    def make(item: WalkInput) -> np.ndarray:
+    def make(item: WalkInput, walk: RandomWalk) -> np.ndarray:
         return semantic_mask(
             item.cam,
-            item.edge,
+            walk,
             item.keys,
             item.size,
             power=args.np_power,
             background_score=args.sem_seg_bg_thres,
-            beta=args.beta,
-            exp_times=args.exp_times,
         )
 
     return Masks(
@@ -137,6 +137,7 @@ def run(args: Config) -> None:
         num_workers=args.num_workers,
         batch_size=args.irn_infer_batch_size,
         title=title,
+        walk_between=partial(RandomWalk, beta=args.beta, exp_times=args.exp_times),
         kept=kept_outputs(args, _of_all_files(args, devkit)) if args.keep_irn else None,
     )
     advice = "lower --sem_seg_bg_thres, or make better CAMs"

@@ -23,7 +23,7 @@ from misc.run.distributed import gather_shares, n_processes, share
 from misc.run.loaders import Stream, sequential_loader
 from misc.run.plan import Planned, require_writable_file
 from misc.run.progress import progress
-from misc.run.step import Files, Inputs, Step
+from misc.run.step import Batches, Files, Inputs, OnGpu, Step
 from misc.run.training import KeptTensor, Training, fit
 from misc.selection import CheckpointSelection, selection_steps
 from misc.torchutils import two_rate_optimizer
@@ -41,6 +41,13 @@ SELECTION_SPLIT = "train"
 FEATURES_AT_ONCE = 1024
 """Images whose features are held together, of which a GPU tells once whether all are finite."""
 
+
+def _pixels(args: Config, batches: Batches) -> list[int]:
+    """Of a step: of training crops and of OoD crops."""
+    ood_batch_size = args.ood_batch_size if args.ood_coeff > 0 else 0
+    return [batches.crops(n, args.cam_crop_size) for n in (args.cam_batch_size, ood_batch_size)]
+
+
 STEP = Step(
     name="train_cam",
     description="train the classifier with the W-OoD loss",
@@ -54,6 +61,7 @@ STEP = Step(
     ),
     shared=True,
     memory_flags=("num_workers", "cam_batch_size", "ood_batch_size", "cam_crop_size", "ood_long_side"),
+    on_gpu=OnGpu("cam_network", _pixels),
 )
 
 log = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from misc.run.device import to_device
 from misc.run.distributed import mean_over_processes, sum_over_processes
 from misc.run.loaders import Stream, batch_loader
 from misc.run.plan import Planned, require_writable_file
-from misc.run.step import Files, Inputs, Step
+from misc.run.step import Files, Inputs, OnGpu, Step
 from misc.run.training import Training, fit
 from misc.torchutils import two_rate_optimizer
 from net.build import build_network, source_file
@@ -37,6 +37,7 @@ STEP = Step(
     ),
     shared=True,
     memory_flags=("num_workers", "cam_batch_size", "cam_crop_size"),
+    on_gpu=OnGpu("cam_network", lambda args, batches: [batches.crops(args.cam_batch_size, args.cam_crop_size)]),
 )
 
 log = logging.getLogger(__name__)

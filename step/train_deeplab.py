@@ -11,7 +11,7 @@ from misc.run.config import Config, deeplab_list_flag
 from misc.run.device import to_device
 from misc.run.loaders import Stream
 from misc.run.plan import Planned, require_outputs, require_writable_file
-from misc.run.step import Files, Inputs, Step
+from misc.run.step import Files, Inputs, OnGpu, Step
 from misc.run.training import Training, fit
 from net.build import build_network, source_file
 from net.deeplab import MultiScale
@@ -45,6 +45,9 @@ STEP = Step(
     ),
     shared=True,
     memory_flags=("num_workers", "deeplab_batch_size", "deeplab_crop_size"),
+    on_gpu=OnGpu(
+        "deeplab_network", lambda args, batches: [batches.crops(args.deeplab_batch_size, args.deeplab_crop_size)]
+    ),
 )
 OTHER_HELP = {
     "plain": "pass --deeplab_loss balanced",

@@ -15,7 +15,7 @@ from misc.run.distributed import sum_over_processes
 from misc.run.loaders import Stream, batch_loader
 from misc.run.plan import Planned, require_outputs, require_writable_file
 from misc.run.progress import progress
-from misc.run.step import Files, Inputs, Step
+from misc.run.step import Files, Inputs, OnGpu, Step
 from misc.run.training import Training, fit
 from misc.torchutils import two_rate_optimizer
 from net.build import build_network, require_same_weights, source_file
@@ -39,6 +39,7 @@ STEP = Step(
     ),
     shared=True,
     memory_flags=("num_workers", "irn_batch_size", "irn_crop_size"),
+    on_gpu=OnGpu("irn_network", lambda args, batches: [batches.crops(args.irn_batch_size, args.irn_crop_size)]),
 )
 
 

@@ -1,5 +1,8 @@
 """Images, crops and the order of samples."""
 
+from collections import Counter
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -17,7 +20,14 @@ from misc.imutils import (
     resize_image,
     scaled_size,
 )
-from misc.run.loaders import GroupedLoader, ShuffledBatches, generator, size_groups, training_loader
+from misc.run.loaders import (
+    GroupedLoader,
+    ShuffledBatches,
+    generator,
+    sequential_loader,
+    size_groups,
+    training_loader,
+)
 from misc.torchutils import PolyOptimizer
 from voc12.classes import voc_palette
 from voc12.dataloader import AffinityCrops, ClassificationCrops, ScaledImages
@@ -223,9 +233,40 @@ def test_kept_images_are_read_once(toy, monkeypatch):
     data = ScaledImages(paths, np.ones((1, 3), np.float32), (1.0, 0.5), mask_paths=masks, keep=True)
     first = data[0]
     monkeypatch.setattr("voc12.dataloader.read_image", lambda path: pytest.fail("read again"))
+    monkeypatch.setattr("voc12.dataloader.resize_image", lambda image, size: pytest.fail("resized again"))
     again = data[0]
     assert all(torch.equal(a, b) for a, b in zip(first["images"], again["images"], strict=True))
     assert (first["mask"] == again["mask"]).all()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_no_more_images_are_kept_than_there_is_room_for(toy, monkeypatch, tmp_path, workers):
+    ids = toy.ids[:4]
+    paths, masks = (
+        [toy.root / folder / f"{i}.{kind}" for i in ids]
+        for folder, kind in (("JPEGImages", "jpg"), ("SegmentationClass", "png"))
+    )
+    scaled = partial(ScaledImages, paths, np.ones((4, 3), np.float32), (1.0, 0.5), mask_paths=masks)
+    expected = [*scaled()]
+    sizes = [sum(image.numel() for image in item["images"]) + item["mask"].size for item in expected]
+    # Of each worker's images, or of all, there is room for the first
+    monkeypatch.setattr("voc12.dataloader.KEPT_BYTES", max(sizes[:2]) * max(1, workers))
+    log = tmp_path / "read"
+
+    def logged(path):
+        with log.open("a") as file:
+            file.write(f"{path.stem}\n")
+        return read_image(path)
+
+    monkeypatch.setattr("voc12.dataloader.read_image", logged)
+    loader = sequential_loader(scaled(keep=True), num_workers=workers, device=torch.device("cpu"), keep_workers=True)
+    for _ in range(3):
+        for item, other in zip(loader, expected, strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(item["images"], other["images"], strict=True))
+            assert np.array_equal(item["mask"], other["mask"])
+            assert ([*item["size"]], item["keys"]) == ([*other["size"]], other["keys"])
+    times = Counter(log.read_text().split())
+    assert [times[i] for i in ids] == ([1, 1, 3, 3] if workers else [1, 3, 3, 3])
 
 
 def test_groups_are_of_one_size_and_not_too_large():

@@ -16,7 +16,7 @@ from misc.errors import InputError
 from misc.files import camfile, instancefile
 from misc.files.images import read_label, write_label
 from misc.run.device import resolve_device
-from misc.run.distributed import backends_of
+from misc.run.distributed import backends_of, sums_when_it_returns
 from misc.run.parallel import SHARE_GPUS, usable_cores
 from misc.run.provenance import RECORD
 from misc.run.training_state import TrainingState
@@ -211,6 +211,68 @@ def test_a_training_is_resumed_by_another_number_of_processes(toy, monkeypatch):
     assert done.returncode == 0, done.stderr
     assert "train_cam goes on after step 3 of an interrupted run" in done.stdout
     assert_equal_weights(read_checkpoint("sess/res50_cam_ood.pth"), read_checkpoint("sess/expected.pth"))
+
+
+STOPPED = """
+import os, signal, sys
+import torch
+import run_sample
+from misc.run import training
+
+def out_of_memory():
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
+def killed():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+where, how, rank, at, *flags = sys.argv[1:]
+owner = {"_backward": training, "step": torch.optim.SGD}[where]
+work, calls = getattr(owner, where), []
+
+def stopped(*args, **kwargs):
+    calls.append(1)
+    if os.environ["RANK"] == rank and len(calls) == int(at):
+        globals()[how]()
+    return work(*args, **kwargs)
+
+setattr(owner, where, stopped)
+sys.argv[1:] = flags
+run_sample.leave(run_sample.main())
+"""
+
+
+@pytest.mark.parametrize(
+    ("where", "how", "rank", "done"),
+    [
+        ("_backward", "out_of_memory", 1, 3),
+        pytest.param("_backward", "out_of_memory", 0, 3, marks=pytest.mark.slow),
+        pytest.param("_backward", "killed", 1, 3, marks=pytest.mark.slow),
+        pytest.param("step", "out_of_memory", 1, 4, marks=pytest.mark.slow),  # when the sums of step 4 are there
+    ],
+)
+def test_the_state_is_saved_whichever_process_stops(toy, monkeypatch, where, how, rank, done):
+    torch.manual_seed(1)
+    save_weights(Net(n_classes=3), "sess/res50_cam_orig.pth")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    flags = {"train_cam_pass": True, "cam_num_epoches": 2, "state_minutes": 60, **RATES_THAT_SHOW}
+    run_sample.run(toy.flags(**NO_STEPS | flags | {"cam_weights_name": "sess/expected.pth"}))
+    Path("stopped.py").write_text(STOPPED)
+    stopped = torchrun("stopped.py", where, how, rank, 4, *toy.flags(**NO_STEPS | flags), n=2, cwd=toy.work)
+    assert stopped.returncode != 0
+    if how == "out_of_memory":
+        assert "error: train_cam: the GPU's memory does not suffice" in stopped.stderr + stopped.stdout
+    assert torch.load("result/state/train_cam.pth", weights_only=True)["step"] == done
+    run_sample.run(toy.flags(**NO_STEPS | flags))
+    assert f"train_cam goes on after step {done} of an interrupted run" in Path("sample_train_eval.log").read_text()
+    assert_equal_weights(read_checkpoint("sess/res50_cam_ood.pth"), read_checkpoint("sess/expected.pth"))
+
+
+def test_nccl_is_not_trusted_to_have_summed_when_it_returns(monkeypatch):
+    cuda, cpu = torch.device("cuda", 0), torch.device("cpu")
+    assert sums_when_it_returns(cpu)
+    assert not sums_when_it_returns(cuda)
+    monkeypatch.setenv(SHARE_GPUS, "1")
+    assert sums_when_it_returns(cuda)
 
 
 def test_bad_input_of_one_process_stops_all_and_keeps_what_is_done(toy):

@@ -13,6 +13,7 @@ from misc.advcam import advcam
 from misc.cam import batch_scale_maps, confident_label, merge_scales
 from misc.deeplab import deeplab_optimizer, multiscale_losses
 from misc.imutils import mirror_pair, normalize
+from misc.indexing import RandomWalk
 from misc.masks import semantic_mask
 from misc.metrics import ThresholdSweep
 from misc.ood import class_prototypes, kmeans, wood_losses
@@ -202,9 +203,9 @@ def test_irn_stays_on_the_gpu(family):
 
 
 def test_a_semantic_mask_is_walked_on_the_gpu():
-    settings = {"power": 1.5, "background_score": 0.2, **WALK}
+    settings = {"power": 1.5, "background_score": 0.2}
     with fake_cuda() as waits:
-        mask = semantic_mask(on_gpu(2, *CELLS), on_gpu(1, *CELLS), [0, 2], SIZE, **settings)
+        mask = semantic_mask(on_gpu(2, *CELLS), RandomWalk(on_gpu(1, *CELLS), **WALK), [0, 2], SIZE, **settings)
     assert mask.shape == SIZE
     assert mask.dtype == np.uint8
     assert {line.split(" by ")[1].split(":")[0] for line in waits.lines} == {"misc/indexing.py", "misc/masks.py"}
@@ -213,8 +214,9 @@ def test_a_semantic_mask_is_walked_on_the_gpu():
 def test_instances_are_walked_on_the_gpu(monkeypatch):
     monkeypatch.setattr(instances, "REFINEMENTS", 2)
     with fake_cuda():
-        maps = on_gpu(2, *CELLS), on_gpu(1, *CELLS), on_gpu(2, *CELLS)
-        found = instances.detect_instances(*maps, [0, 2], SIZE, background_score=0.2, **WALK)
+        walk = RandomWalk(on_gpu(1, *CELLS), **WALK)
+        maps = on_gpu(2, *CELLS), walk, on_gpu(2, *CELLS)
+        found = instances.detect_instances(*maps, [0, 2], SIZE, background_score=0.2)
     assert found.masks.shape[1:] == SIZE
 
 

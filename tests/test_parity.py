@@ -23,7 +23,7 @@ from misc.imutils import (
     to_chw,
     top_left_crop_boxes,
 )
-from misc.indexing import affinity_labels, pair_paths, propagate_to_edge
+from misc.indexing import RandomWalk, affinity_labels, pair_paths, propagate_to_edge
 from misc.instances import detect_instances, instance_map, refine_centroids
 from misc.masks import semantic_mask
 from misc.metrics import ThresholdSweep, confusion_matrix, instance_ap, scores
@@ -215,13 +215,11 @@ def test_semantic_masks(recorded, power, background_score):
     recording = recorded("random_walk.npz")
     mask = semantic_mask(
         torch.from_numpy(recording["cam"]),
-        torch.from_numpy(recording["edge"]),
+        RandomWalk(torch.from_numpy(recording["edge"])),
         recording["keys"],
         tuple(recording["size"].tolist()),
         power=power,
         background_score=background_score,
-        beta=10,
-        exp_times=8,
     )
     assert (mask == recording[f"sem_p{power}_t{background_score}"]).mean() >= 0.999
 
@@ -232,11 +230,11 @@ def test_masks_of_what_is_kept_in_half_precision(recorded, background_score):
     exact = [torch.from_numpy(recording[name]) for name in ("edge", "dp")]
     rounded = [in_half_precision(x).float() for x in exact]
     cam, keys, size = torch.from_numpy(recording["cam"]), recording["keys"], tuple(recording["size"].tolist())
-    settings = {"background_score": background_score, "beta": 10, "exp_times": 8}
+    settings = {"background_score": background_score}
     masks, instances = [], []
     for edge, displacement in (exact, rounded):
-        masks.append(semantic_mask(cam, edge, keys, size, power=1.0, **settings))
-        instances.append(detect_instances(cam, edge, displacement, keys, size, **settings))
+        masks.append(semantic_mask(cam, RandomWalk(edge), keys, size, power=1.0, **settings))
+        instances.append(detect_instances(cam, RandomWalk(edge), displacement, keys, size, **settings))
     assert (masks[0] == masks[1]).mean() >= 0.999
     np.testing.assert_array_equal(instances[0].classes, instances[1].classes)
     assert (instances[0].masks == instances[1].masks).mean() >= 0.999
@@ -249,13 +247,11 @@ def test_instances(recorded):
     np.testing.assert_array_equal(instance_map(displacement), recording["instance_map"])
     found = detect_instances(
         torch.from_numpy(recording["cam"]),
-        torch.from_numpy(recording["edge"]),
+        RandomWalk(torch.from_numpy(recording["edge"])),
         displacement,
         recording["keys"],
         tuple(recording["size"].tolist()),
         background_score=0.25,
-        beta=10,
-        exp_times=8,
     )
     np.testing.assert_array_equal(found.classes, recording["ins_class"])
     np.testing.assert_allclose(found.scores, recording["ins_score"], atol=1e-3)

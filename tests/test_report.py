@@ -5,6 +5,8 @@ import re
 import shutil
 import subprocess
 import tracemalloc
+from collections import Counter
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -16,7 +18,9 @@ from support import ALL_STEPS, CAM_START, NO_STEPS, TOY_CLASSES, make_all_inputs
 import run_sample
 from misc.files import instancefile
 from misc.files.atomic import write_json
+from misc.files.images import read_image
 from misc.files.instancefile import Detections
+from misc.report import sheet
 from misc.report.pictures import MASK_OPACITY, UNSURE_COLOUR, instance_colours, mask_overlay
 from voc12.classes import classes_beside, voc_palette, write_classes
 
@@ -171,6 +175,28 @@ def test_report_shows_advcams_beside_cams_where_there_are_some(finished, tmp_pat
     assert re.search(rf"{100 * miou:.1f} %\s+AdvCAM mIoU, W-OoD", page.text)
     assert re.search(rf"AdvCAM\s+6 images of train\s+{100 * miou:.1f}\s", page.text)
     assert "Not in this report" not in page.text
+
+
+def test_each_image_is_decoded_once_and_the_pictures_are_the_same(finished, page, tmp_path, monkeypatch):
+    shutil.copytree(finished.work, tmp_path / "work", symlinks=True)
+    monkeypatch.chdir(tmp_path / "work")
+    decoded, shown = Counter(), {}
+    read = {name: getattr(sheet, name) for name in ("read_image", "read_label")}
+
+    def counting(name, path):
+        decoded[Path(path)] += 1
+        return shown.setdefault(Path(path), read[name](path))
+
+    for name in read:
+        monkeypatch.setattr(sheet, name, partial(counting, name))
+    run(finished, **REPORT, cam_eval_sweep=(0.1, 0.2))
+    images = {path: n for path, n in decoded.items() if path.suffix == ".jpg"}
+    assert len(images) >= 6
+    assert {*images.values()} == {1}
+    truths = [n for path, n in decoded.items() if path.parent.name == "SegmentationClass"]
+    assert max(truths) == 2  # for the gain, and for the picture
+    assert Page("result/report.html").sources == page.sources
+    assert all(np.array_equal(read_image(path), shown[path]) for path in images), "nothing was drawn into an image"
 
 
 def test_report_of_advcams_alone_shows_those(toy):

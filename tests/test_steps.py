@@ -80,7 +80,6 @@ def settings(calls, names):
     return values
 
 
-WALK = {"beta": 7, "exp_times": 3}
 HANDED_ON = {
     "cam_to_ir_label": (
         "step.cam_to_ir_label.confident_label",
@@ -89,15 +88,15 @@ HANDED_ON = {
     ),
     "make_sem_seg": (
         "step.make_sem_seg_labels.semantic_mask",
-        lambda cam, edge, keys, size, **_: np.full(size, keys[0] + 1, np.uint8),
-        {"power": 1.3, "background_score": 0.31, **WALK},
+        lambda cam, walk, keys, size, **_: np.full(size, keys[0] + 1, np.uint8),
+        {"power": 1.3, "background_score": 0.31},
     ),
     "make_ins_seg": (
         "step.make_ins_seg_labels.detect_instances",
-        lambda cam, edge, displacement, keys, size, **_: Detections(
+        lambda cam, walk, displacement, keys, size, **_: Detections(
             np.array([0.5], np.float32), np.ones((1, *size), bool), np.array(keys)
         ),
-        {"background_score": 0.33, **WALK},
+        {"background_score": 0.33},
     ),
     "make_advcam": (
         "step.make_advcam.advcam_batch",
@@ -131,6 +130,13 @@ def test_flags_reach_the_work_and_each_image_its_own_file(ready, monkeypatch, st
     assert settings(calls, expected) == tuple(expected.values())
     for number, (image_id, size) in enumerate(zip(ready.ids[:6], TOY_SIZES, strict=False)):
         assert class_in_output(step, image_id) == (1 + number % 3, size)
+
+
+@pytest.mark.parametrize("step", ["make_sem_seg", "make_ins_seg"])
+def test_flags_reach_the_walk(ready, monkeypatch, step):
+    calls = watch(monkeypatch, f"step.{step}_labels.RandomWalk")
+    run(ready, step)
+    assert settings(calls, ["beta", "exp_times"]) == (7, 3)
 
 
 def test_on_a_gpu_labels_are_refined_there_beside_the_reading(ready, monkeypatch):
@@ -182,14 +188,15 @@ def test_what_the_walk_starts_from_is_each_images_own(ready, monkeypatch):
         cam = torch.full((1, -(-height // 4), -(-width // 4)), 0.1 * number)
         camfile.save(f"result/cam_ood/{image_id}.npy", [number % 3], cam, torch.ones(1, height, width))
     calls = watch(monkeypatch, "step.make_ins_seg_labels.detect_instances", HANDED_ON["make_ins_seg"][1])
+    walks = watch(monkeypatch, "step.make_ins_seg_labels.RandomWalk")
     run(ready, "make_ins_seg")
     assert [call["size"] for call in calls] == list(TOY_SIZES[:6])
     assert [call["keys"].tolist() for call in calls] == [[0], [1], [2], [0], [1], [2]]
     assert [call["cam"].unique().item() for call in calls] == pytest.approx([0.1 * number for number in range(6)])
     network = load_network("tests.own_network", "EdgeDisplacement", IRN_WEIGHTS, torch.device("cpu"))
-    for call, image_id in zip(calls, ready.ids[:6], strict=True):
+    for call, walk, image_id in zip(calls, walks, ready.ids[:6], strict=True):
         edge, displacement = network(normalised_pair(ready, image_id))
-        torch.testing.assert_close(call["edge"], edge)
+        torch.testing.assert_close(walk["edge"], edge)
         torch.testing.assert_close(call["displacement"], displacement)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 from misc.deeplab import scaled_pair
 from misc.errors import InputError
@@ -177,12 +177,19 @@ class PoolImages(Dataset):
         return {"index": index, "image": _image_tensor(scaled), **of_content}
 
 
+KEPT_BYTES = 2 * 2**30
+"""Of images at all scales, with masks, that are kept for the next round: about 490 of VOC's photographs at 4 scales."""
+_Scaled = tuple[tuple[int, int], list[np.ndarray], np.ndarray | None]
+"""(H, W), the image (3, h_s, w_s) at each scale, and the mask (H, W) if there is one."""
+
+
 class ScaledImages(Dataset):
     """Whole images at several scales, for multi-scale CAMs.
 
     An item: `index`, `images` (a (3, h_s, w_s) uint8 tensor a scale), `size` (H, W), `keys` (the labelled classes),
-    and, where masks are given, `mask` (H, W) uint8. With `keep`, decoded images and masks stay in the memory of the
-    worker process that read them, for the next round (4 bytes a pixel).
+    and, where masks are given, `mask` (H, W) uint8. With `keep`, resized images and masks stay in the memory of the
+    worker process that made them, for the next round, up to `KEPT_BYTES` in all workers together; the others are read
+    and resized again.
     """
 
     def __init__(
@@ -196,26 +203,32 @@ class ScaledImages(Dataset):
     ) -> None:
         self.paths, self.labels, self.scales = paths, labels, tuple(scales)
         self.mask_paths = mask_paths
-        self._decoded: dict[int, tuple[np.ndarray, np.ndarray | None]] | None = {} if keep else None
+        self._keep, self._kept_bytes = keep, 0
+        self._kept: dict[int, _Scaled] = {}
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        image, mask = self._read(index)
-        size = image.shape[:2]
-        images = [_image_tensor(resize_image(image, scaled_size(size, scale))) for scale in self.scales]
+        size, scaled, mask = self._kept.get(index) or self._scaled(index)
+        # A tensor each time: one that is sent to another process moves to shared memory, and would stay there
+        images = [torch.from_numpy(image) for image in scaled]
         item = {"index": index, "images": images, "size": size, "keys": np.flatnonzero(self.labels[index]).tolist()}
         return item if mask is None else {**item, "mask": mask}
 
-    def _read(self, index: int) -> tuple[np.ndarray, np.ndarray | None]:
-        if self._decoded is not None and index in self._decoded:
-            return self._decoded[index]
+    def _scaled(self, index: int) -> _Scaled:
         image = read_image(self.paths[index])
-        mask = None if self.mask_paths is None else _same_size_label(self.mask_paths[index], image.shape[:2])
-        if self._decoded is not None:
-            self._decoded[index] = image, mask
-        return image, mask
+        size = image.shape[:2]
+        mask = None if self.mask_paths is None else _same_size_label(self.mask_paths[index], size)
+        scaled = [to_chw(resize_image(image, scaled_size(size, scale))) for scale in self.scales]
+        if self._keep:
+            worker = get_worker_info()
+            room = KEPT_BYTES // (worker.num_workers if worker else 1) - self._kept_bytes
+            n_bytes = sum(array.nbytes for array in (*scaled, mask) if array is not None)
+            if n_bytes <= room:
+                self._kept[index] = size, scaled, mask
+                self._kept_bytes += n_bytes
+        return size, scaled, mask
 
 
 def _same_size_label(path: str, size: tuple[int, int]) -> np.ndarray:

@@ -19,17 +19,18 @@ from misc.files import camfile, irnfile
 from misc.files.atomic import background_writer
 from misc.files.images import image_size, image_sizes
 from misc.imutils import mirror_pair, normalize
+from misc.indexing import RandomWalk
 from misc.mining import class_probabilities
 from misc.run.config import CamSource, Config
 from misc.run.depends import source_of_files, source_of_item
 from misc.run.device import Arriving, to_device, when_arrived
 from misc.run.done import finished_files
 from misc.run.fitting import Fitting
-from misc.run.loaders import GroupedLoader, places, sequential_loader, size_groups
+from misc.run.loaders import PIXELS_A_PLACE, GroupedLoader, places, sequential_loader, size_groups
 from misc.run.plan import Planned, require_outputs
 from misc.run.progress import progress
 from misc.run.provenance import FinishedFiles
-from misc.run.step import Files, Inputs, Step
+from misc.run.step import Files, Inputs, OnGpu, Step
 from voc12.dataloader import ImagesWithCams, WholeImages
 from voc12.devkit import Devkit
 from voc12.images import LabelledImages, read_ids_to_segment
@@ -37,7 +38,8 @@ from voc12.labels import Labels
 
 DEVICE_BATCH = 8
 """Images of up to 512 x 512 pixels that run as one batch on a GPU; on the CPU a batch gains nothing."""
-
+IRN_ON_GPU = OnGpu("irn_network", lambda args, batches: [(args.irn_infer_batch_size or DEVICE_BATCH) * PIXELS_A_PLACE])
+"""Of the steps that run IRN over images, which it pads to 512 x 512 pixels."""
 
 IRN_OUTPUT = Step(
     name="irn",
@@ -113,13 +115,13 @@ def inputs_of_walk(devkit: Devkit, ids: Sequence[str], cams: CamSource) -> Input
 class Masks:
     """Masks of one kind, as a step makes them of each image.
 
-    `paths`: the files of an image, by its id. `make`: of an image's input what `write(paths, masks)` writes, which
-    returns what the files hold, for the record.
+    `paths`: the files of an image, by its id. `make`: of an image's input, and the random walk between its
+    boundaries, what `write(paths, masks)` writes, which returns what the files hold, for the record.
     `finished`: which of the files are done. `max_waiting`: of how many images the masks may wait for the disk.
     """
 
     paths: Callable[[str], list[Path]]
-    make: Callable[[WalkInput], Any]
+    make: Callable[[WalkInput, RandomWalk], Any]
     write: Callable[[list[Path], Any], Any]
     finished: FinishedFiles
     max_waiting: int = 8
@@ -156,11 +158,13 @@ def make_masks(
     num_workers: int,
     batch_size: int,
     title: str,
+    walk_between: Callable[[Tensor], RandomWalk],
     kept: KeptOutputs | None = None,
 ) -> None:
     """Make all masks of the images `ids` that are not finished; the network sees each image once for all `kinds`.
 
     `load_model`: as in `walk_inputs`, as are the other arguments; called if the network has something to do.
+    `walk_between`: of (1, h, w) edges the random walk, of which all kinds make their masks.
     `kept`: where its output is read, and kept where there is none.
     """
     sources = inputs_of_walk(devkit, ids, cams)
@@ -191,10 +195,10 @@ def make_masks(
             read = _read_walk_inputs(kept, devkit, [*ids_kept], cams.folder, device=device, title=title)
             walked = itertools.chain(read, _keeping(walked, kept, devkit, submit))
         for item in walked:
-            number = number_of[item.image_id]
+            number, walk = number_of[item.image_id], walk_between(item.edge)
             for kind, of_kind, of_pending in zip(kinds, items, pending, strict=True):
                 if number in of_pending:
-                    paths, masks = of_kind[number], kind.make(item)
+                    paths, masks = of_kind[number], kind.make(item, walk)
                     submit(kind.finished.write, paths, partial(source_of, number), kind.write, paths, masks)
 
 

@@ -40,6 +40,17 @@ class PicturedData:
     palette: np.ndarray
     image_path: Callable[[str], Path]
     mask_path: Callable[[str], Path]
+    _decoded: dict[Path, np.ndarray] = field(default_factory=dict)
+
+    def image(self, path: str | Path) -> np.ndarray:
+        """An image file as (H, W, 3) uint8, decoded once for all that show it; not to be written to.
+
+        Raises `InputError` if it can't be read.
+        """
+        path = Path(path)
+        if path not in self._decoded:
+            self._decoded[path] = read_image(path)
+        return self._decoded[path]
 
     def legend(self, rows: Sequence[ImageRow]) -> dict[str, tuple[int, ...]]:
         """Colours of the classes that are shown."""
@@ -96,7 +107,7 @@ def example_pictures(
     rng = np.random.default_rng(seed)
 
     def thumbnail(path: Path) -> np.ndarray:
-        image = read_image(path)
+        image = data.image(path)
         return resize_image(image, scaled_size(image.shape[:2], EXAMPLE_SIDE / max(image.shape)))
 
     examples = []
@@ -188,7 +199,7 @@ class Sheet:
 
     def _segmented_row(self, image_id: str, folders: dict[str, Path]) -> ImageRow:
         data = self.data
-        image = read_image(data.image_path(image_id))
+        image = data.image(data.image_path(image_id))
         labels = {"ground truth": data.mask_path(image_id)}
         labels |= {title: folder / f"{image_id}.png" for title, folder in folders.items()}
         masks = {title: read_label(path) for title, path in labels.items() if path.is_file()}
@@ -216,14 +227,15 @@ class Sheet:
             return None
         n_classes = len(self.data.classes)
         pair = []
-        for folder, arm in ((self._control_folder, self.control), (self.folders.cam, self.wood)):
-            try:
+        try:
+            truth = read_label(path)
+            for folder, arm in ((self._control_folder, self.control), (self.folders.cam, self.wood)):
                 keys, _, high_res = camfile.load(camfile.cam_path(folder, image_id), n_classes)
                 predicted = label_map(high_res, keys, arm.scores["eval_cam"]["best_threshold"])
-                pair.append(100 * scores(confusion_matrix(predicted, read_label(path), n_classes + 1))["miou"])
-            except (InputError, ValueError) as error:
-                self.skipped.append(f"The gain of {image_id}: {error}")
-                return None
+                pair.append(100 * scores(confusion_matrix(predicted, truth, n_classes + 1))["miou"])
+        except (InputError, ValueError) as error:
+            self.skipped.append(f"The gain of {image_id}: {error}")
+            return None
         return pair[0], pair[1]
 
     def _maps(self, path: Path, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
@@ -236,7 +248,7 @@ class Sheet:
     def _row(self, image_id: str, before: float | None, after: float | None) -> ImageRow:
         """All that there is of an image, in the order of the chain."""
         data, folders, networks = self.data, self.folders, self.networks
-        image = read_image(data.image_path(image_id))
+        image = data.image(data.image_path(image_id))
         size = image.shape[:2]
         paths = {"CAM, W-OoD": folders.cam, "AdvCAM": folders.advcam}
         paths = {title: camfile.cam_path(folder, image_id) for title, folder in paths.items()}

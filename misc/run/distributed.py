@@ -44,6 +44,11 @@ def backends_of(device: torch.device) -> str:
     return SHARED_GPU_BACKENDS if gpus_are_shared() else GPU_BACKENDS
 
 
+def sums_when_it_returns(device: torch.device) -> bool:
+    """Whether a collective for tensors on `device` is done when it returns: Gloo's are, NCCL leaves it to the GPU."""
+    return backends_of(device) != GPU_BACKENDS
+
+
 @contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
     """Join the processes that torchrun started; without it nothing is done. `device`: that of this process."""

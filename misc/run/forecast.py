@@ -1,23 +1,31 @@
-"""What a run will do, shown before its first step: what is done, what will run and why, and the disk it takes."""
+"""What a run will do, shown before its first step: what is done, what will run and why, what disk and GPU it takes."""
 
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
+from math import prod
 from pathlib import Path
 from statistics import fmean
+
+import torch
 
 from misc.errors import InputError
 from misc.files import look
 from misc.files.images import image_size
 from misc.run.config import Config
+from misc.run.device import resolve_device
 from misc.run.done import DoneSteps
+from misc.run.gpu_memory import RunBatches, gpu_memory
+from misc.run.limits import gpu_flags, to_lower
+from misc.run.notices import notice
 from misc.run.step import Files, Inputs, StepModule
 from misc.run.training_state import saved_step
 
 SAMPLED = 8
 """Images whose sizes stand for all."""
-MB, GB = 10**6, 10**9
+MB, GB, GIB = 10**6, 10**9, 2**30
 DONE = "done"
 IMAGE_FLAGS = ("train_list", "infer_list", "deeplab_eval_set", "predict_input")
 """Inputs that are the images of which a step makes maps or masks."""
@@ -32,12 +40,14 @@ class Row:
         action: `DONE`, or what it will do, for people.
         files: the longest of the lists of files that it reads.
         disk: bytes that it will take, roughly; None where that is not known.
+        gpu: bytes of GPU memory at its peak, roughly; None where that is not known, and without a GPU.
     """
 
     step: str
     action: str
     files: int
     disk: int | None
+    gpu: int | None = None
 
 
 def forecast(config: Config, steps: Sequence[StepModule], maker_of: dict[str, str]) -> list[Row]:
@@ -46,6 +56,7 @@ def forecast(config: Config, steps: Sequence[StepModule], maker_of: dict[str, st
     `maker_of`: {place: the step that will write there}, of earlier chains of the run; these steps' places are added.
     """
     done, rows = DoneSteps(config.result_dir), []
+    on_gpu = resolve_device(config.device).type == "cuda"
     for step in steps:
         name, remembered = step.STEP.name, step.STEP.remembered
         inputs, outputs = (step.inputs(config), step.outputs(config)) if remembered else ({}, [])
@@ -67,7 +78,11 @@ def forecast(config: Config, steps: Sequence[StepModule], maker_of: dict[str, st
             if record and not record["finished"]:
                 action = _where_it_goes_on(config, name, record["started"], outputs) or action
         n_files = max((len(given.paths) for given in inputs.values() if isinstance(given, Files)), default=0)
-        rows.append(Row(name, action, n_files, 0 if action == DONE else _disk(config, step, inputs, outputs)))
+        disk = gpu = 0
+        if action != DONE:
+            disk = _disk(config, step, inputs, outputs)
+            gpu = gpu_memory(step.STEP, config, RunBatches(partial(_sampled_sizes, inputs))) if on_gpu else None
+        rows.append(Row(name, action, n_files, disk, gpu))
     return rows
 
 
@@ -88,23 +103,31 @@ def _disk(config: Config, step: StepModule, inputs: Inputs, outputs: Sequence[st
         return None
     sizes = look.states(outputs)[:, 0]
     n_missing = int((sizes == look.MISSING).sum())
-    images = next((given.paths for flag, given in inputs.items() if flag in IMAGE_FLAGS), ())
-    sample = images[:: max(1, len(images) // SAMPLED)]
-    if not (n_missing and sample):
+    images = _images(inputs)
+    if not (n_missing and images):
         return 0
-    pixels = look.remembered(("pixels", *map(str, sample)), lambda: _mean_pixels(sample))
+    pixels = fmean(map(prod, _sampled_sizes(inputs)))
     return int(per_pixel * pixels * len(images) * n_missing / len(outputs))
 
 
-def _mean_pixels(images: Sequence[str | Path]) -> float:
-    return fmean(height * width for height, width in map(image_size, images))
+def _images(inputs: Inputs) -> Sequence[str | Path]:
+    """The images of which a step makes maps or masks."""
+    return next((given.paths for flag, given in inputs.items() if flag in IMAGE_FLAGS), ())
+
+
+def _sampled_sizes(inputs: Inputs) -> list[tuple[int, int]]:
+    """(H, W) of some of these images, which stand for all."""
+    images = _images(inputs)
+    sample = images[:: max(1, len(images) // SAMPLED)]
+    return look.remembered(("sizes", *map(str, sample)), lambda: [*map(image_size, sample)])
 
 
 def table_of(rows: Sequence[Row], config: Config) -> str:
-    """The plan as lines of text, with the disk that it takes and that there is."""
-    lines = [("step", "what it will do", "files", "disk")]
+    """The plan as lines of text, with the disk that it takes and that there is, and GPU memory where it is known."""
+    lines = [("step", "what it will do", "files", "disk", "GPU memory" if any(row.gpu for row in rows) else "")]
     for row in rows:
-        lines.append((row.step, row.action, f"{row.files:,}" if row.files else "", _amount(row.disk)))
+        files, gpu = f"{row.files:,}" if row.files else "", _gib(row.gpu) if row.gpu else ""
+        lines.append((row.step, row.action, files, _amount(row.disk), gpu))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
     needed, free = sum(row.disk or 0 for row in rows), _free(config)
@@ -121,6 +144,19 @@ def require_room(rows: Sequence[Row], config: Config) -> None:
         )
 
 
+def tell_gpu_room(rows: Sequence[Row], config: Config, steps: Sequence[StepModule]) -> None:
+    """Tell the log of steps that need more memory than the GPU has free, with the flags that let them need less."""
+    if not any(row.gpu for row in rows):
+        return
+    free, _ = torch.cuda.mem_get_info(resolve_device(config.device))
+    for row, step in zip(rows, steps, strict=True):
+        if (row.gpu or 0) > free:
+            notice(
+                f"{row.step} needs about {_gib(row.gpu)} of GPU memory, and {_gib(free)} are free; "
+                f"{to_lower(gpu_flags(step.STEP.memory_flags))}, or free some of it"
+            )
+
+
 def _free(config: Config) -> int:
     return shutil.disk_usage(config.result_dir).free
 
@@ -130,3 +166,8 @@ def _amount(n_bytes: int | None) -> str:
     if not n_bytes:
         return ""
     return f"{n_bytes / GB:.1f} GB" if n_bytes >= GB / 10 else f"{max(1, round(n_bytes / MB))} MB"
+
+
+def _gib(n_bytes: int) -> str:
+    """GPU memory for people, in the unit of its tools."""
+    return f"{n_bytes / GIB:.1f} GiB"

@@ -5,7 +5,7 @@ import logging
 import os
 import re
 import resource
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -113,34 +113,41 @@ def _sentence(error: Exception, step: Step | None) -> str | None:
     text, number = str(error), error.errno if isinstance(error, OSError) else None
     workers = [flag for flag in flags if flag.endswith("_workers")] or ["num_workers"]
     if _BUS_ERROR.search(text) or (number == errno.ENOSPC and error.filename is None and _no_page_is_left()):
-        return f"{name}the shared memory ({SHARED_MEMORY}) is full; {_lower(workers)}, or {MORE_SHARED_MEMORY}."
+        return f"{name}the shared memory ({SHARED_MEMORY}) is full; {to_lower(workers)}, or {MORE_SHARED_MEMORY}."
     if _is_of_lost_worker(error):
         return (
             f"{name}a process that loads images was killed or has died, perhaps for lack of memory ({_first(error)}); "
-            f"{_lower(workers)} (0: no such processes), or free some memory; {GOES_ON}."
+            f"{to_lower(workers)} (0: no such processes), or free some memory; {GOES_ON}."
         )
     if number in ADVICE:
         place = f"{error.filename} can't be written: " if error.filename else ""
         return f"{name}{place}{ADVICE[number]} ({reason_of(error)}); {GOES_ON}."
     if number in (errno.EMFILE, errno.ENFILE) or _TOO_MANY_FILES.search(text):
         return (
-            f"{name}too many files are open at once ({allowed_files()} may be); {_lower(workers)}, or raise ulimit -n."
+            f"{name}too many files are open at once ({allowed_files()} may be); "
+            f"{to_lower(workers)}, or raise ulimit -n."
         )
     if number == errno.EAGAIN or _NO_PROCESS.search(text):
-        return f"{name}the system starts no more processes or threads; {_lower(workers)}, or raise ulimit -u."
+        return f"{name}the system starts no more processes or threads; {to_lower(workers)}, or raise ulimit -u."
     if not lacks_memory(error):
         return None
     amount = f" ({found[1]} more were asked for)" if (found := _AMOUNT.search(text)) else ""
     if is_of_gpu(error):
-        helping = [flag for flag in flags if not flag.endswith("_workers")]
+        helping = gpu_flags(flags)
         other, memory = "pass --device cpu, or free some of it", "the GPU's memory"
     else:
         helping, other, memory = [*flags], "free some of it", "the memory"
-    advice = f"{_lower(helping)}, or {other}" if helping else other
+    advice = f"{to_lower(helping)}, or {other}" if helping else other
     return f"{name}{memory} does not suffice{of_one}{amount}; {advice}; what is finished is kept."
 
 
-def _lower(flags: list[str]) -> str:
+def gpu_flags(flags: Sequence[str]) -> list[str]:
+    """Those of a step's `memory_flags` that GPU memory depends on: not the processes that load."""
+    return [flag for flag in flags if not flag.endswith("_workers")]
+
+
+def to_lower(flags: Sequence[str]) -> str:
+    """What to do, in words: `lower --a, --b or --c`."""
     names = [f"--{flag}" for flag in flags]
     return f"lower {', '.join(names[:-1])} or {names[-1]}" if len(names) > 1 else f"lower {names[0]}"
 

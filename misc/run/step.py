@@ -21,6 +21,29 @@ Inputs = Mapping[str, Files | Any]
 """{flag: what it gives}: files, or what was read, as bytes or as JSON can hold it."""
 
 
+class Batches(Protocol):
+    """How many pixels the batches of a run have, in each of its processes."""
+
+    def crops(self, batch_size: int, side: int) -> int:
+        """Of a training's batch, which the processes share."""
+
+    def photographs(self, batch_size: int) -> int:
+        """Of a batch of whole images, with as many as fit into `batch_size` places of 512 x 512 pixels."""
+
+
+@dataclass(frozen=True)
+class OnGpu:
+    """What decides how much GPU memory a step needs, beside its network.
+
+    Attributes:
+        network: the flag that names the network.
+        pixels: how many of them go through it at once: of each kind, where there are two.
+    """
+
+    network: str
+    pixels: Callable[[Config, Batches], Sequence[float]]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Step:
     """The declaration of a step, `STEP` in its module; its switch in `Config` gives its place in the order.
@@ -38,6 +61,7 @@ class Step:
             function where flags decide.
         memory_flags: those that, lowered, let it need less memory, to tell which where that does not suffice; the
             processes first, since the others change the result or its speed.
+        on_gpu: what its GPU memory depends on, to tell beforehand how much that is; None where it is not told.
         version: raised when the step's own code gives another result than before, so that it is made again.
     """
 
@@ -51,6 +75,7 @@ class Step:
     remembered: bool = True
     bytes_per_pixel: float | Callable[[Config], float] = 0
     memory_flags: tuple[str, ...] = ()
+    on_gpu: OnGpu | None = None
     version: int = 1
 
 

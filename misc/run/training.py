@@ -20,7 +20,13 @@ from misc.files.soundness import unsound_weight
 from misc.run.board import board
 from misc.run.config import Config
 from misc.run.device import Arriving, one_size, resolve_device
-from misc.run.distributed import GradientSums, is_first_process, max_over_processes, n_processes
+from misc.run.distributed import (
+    GradientSums,
+    is_first_process,
+    max_over_processes,
+    n_processes,
+    sums_when_it_returns,
+)
 from misc.run.done import made_with
 from misc.run.limits import LOST_CONNECTION, lacks_memory
 from misc.run.loaders import training_loader
@@ -174,6 +180,7 @@ def fit(
     batches = iter(batches_from(done * batches_per_step))
     state.restore_generators()
     n_kept = done - (state.unfinished_line is not None)
+    device = optimizer.param_groups[0]["params"][0].device
     with (
         metrics_log(result_dir, name, n_kept=n_kept) as write_line,
         board(tensorboard, result_dir, name, n_kept=n_kept) as curves,
@@ -222,7 +229,7 @@ def fit(
 
         for step, group in enumerate(_groups(batches, batches_per_step, state=state, done=done), start=done + 1):
             optimizer.zero_grad(set_to_none=True)
-            with _saved_if_memory_lacks(state, step - 1):
+            with _saved_if_cut_short(state, step - 1, device):
                 of_batches = [_backward(loss_of(batch), share=1 / batches_per_step) for batch in group]
                 gradients.finish()
             optimizer.step()
@@ -234,7 +241,9 @@ def fit(
             if is_followed(step):
                 unread.do()
                 started = time.perf_counter()
-            if _any_is_told():
+            with _saved_if_cut_short(state, step, device):
+                any_is_told = _any_is_told()
+            if any_is_told:
                 state.save(step)
                 raise told()
             state.save_if_due(step)
@@ -297,16 +306,20 @@ def _groups(
 
 
 @contextmanager
-def _saved_if_memory_lacks(state: TrainingState, done: int) -> Iterator[None]:
-    """For the part of a step in which no weight changes yet: if the memory does not suffice, `state` is saved.
+def _saved_if_cut_short(state: TrainingState, done: int, device: torch.device) -> Iterator[None]:
+    """For what changes no weight: if the memory does not suffice, or another process is gone, `state` is saved.
 
-    `done`: the steps before this one. The random numbers are those with which it began.
+    No process gets further in a step than to the sums of its gradients until all have come there. So the weights of the
+    first process, who saves, are those after `done` steps of all, wherever the others are; the random numbers are those
+    with which the block began. Where the GPU has yet to compute what a collective has returned, with NCCL, nobody knows
+    whether weights are made of whole sums once a process is gone: then nothing is saved.
     """
     generators = random_generators()
     try:
         yield
     except Exception as error:
-        if done and lacks_memory(error):
+        is_lost = isinstance(error, ProcessLost)
+        if done and (sums_when_it_returns(device) if is_lost else lacks_memory(error)):
             state.save(done, generators=generators)
         raise
 
