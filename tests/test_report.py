@@ -16,12 +16,13 @@ from PIL import Image
 from support import ALL_STEPS, CAM_START, NO_STEPS, TOY_CLASSES, make_all_inputs, make_toy_data
 
 import run_sample
+from benchmarks import draw_overview
 from misc.files import instancefile
 from misc.files.atomic import write_json
 from misc.files.images import read_image
 from misc.files.instancefile import Detections
 from misc.report import sheet
-from misc.report.pictures import MASK_OPACITY, UNSURE_COLOUR, instance_colours, mask_overlay
+from misc.report.pictures import MASK_OPACITY, SHEET_GAP, UNSURE_COLOUR, instance_colours, mask_overlay
 from voc12.classes import classes_beside, voc_palette, write_classes
 
 REPORT = NO_STEPS | {"make_report_pass": True}
@@ -316,6 +317,24 @@ def evaluated(toy):
     record.root = toy.root
     record.report = lambda: run(toy, **REPORT) or re.sub(r"\s+", " ", Page("result/report.html").text)
     return record
+
+
+def test_the_readmes_figure_is_of_the_image_of_median_gain(finished, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(finished.work)
+    flags = ["", "--voc12_root", str(finished.root), "--output", str(tmp_path / "a.jpg"), "--classes", TOY_CLASSES[1]]
+    monkeypatch.setattr("sys.argv", flags)
+    draw_overview.main()
+    height, width = draw_overview.SIZE
+    assert read_image(tmp_path / "a.jpg").shape[1] == 4 * width + 3 * SHEET_GAP
+
+    # Of six training images two show a class; the larger gain is then the median
+    first, second = finished.ids[1], finished.ids[4]
+    for larger, of_wood in ((first, {first: 0.5, second: 0.6}), (second, {first: 0.5, second: 0.9})):
+        of_control = {first: 0.1, second: 0.3}
+        scored = {Path("result/scores/eval_cam.json"): of_wood, Path("result/control/scores/eval_cam.json"): of_control}
+        monkeypatch.setattr(draw_overview, "miou_of_cam", lambda _, path, image_id, of=scored: of[path][image_id])
+        draw_overview.main()
+        assert capsys.readouterr().out.endswith(f"a.jpg: {larger}\n")
 
 
 def test_the_report_says_why_masks_are_below_what_they_are_made_from(evaluated):
