@@ -207,6 +207,7 @@ def mean_field(
                 result.append(read(marginals))
             else:
                 spread = entries.splat(marginals.flatten(1), spread, pairwise.n_rows)
+        values = None  # whose memory the blur can take
         if spread is not None:
             values = pairwise.blur(spread)
     return result

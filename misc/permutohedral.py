@@ -12,9 +12,11 @@ and Koltun's dense CRF, in float32, so that both have the same lattice.
 """
 
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from tempfile import NamedTemporaryFile
 from typing import NamedTuple
 
 import torch
@@ -27,6 +29,10 @@ PART_POINTS = 2**19
 """Points that are worked on at a time, so that memory stays bounded."""
 KEPT_POINTS = 2**22
 """With more points than these their entries are not kept but computed anew whenever they are used."""
+VALUES_IN_MEMORY = 2**28
+"""Values of vertices, float32: more than these lie in a temporary file, and the system has in memory what has room."""
+BLURRED_AT_ONCE = 2**26
+"""Values of vertices, at most, unless eight columns are more: these are whole vectors of a processor."""
 
 
 def parts_of(n_points: int) -> list[slice]:
@@ -43,6 +49,17 @@ def _weighted_sums(rows: Tensor, indices: Tensor, starts: Tensor, weights: Tenso
 
 def _equal_starts(n_groups: int, size: int, device: torch.device) -> Tensor:
     return torch.arange(0, n_groups * size + 1, size, dtype=torch.int32, device=device)
+
+
+def _zeros(n_rows: int, n_columns: int, device: torch.device) -> Tensor:
+    """float32. Raises `OSError` where there is no room for the temporary file of a large one."""
+    size = n_rows * n_columns
+    if device.type != "cpu" or size <= VALUES_IN_MEMORY:
+        return torch.zeros(n_rows, n_columns, device=device)
+    with NamedTemporaryFile() as file:  # which the system deletes when it is neither open nor mapped any more
+        if hasattr(os, "posix_fallocate"):  # else a full disk would be a signal, later
+            os.posix_fallocate(file.fileno(), 0, size * torch.float32.itemsize)
+        return torch.from_file(file.name, shared=True, size=size).view(n_rows, n_columns)
 
 
 @dataclass(frozen=True)
@@ -69,7 +86,7 @@ class Entries:
         if self.groups is None:
             return sums if values is None else values.add_(sums)
         if values is None:
-            values = x.new_zeros(n_rows, x.shape[1])
+            values = _zeros(n_rows, x.shape[1], x.device)
         values[self.groups] += sums  # no row occurs twice
         return values
 
@@ -332,6 +349,9 @@ class WeightedSum:
         )
 
     def blur(self, values: Tensor) -> Tensor:
-        """(n_rows, C): the values of each lattice, blurred on it."""
+        """(n_rows, C): the values of each lattice, blurred on it in their place, some columns at a time."""
         of_each = values.split([lattice.n_rows for lattice in self._lattices])
-        return torch.cat([lattice.blur(rows) for lattice, rows in zip(self._lattices, of_each, strict=True)])
+        for lattice, rows in zip(self._lattices, of_each, strict=True):
+            for columns in rows.split(max(8, BLURRED_AT_ONCE // len(rows) // 8 * 8), dim=1):
+                columns.copy_(lattice.blur(columns.contiguous()))
+        return values

@@ -1,6 +1,9 @@
 """Dense CRF: against pydensecrf where that is installed, several label maps of one image, images at the edge."""
 
+import errno
+import os
 import sys
+import tempfile
 
 import numpy as np
 import pytest
@@ -118,16 +121,42 @@ def test_a_probability_of_zero_is_clipped():
     np.testing.assert_allclose(logits_of_softmax(probabilities)(slice(0, 1)), [[[0, np.log(1e-5)]]], rtol=1e-6)
 
 
-@pytest.mark.parametrize("kept", [10**6, 0])
-def test_an_image_in_parts_has_the_labels_of_the_whole(monkeypatch, kept):
+@pytest.mark.parametrize(("kept", "in_memory"), [(10**6, 10**6), (0, 10**6), (0, 0)])
+def test_an_image_in_parts_has_the_labels_of_the_whole(monkeypatch, tmp_path, kept, in_memory):
+    """Also where its lattice is made anew at each use, where values lie in files and are blurred by eight columns."""
     image, labels = drawn((30, 40))
+    made, allocate = [], os.posix_fallocate
+
+    def noted(file, start, size):
+        made.append((start, size, [*tmp_path.iterdir()]))
+        allocate(file, start, size)
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(os, "posix_fallocate", noted)
     probabilities = np.random.default_rng(1).dirichlet([0.3] * 9, (30, 40)).transpose(2, 0, 1).astype(np.float32)
     whole = crf_inference_labels(image, [labels, 2 - labels], 3), crf_inference_softmax(image, probabilities)
     for module in (permutohedral, crf):
         monkeypatch.setattr(module, "PART_POINTS", 500)
         monkeypatch.setattr(module, "KEPT_POINTS", kept)
+    for bound in ("VALUES_IN_MEMORY", "BLURRED_AT_ONCE"):
+        monkeypatch.setattr(permutohedral, bound, in_memory)
     np.testing.assert_array_equal(crf_inference_labels(image, [labels, 2 - labels], 3), whole[0])
     np.testing.assert_array_equal(crf_inference_softmax(image, probabilities), whole[1])
+    assert bool(made) == (in_memory == 0)
+    assert all(start == 0 and size % 4 == 0 and len(files) == 1 for start, size, files in made)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_disk_without_room_for_the_values_is_an_error(monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    for module in (permutohedral, crf):
+        monkeypatch.setattr(module, "PART_POINTS", 500)
+    monkeypatch.setattr(permutohedral, "VALUES_IN_MEMORY", 0)
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OSError, match="No space left"):
+        crf_inference_label(*drawn((30, 40)), n_labels=3)
 
 
 def test_the_gaussian_lattice_is_kept_for_images_of_one_size(monkeypatch):
