@@ -473,10 +473,10 @@ def deeplab_step(data: Inputs, sizes: Sizes) -> Workload:
     )
 
 
-def segmentation(data: Inputs, sizes: Sizes) -> Workload:
-    """eval_deeplab with dense CRF, which uses all cores, against one process."""
+def segmentation(data: Inputs, sizes: Sizes, **flags: object) -> Workload:
+    """eval_deeplab with dense CRF, which uses all cores, against one process; with more flags of the step."""
     outputs = ["deeplab_out_dir", "deeplab_crf_out_dir"]
-    workload = Workload(**_over_images(data, eval_deeplab.run, plain.eval_deeplab, outputs, sizes.segmented))
+    workload = Workload(**_over_images(data, eval_deeplab.run, plain.eval_deeplab, outputs, sizes.segmented, **flags))
     return dataclasses.replace(workload, on=f"{workload.on}, ResNet-101, 21 classes")
 
 

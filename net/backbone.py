@@ -5,6 +5,7 @@ network is put in place by a class that fills these three attributes.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from misc.imutils import IMAGENET_MEAN, IMAGENET_STD
 from misc.run.device import backbone_precision
+from net.convolution import convolve
 
 
 class Backbone(nn.Module):
@@ -83,6 +85,27 @@ class Renormalized(nn.Module):
         return images * self.scale + self.offset if self.is_needed else images
 
 
+_Folded = tuple[Tensor, Tensor]
+"""Weight and bias of a convolution and the norm after it, in one."""
+_shared: dict[tuple[nn.Module, Tensor], _Folded] | None = None
+"""Within `folded_once`, by norm and weight: what was folded there."""
+
+
+@contextmanager
+def folded_once() -> Iterator[None]:
+    """Within this block a trained convolution is folded with its norm once, whatever the number of passes through it.
+
+    For a loss of several passes: all use the same folded weights, whose gradients are summed before they go on to the
+    trained ones. No weight may change within the block.
+    """
+    global _shared
+    before, _shared = _shared, {}
+    try:
+        yield
+    finally:
+        _shared = before
+
+
 class FrozenStatsBatchNorm2d(nn.Module):
     """Batch norm that always uses its running statistics, in training too (IRN and W-OoD freeze every batch norm).
 
@@ -97,7 +120,7 @@ class FrozenStatsBatchNorm2d(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels))
         self.register_buffer("running_mean", torch.zeros(channels))
         self.register_buffer("running_var", torch.ones(channels))
-        self._constant: tuple[tuple, tuple[Tensor, Tensor]] | None = None
+        self._constant: tuple[tuple, _Folded] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         return F.batch_norm(
@@ -106,20 +129,25 @@ class FrozenStatsBatchNorm2d(nn.Module):
 
     def after(self, convolution: nn.Conv2d, x: Tensor) -> Tensor:
         """`self(convolution(x))` in one pass over the pixels: frozen statistics make the norm part of the weights."""
-        return convolution._conv_forward(x, *self._folded(convolution.weight))
+        return convolve(convolution, x, *self._folded(convolution.weight))
 
-    def _folded(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Weight and bias of the convolution and this norm in one; kept as long as nothing in them changes."""
-        sources = (weight, self.weight, self.bias, self.running_mean, self.running_var)
-        trained = torch.is_grad_enabled() and any(source.requires_grad for source in sources)
-        if trained or torch.compiler.is_compiling():
+    def _folded(self, weight: Tensor) -> _Folded:
+        """Of the convolution's weight and this norm; constant ones are kept as long as nothing in them changes."""
+        if torch.compiler.is_compiling():
             return self._fold(weight)
+        sources = (weight, self.weight, self.bias, self.running_mean, self.running_var)
+        if torch.is_grad_enabled() and any(source.requires_grad for source in sources):
+            if _shared is None:
+                return self._fold(weight)
+            if (self, weight) not in _shared:
+                _shared[self, weight] = self._fold(weight)
+            return _shared[self, weight]
         state = tuple((source.data_ptr(), source._version, source.dtype) for source in sources)
         if self._constant is None or self._constant[0] != state:
             self._constant = state, tuple(folded.detach() for folded in self._fold(weight))
         return self._constant[1]
 
-    def _fold(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+    def _fold(self, weight: Tensor) -> _Folded:
         scale = self.weight * torch.rsqrt(self.running_var + self.eps)
         return weight * scale.view(-1, 1, 1, 1), self.bias - self.running_mean * scale
 

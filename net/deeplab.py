@@ -13,7 +13,7 @@ from misc.deeplab import PYRAMID_SCALES, largest_logits
 from misc.errors import InputError
 from misc.imutils import normalize
 from misc.segmentation import at_full_size
-from net.backbone import Backbone, FrozenStatsBatchNorm2d
+from net.backbone import Backbone, FrozenStatsBatchNorm2d, folded_once
 from net.build import GUIDE, load_network
 from net.weights import load_imagenet, load_starting_weights
 
@@ -41,8 +41,21 @@ class ASPP(nn.Module):
             self.add_module(f"c{number}", branch)
 
     def forward(self, features: Tensor) -> Tensor:
-        """(B, D, h, w) -> logits (B, C, h, w)."""
-        return sum(branch(features) for branch in self.children())
+        """(B, D, h, w) -> logits (B, C, h, w).
+
+        The taps of all branches are one 1x1 convolution, after which the few channels of the logits are shifted and
+        summed rather than the many of the features: faster by far, most of all where the weights' gradients are.
+        """
+        branches = [*self.children()]
+        # A tap to the left of a pixel is, seen from its own place, one that adds to the right: hence mirrored
+        taps = [branch.weight.flip(2, 3).permute(0, 2, 3, 1).flatten(0, 2) for branch in branches]
+        products = F.conv2d(features, torch.cat(taps)[..., None, None]).flatten(2)
+        of_branches = products.split([len(each) for each in taps], dim=1)
+        sums = [
+            F.fold(each, features.shape[-2:], branch.kernel_size, branch.dilation, branch.padding)
+            for each, branch in zip(of_branches, branches, strict=True)
+        ]
+        return sum(sums) + sum(branch.bias for branch in branches)[:, None, None]
 
 
 class SegmentationBase(nn.Module):
@@ -131,7 +144,8 @@ class MultiScale(nn.Module):
         """(B, 3, H, W) prepared images -> logits at the scales 1, 0.5, 0.75, each at its own resolution."""
         # The factor itself is the ratio, whatever the floored size is
         resized = [F.interpolate(images, scale_factor=s, mode="bilinear", align_corners=False) for s in PYRAMID_SCALES]
-        return [self.base(x) for x in (images, *resized)]
+        with folded_once():
+            return [self.base(x) for x in (images, *resized)]
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) prepared images -> logits (B, C, h, w), the maximum over the scales."""

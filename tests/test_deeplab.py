@@ -76,6 +76,10 @@ def test_aspp_sums_dilated_convolutions_and_starts_small():
         for i, r in enumerate((6, 12, 18, 24))
     )
     torch.testing.assert_close(aspp(x), expected)
+    slope = torch.randn_like(expected)
+    given, plain = (torch.autograd.grad(logits, [*aspp.parameters()], slope) for logits in (aspp(x), expected))
+    for of_ours, of_branches in zip(given, plain, strict=True):
+        torch.testing.assert_close(of_ours, of_branches, rtol=1e-4, atol=1e-4)
     assert all(branch.weight.std().item() == pytest.approx(0.01, rel=0.05) for branch in aspp.children())
     assert all(not branch.bias.any() for branch in aspp.children())
     halved = resnet18_deeplab.DeepLab().aspp

@@ -4,12 +4,14 @@ import copy
 
 import pytest
 import torch
+from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from misc.errors import InputError
 from net import resnet18_cam, resnet18_irn, resnet50_cam, resnet50_irn
-from net.backbone import FrozenStatsBatchNorm2d, _FoldedBasicBlock, _FoldedBottleneck
+from net.backbone import FrozenStatsBatchNorm2d, _FoldedBasicBlock, _FoldedBottleneck, folded_once
 from net.build import build_network
+from net.convolution import _SameSize, convolve
 
 
 @pytest.mark.parametrize("module", [resnet18_cam, resnet50_cam])
@@ -82,6 +84,61 @@ def test_folded_norms_change_no_output_and_no_gradient(module):
         torch.testing.assert_close(folded, plain, rtol=1e-9, atol=1e-9)
     for folded, plain in zip(*gradients, strict=True):
         torch.testing.assert_close(folded, plain, rtol=1e-7, atol=1e-9)
+
+
+def test_a_loss_of_several_passes_folds_each_norm_once(monkeypatch):
+    net = randomised_norms(resnet18_cam.Net(n_classes=3)).double().requires_grad_(True)
+    small, large = torch.randn(1, 3, 33, 48, dtype=torch.float64), torch.randn(1, 3, 48, 33, dtype=torch.float64)
+
+    def gradients():
+        net.zero_grad()
+        sum(net.backbone(images)[-1].square().mean() for images in (small, large)).backward()
+        return [parameter.grad.clone() for parameter in net.backbone.parameters()]
+
+    folds, fold = [], FrozenStatsBatchNorm2d._fold
+    monkeypatch.setattr(FrozenStatsBatchNorm2d, "_fold", lambda *given: folds.append(given[0]) or fold(*given))
+    expected, n_folds = gradients(), len(folds)
+    with folded_once():
+        shared = gradients()
+    assert n_folds == 2 * len(set(folds))
+    assert len(folds) - n_folds == len(set(folds))
+    for given, plain in zip(shared, expected, strict=True):
+        torch.testing.assert_close(given, plain, rtol=1e-9, atol=1e-12)
+    with torch.no_grad():
+        net.backbone.layer4[1].conv2.weight.mul_(2)
+    with folded_once():  # what an earlier block folded is gone
+        assert not torch.equal(gradients()[0], shared[0])
+
+
+@pytest.mark.parametrize(("kernel", "dilation", "padding"), [(3, 2, 2), (3, (4, 3), (4, 3)), ((5, 1), (2, 1), (4, 0))])
+def test_dilated_convolutions_and_their_gradients_are_those_of_pytorch(kernel, dilation, padding):
+    convolution = nn.Conv2d(3, 5, kernel, padding=padding, dilation=dilation).double()
+    x = torch.randn(2, 3, 7, 9, dtype=torch.float64, requires_grad=True)
+    inputs = (x, convolution.weight, convolution.bias)
+    output, expected = convolve(convolution, *inputs), convolution(x)
+    assert "_SameSize" in output.grad_fn.name()
+    slope = torch.randn_like(output)
+    given, plain = (torch.autograd.grad(y, inputs, slope) for y in (output, expected))
+    for a, b in zip((output, *given), (expected, *plain), strict=True):
+        torch.testing.assert_close(a, b)
+    (alone,) = torch.autograd.grad(convolve(convolution, *inputs), convolution.weight, slope)
+    assert torch.equal(alone, given[1])
+
+
+def test_convolutions_that_pytorch_does_well_are_left_to_it(monkeypatch):
+    monkeypatch.setattr(_SameSize, "apply", None)
+    x, bias = torch.randn(1, 4, 9, 9), torch.zeros(4)
+    for settings in ({"padding": 1}, {"dilation": 2}, {"dilation": 2, "padding": 2, "stride": 2}):
+        convolution = nn.Conv2d(4, 4, 3, bias=False, **settings)
+        torch.testing.assert_close(convolve(convolution, x, convolution.weight, bias), convolution(x))
+    dilated = nn.Conv2d(4, 4, 3, bias=False, dilation=2, padding=2)
+    with torch.no_grad():
+        convolve(dilated, x, dilated.weight, bias)
+    convolve(dilated, x, dilated.weight.detach(), bias)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert convolve(dilated, x, dilated.weight, bias).dtype == torch.bfloat16
+    meta = nn.Conv2d(4, 4, 3, bias=False, dilation=2, padding=2, device="meta")
+    assert convolve(meta, x.to("meta"), meta.weight, bias.to("meta")).shape == (1, 4, 9, 9)
 
 
 @torch.no_grad()

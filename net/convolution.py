@@ -1,0 +1,65 @@
+"""Dilated convolutions in training on a CPU.
+
+There oneDNN has no fast way to the gradient of a dilated convolution's weights, and its result has to be copied into
+another layout twice: it took up to three times as long as the one matrix product that it is.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+from torch.nn.grad import conv2d_input
+
+
+def convolve(convolution: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """`convolution` of x (B, C, H, W) with another weight and bias; the result and all gradients are PyTorch's own."""
+    if weight.requires_grad and torch.is_grad_enabled() and _is_slow(convolution, x):
+        return _SameSize.apply(x, weight, bias, convolution.dilation)
+    return convolution._conv_forward(x, weight, bias)
+
+
+def _is_slow(convolution: nn.Conv2d, x: Tensor) -> bool:
+    """Whether it is one that `_SameSize` computes, and oneDNN does slowly."""
+    half = [(side - 1) // 2 * d for side, d in zip(convolution.kernel_size, convolution.dilation, strict=True)]
+    keeps_size = convolution.stride == (1, 1) and convolution.padding == tuple(half) and convolution.groups == 1
+    on_cpu = x.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+    return on_cpu and keeps_size and max(convolution.dilation) > 1 and convolution.padding_mode == "zeros"
+
+
+class _SameSize(torch.autograd.Function):
+    """A dilated convolution of stride 1 that keeps the size of its input."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, dilation: tuple[int, int]) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.dilation = dilation
+        ctx.padding = tuple((side - 1) // 2 * d for side, d in zip(weight.shape[2:], dilation, strict=True))
+        return F.conv2d(x, weight, bias, padding=ctx.padding, dilation=dilation)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        needs_x, needs_weight, needs_bias, _ = ctx.needs_input_grad
+        how = {"padding": ctx.padding, "dilation": ctx.dilation}
+        return (
+            conv2d_input(x.shape, weight, gradient, **how) if needs_x else None,
+            _of_weight(x, gradient, weight.shape[2:], **how) if needs_weight else None,
+            gradient.sum(dim=(0, 2, 3)) if needs_bias else None,
+            None,
+        )
+
+
+def _of_weight(x: Tensor, gradient: Tensor, kernel: torch.Size, padding: tuple, dilation: tuple) -> Tensor:
+    """x (B, C, H, W), gradient (B, O, H, W) -> (O, C, *kernel).
+
+    Each entry is a sum over the pixels, of x times the gradient at the place to which the tap takes it.
+    """
+    (height, width), (dy, dx) = x.shape[2:], dilation
+    padded = F.pad(gradient, (padding[1], padding[1], padding[0], padding[0])).permute(0, 2, 3, 1)
+    corners = [(y * dy, x * dx) for y in reversed(range(kernel[0])) for x in reversed(range(kernel[1]))]
+    shifted = torch.cat([padded[:, top : top + height, left : left + width] for top, left in corners], dim=3)
+    product = shifted.flatten(0, 2).T @ x.permute(0, 2, 3, 1).flatten(0, 2)
+    return product.view(*kernel, -1, x.shape[1]).permute(2, 3, 0, 1)
