@@ -222,8 +222,8 @@ def test_a_network_that_gives_no_numbers_is_told(toy, monkeypatch, step):
     before = {path for path in toy.work.rglob("*") if path.is_file()}
     assert expected in refusal(run_sample.run, toy.flags(**NO_STEPS | flags))
     made = {path for path in toy.work.rglob("*") if path.is_file()} - before
-    cams = {path for path in made if path.parent.name == "cam_ood" and path.suffix == ".npy"}
-    assert len(cams) == (6 if step == "make_cam" else 0)
-    assert not any(maps.any() for path in cams for maps in camfile.load(path)[1:])
-    made -= cams
     assert not [path for path in made if path.suffix in (".npy", ".png", ".pt2", ".pth") and "voc12" not in str(path)]
+    if step == "make_cam":
+        assert not any(
+            maps.any() for path in (toy.work / "result/cam_ood").iterdir() for maps in camfile.load(path)[1:]
+        )
