@@ -16,6 +16,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from misc.cam import label_map  # noqa: E402
+from misc.errors import InputError  # noqa: E402
 from misc.files import camfile  # noqa: E402
 from misc.files.images import read_image, read_label, write_jpeg  # noqa: E402
 from misc.imutils import resize_image  # noqa: E402
@@ -48,6 +49,8 @@ def image_of_median_gain(devkit: Devkit, name: str, result: Path) -> str:
         - miou_of_cam(devkit, result / CONTROL / "scores/eval_cam.json", image_id)
         for image_id in itertools.compress(train.ids, alone)
     }
+    if not gains:
+        raise InputError(f"--classes {name}: no training image shows it alone; name other classes.")
     return sorted(gains, key=lambda image_id: (gains[image_id], image_id))[len(gains) // 2]
 
 
@@ -71,11 +74,18 @@ def main() -> None:
     parser.add_argument("--classes", nargs="+", default=["train", "bird"])
     parser.add_argument("--output", default="docs/overview.jpg")
     args = parser.parse_args()
+    if not (args.result / CONTROL / "scores/eval_cam.json").is_file():
+        raise InputError(f"{args.result} holds no finished run; run the sample, or pass another --result.")
     devkit = open_devkit(args.voc12_root, "")
+    if unknown := {*args.classes} - {*devkit.classes}:
+        raise InputError(f"--classes: {', '.join(sorted(unknown))} is no class of {args.voc12_root}.")
     chosen = [image_of_median_gain(devkit, name, args.result) for name in args.classes]
     write_jpeg(args.output, np.concatenate([row(devkit, image_id, args.result) for image_id in chosen]))
     print(f"{args.output}: {', '.join(chosen)}")
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except InputError as error:
+        sys.exit(f"error: {error}")

@@ -52,6 +52,8 @@ ITERATIONS = 4
 TOP = 8
 """Operations that are named."""
 OPTIMISER, OTHER, OUTSIDE = "optimiser", "other operations", "no operation: Python, files, waiting"
+LOADER = "enumerate(DataLoader)"
+"""What the name of waiting for the next batch begins with."""
 KINDS = {
     "convolution": ("convolution", "conv2d", "conv_"),
     "matrix product": ("mm", "addmm", "bmm"),
@@ -173,7 +175,8 @@ def measure(workload: Workload, way: Way, device: torch.device) -> Profile:
             continue
         own = event.self_device_time_total if device.type == "cuda" else event.self_cpu_time_total
         own /= 1e6 * n_units
-        kinds[OPTIMISER if _belongs_to_optimiser(event) else kind_of(event.name)] += own
+        if not event.name.startswith(LOADER):
+            kinds[OPTIMISER if _belongs_to_optimiser(event) else kind_of(event.name)] += own
         operations[event.name] += own
         calls[event.name] += 1 / n_units
     kinds[OUTSIDE] = max(0.0, seconds - sum(kinds.values()))

@@ -58,7 +58,11 @@ def _zeros(n_rows: int, n_columns: int, device: torch.device) -> Tensor:
         return torch.zeros(n_rows, n_columns, device=device)
     with NamedTemporaryFile() as file:  # which the system deletes when it is neither open nor mapped any more
         if hasattr(os, "posix_fallocate"):  # else a full disk would be a signal, later
-            os.posix_fallocate(file.fileno(), 0, size * torch.float32.itemsize)
+            try:
+                os.posix_fallocate(file.fileno(), 0, size * torch.float32.itemsize)
+            except OSError as error:
+                error.filename = file.name
+                raise
         return torch.from_file(file.name, shared=True, size=size).view(n_rows, n_columns)
 
 

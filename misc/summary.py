@@ -100,8 +100,8 @@ def tell_maps(name: str, paths: Sequence[str | Path], classes: Sequence[str], *,
     if (n_empty + n_not_finite).total() > EMPTY_SHARE * n_maps.total():
         raise InputError(
             f"{name}: {'; '.join(told)}; later steps would run on nothing: the classifier of --{weights_flag} does not "
-            "fire; train it again with a lower --cam_learning_rate (0.1 is for thousands of images) or for more "
-            "epochs, or name other weights."
+            "fire, or overflows; train it again with a lower --cam_learning_rate (0.1 is for thousands of images) or "
+            "for more epochs, or name other weights."
         )
     _tell_foreground(name, contents)
     for problem in told:

@@ -96,7 +96,8 @@ def folded_once() -> Iterator[None]:
     """Within this block a trained convolution is folded with its norm once, whatever the number of passes through it.
 
     For a loss of several passes: all use the same folded weights, whose gradients are summed before they go on to the
-    trained ones. No weight may change within the block.
+    trained ones. No weight may change within the block, and one backward pass has to serve all passes. What is under
+    `torch.utils.checkpoint` folds for itself, since it runs again in the backward pass, after the block.
     """
     global _shared
     before, _shared = _shared, {}
@@ -104,6 +105,12 @@ def folded_once() -> Iterator[None]:
         yield
     finally:
         _shared = before
+
+
+def _may_run_again() -> bool:
+    """Whether a checkpoint, or anything else that hooks into what is saved for the backward pass, is at work."""
+    hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+    return hooks is None or hooks(False) is not None
 
 
 class FrozenStatsBatchNorm2d(nn.Module):
@@ -137,7 +144,7 @@ class FrozenStatsBatchNorm2d(nn.Module):
             return self._fold(weight)
         sources = (weight, self.weight, self.bias, self.running_mean, self.running_var)
         if torch.is_grad_enabled() and any(source.requires_grad for source in sources):
-            if _shared is None:
+            if _shared is None or _may_run_again():
                 return self._fold(weight)
             if (self, weight) not in _shared:
                 _shared[self, weight] = self._fold(weight)

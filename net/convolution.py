@@ -14,7 +14,10 @@ from torch.nn.grad import conv2d_input
 
 
 def convolve(convolution: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """`convolution` of x (B, C, H, W) with another weight and bias; the result and all gradients are PyTorch's own."""
+    """`convolution` of x (B, C, H, W) with another weight and bias; the result and its gradients are PyTorch's own.
+
+    These gradients can't be differentiated once more.
+    """
     if weight.requires_grad and torch.is_grad_enabled() and _is_slow(convolution, x):
         return _SameSize.apply(x, weight, bias, convolution.dilation)
     return convolution._conv_forward(x, weight, bias)
@@ -22,10 +25,15 @@ def convolve(convolution: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor) ->
 
 def _is_slow(convolution: nn.Conv2d, x: Tensor) -> bool:
     """Whether it is one that `_SameSize` computes, and oneDNN does slowly."""
-    half = [(side - 1) // 2 * d for side, d in zip(convolution.kernel_size, convolution.dilation, strict=True)]
-    keeps_size = convolution.stride == (1, 1) and convolution.padding == tuple(half) and convolution.groups == 1
+    sides = convolution.kernel_size
+    half = tuple((side - 1) // 2 * d for side, d in zip(sides, convolution.dilation, strict=True))
+    keeps_size = convolution.stride == (1, 1) and convolution.padding == half and all(side % 2 for side in sides)
     on_cpu = x.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
-    return on_cpu and keeps_size and max(convolution.dilation) > 1 and convolution.padding_mode == "zeros"
+    return on_cpu and keeps_size and max(convolution.dilation) > 1 and _is_plain(convolution)
+
+
+def _is_plain(convolution: nn.Conv2d) -> bool:
+    return convolution.groups == 1 and convolution.padding_mode == "zeros"
 
 
 class _SameSize(torch.autograd.Function):

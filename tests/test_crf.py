@@ -147,7 +147,7 @@ def test_an_image_in_parts_has_the_labels_of_the_whole(monkeypatch, tmp_path, ke
     assert not [*tmp_path.iterdir()]
 
 
-def test_a_disk_without_room_for_the_values_is_an_error(monkeypatch):
+def test_a_disk_without_room_for_the_values_is_an_error_that_names_the_place(monkeypatch, tmp_path):
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -155,7 +155,8 @@ def test_a_disk_without_room_for_the_values_is_an_error(monkeypatch):
         monkeypatch.setattr(module, "PART_POINTS", 500)
     monkeypatch.setattr(permutohedral, "VALUES_IN_MEMORY", 0)
     monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(OSError, match="No space left"):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(OSError, match=f"No space left .*{tmp_path}"):
         crf_inference_label(*drawn((30, 40)), n_labels=3)
 
 

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from misc.errors import InputError
@@ -110,6 +111,22 @@ def test_a_loss_of_several_passes_folds_each_norm_once(monkeypatch):
         assert not torch.equal(gradients()[0], shared[0])
 
 
+def test_what_is_checkpointed_folds_for_itself():
+    """It runs again in the backward pass, after the block, and has to save as much as before."""
+    net = randomised_norms(resnet18_cam.Net(n_classes=3)).requires_grad_(True)
+    block, x = net.backbone.layer1[0], torch.randn(1, 64, 9, 9, requires_grad=True)
+
+    def gradients(run):
+        net.zero_grad()
+        with folded_once():
+            sum(run(scale * x).square().mean() for scale in (1, 2, 3)).backward()
+        return [parameter.grad.clone() for parameter in block.parameters()]
+
+    checkpointed = gradients(lambda given: checkpoint(block, given, use_reentrant=False))
+    for given, plain in zip(checkpointed, gradients(block), strict=True):
+        torch.testing.assert_close(given, plain)
+
+
 @pytest.mark.parametrize(("kernel", "dilation", "padding"), [(3, 2, 2), (3, (4, 3), (4, 3)), ((5, 1), (2, 1), (4, 0))])
 def test_dilated_convolutions_and_their_gradients_are_those_of_pytorch(kernel, dilation, padding):
     convolution = nn.Conv2d(3, 5, kernel, padding=padding, dilation=dilation).double()
@@ -128,8 +145,9 @@ def test_dilated_convolutions_and_their_gradients_are_those_of_pytorch(kernel, d
 def test_convolutions_that_pytorch_does_well_are_left_to_it(monkeypatch):
     monkeypatch.setattr(_SameSize, "apply", None)
     x, bias = torch.randn(1, 4, 9, 9), torch.zeros(4)
-    for settings in ({"padding": 1}, {"dilation": 2}, {"dilation": 2, "padding": 2, "stride": 2}):
-        convolution = nn.Conv2d(4, 4, 3, bias=False, **settings)
+    of_even_side = {"kernel_size": 4, "dilation": 2, "padding": 2}
+    for settings in ({"padding": 1}, {"dilation": 2}, {"dilation": 2, "padding": 2, "stride": 2}, of_even_side):
+        convolution = nn.Conv2d(4, 4, bias=False, **{"kernel_size": 3, **settings})
         torch.testing.assert_close(convolve(convolution, x, convolution.weight, bias), convolution(x))
     dilated = nn.Conv2d(4, 4, 3, bias=False, dilation=2, padding=2)
     with torch.no_grad():

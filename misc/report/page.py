@@ -138,7 +138,7 @@ def _headline(arms: Sequence[Arm]) -> str:
 
 
 def _what_beats_masks(wood: Arm) -> str:
-    """What to say where IRN's masks are below what they are made from; empty where they are not."""
+    """What to say where IRN's masks are below maps or labels of the same images; empty where they are not."""
     images, masks = wood.scores["eval_sem_seg"]["set"], wood.miou("eval_sem_seg") or 0
     better = [
         f"{EVALUATIONS[name]} ({_percent(wood.miou(name))} %)"

@@ -39,7 +39,7 @@ class RunBatches:
 
     def photographs(self, batch_size: int) -> int:
         """Of a batch of whole images, with as many as fit into `batch_size` places of 512 x 512 pixels."""
-        return max(max(1, batch_size // places(size)) * math.prod(size) for size in self._sizes())
+        return max((max(1, batch_size // places(size)) * math.prod(size) for size in self._sizes()), default=0)
 
 
 @lru_cache(maxsize=1)
