@@ -303,11 +303,11 @@ def densecrf(monkeypatch):
     utils = SimpleNamespace(
         unary_from_labels=from_labels, unary_from_softmax=lambda p: np.zeros((3, p[0].size), np.float32)
     )
+    package = sys.modules.get("pydensecrf") or ModuleType("pydensecrf")
     for name, content in (("densecrf", SimpleNamespace(DenseCRF2D=DenseCRF2D)), ("utils", utils)):
         module = ModuleType(f"pydensecrf.{name}")
         vars(module).update(vars(content))
         monkeypatch.setitem(sys.modules, module.__name__, module)
-        package = sys.modules.setdefault("pydensecrf", ModuleType("pydensecrf"))
         monkeypatch.setattr(package, name, module, raising=False)
     monkeypatch.setitem(sys.modules, "pydensecrf", package)
     return calls
