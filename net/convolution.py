@@ -1,7 +1,7 @@
 """Dilated convolutions in training on a CPU.
 
 There oneDNN has no fast way to the gradient of a dilated convolution's weights, and its result has to be copied into
-another layout twice: it took up to three times as long as the one matrix product that it is.
+another layout twice. Here it is one matrix product.
 """
 
 from typing import Any

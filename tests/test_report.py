@@ -331,8 +331,8 @@ def test_the_readmes_figure_is_of_the_image_of_median_gain(finished, monkeypatch
     first, second = finished.ids[1], finished.ids[4]
     for larger, of_wood in ((first, {first: 0.5, second: 0.6}), (second, {first: 0.5, second: 0.9})):
         of_control = {first: 0.1, second: 0.3}
-        scored = {Path("result/scores/eval_cam.json"): of_wood, Path("result/control/scores/eval_cam.json"): of_control}
-        monkeypatch.setattr(draw_overview, "miou_of_cam", lambda _, path, image_id, of=scored: of[path][image_id])
+        scored = {Path("result/cam_ood"): of_wood, Path("result/control/cam"): of_control}
+        monkeypatch.setattr(draw_overview, "miou_of_cam", lambda path, *_, of=scored: of[path.parent][path.stem])
         draw_overview.main()
         assert capsys.readouterr().out.endswith(f"a.jpg: {larger}\n")
 

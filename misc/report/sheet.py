@@ -119,6 +119,16 @@ def example_pictures(
     return examples
 
 
+def miou_of_cam(path: Path, truth: np.ndarray, best_threshold: float, n_classes: int) -> float:
+    """Mean IoU, per cent, of the CAM file of one image, whose mask is `truth` (H, W), at a background score.
+
+    Raises `InputError` for a file that can't be read or has other classes, `ValueError` for one of another size.
+    """
+    keys, high_res = camfile.load_high_res(path, n_classes)
+    predicted = label_map(high_res, keys, best_threshold)
+    return 100 * scores(confusion_matrix(predicted, truth, n_classes + 1))["miou"]
+
+
 @dataclass
 class Sheet:
     """The rows of pictures. What could not be read is left out, with a sentence in `skipped`."""
@@ -230,9 +240,8 @@ class Sheet:
         try:
             truth = read_label(path)
             for folder, arm in ((self._control_folder, self.control), (self.folders.cam, self.wood)):
-                keys, _, high_res = camfile.load(camfile.cam_path(folder, image_id), n_classes)
-                predicted = label_map(high_res, keys, arm.scores["eval_cam"]["best_threshold"])
-                pair.append(100 * scores(confusion_matrix(predicted, truth, n_classes + 1))["miou"])
+                of_image = camfile.cam_path(folder, image_id)
+                pair.append(miou_of_cam(of_image, truth, arm.scores["eval_cam"]["best_threshold"], n_classes))
         except (InputError, ValueError) as error:
             self.skipped.append(f"The gain of {image_id}: {error}")
             return None
