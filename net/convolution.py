@@ -1,6 +1,6 @@
-"""Dilated convolutions in training on a CPU.
+"""Convolutions that PyTorch lacks: padded as in TensorFlow, and, on a CPU, dilated ones that are trained fast.
 
-There oneDNN has no fast way to the gradient of a dilated convolution's weights, and its result has to be copied into
+oneDNN has no fast way to the gradient of a dilated convolution's weights, and its result has to be copied into
 another layout twice. Here it is one matrix product.
 """
 
@@ -11,6 +11,22 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_input
+
+
+class SamePaddedConv2d(nn.Conv2d):
+    """Convolution with TensorFlow's padding: ceil(size / stride) cells, an odd pixel more at the right and bottom.
+
+    Strides are 1 or 2, kernels not smaller, and there is no dilation.
+    """
+
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        (kernel, _), (stride, _) = self.kernel_size, self.stride
+        if stride == 1 and kernel % 2:
+            return F.conv2d(x, weight, bias, padding=kernel // 2, groups=self.groups)
+        # TensorFlow's (ceil(side / stride) - 1) * stride + kernel - side, in a form that torch.export can reason about
+        rows, columns = [kernel - stride + side % stride for side in x.shape[-2:]]
+        x = F.pad(x, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2))
+        return F.conv2d(x, weight, bias, stride=stride, groups=self.groups)
 
 
 def convolve(convolution: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -47,6 +47,8 @@ class ASPP(nn.Module):
         summed rather than the many of the features: faster by far, most of all where the weights' gradients are.
         """
         branches = [*self.children()]
+        if torch.compiler.is_compiling():  # torch.export can hardly reason about the sizes of what follows
+            return sum(branch(features) for branch in branches)
         # A tap to the left of a pixel is, seen from its own place, one that adds to the right: hence mirrored
         taps = [branch.weight.flip(2, 3).permute(0, 2, 3, 1).flatten(0, 2) for branch in branches]
         products = F.conv2d(features, torch.cat(taps)[..., None, None]).flatten(2)

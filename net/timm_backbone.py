@@ -2,7 +2,7 @@
 
 import difflib
 import importlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from misc.errors import InputError, reason_of
 from misc.run.device import backbone_precision
 from net.backbone import Backbone, FrozenStatsBatchNorm2d, Renormalized
+from net.convolution import SamePaddedConv2d
 from net.efficientnet_lite import file_in_package
 
 OUTPUT_STRIDE = 16
@@ -45,14 +46,18 @@ class TimmBackbone(Backbone):
         self.name = name
         model = _create(name)
         _undo_dilations(model)
-        _freeze_batch_norms(model)
+        _replace(model, nn.BatchNorm2d, _FrozenNormAct)
+        _replace(model, _timm().layers.Conv2dSame, _same_padded)
         # The model's parts become parts of this one, not the model itself: so their weights keep the names of its files
         self.__dict__["_model"] = model
-        self._modules.update(model.named_children())  # past the check of names: ConvNeXt's are in `stages`
+        self._modules.update(model.named_children())  # past the check of names: ConvNeXt's are in `stages`,
+        # by which name torch.export asks for them, and not for the method
+        self.__dict__.update({name: part for name, part in model.named_children() if hasattr(type(self), name)})
         self._renormalized = Renormalized(model.pretrained_cfg["mean"], model.pretrained_cfg["std"])
-        outputs = self._measured()
+        with torch.enable_grad():  # whoever builds the network may need no gradients; finding its head does
+            outputs = self._measured()
+            self._remove_head(outputs)
         self.channels = tuple(output.shape[1] for output in outputs)
-        self._remove_head(outputs)
         self._stage_of = _stages_of_weights(self, [entry["module"] for entry in model.feature_info])
         self.to(memory_format=torch.channels_last)
 
@@ -71,7 +76,7 @@ class TimmBackbone(Backbone):
                 maps = [maps[0], *maps]
         if self._pads:
             cells = [(-(-height // stride), -(-width // stride)) for stride in self.strides]
-            maps = [output[..., :rows, :columns] for output, (rows, columns) in zip(maps, cells, strict=True)]
+            maps = [_cropped(output, rows, columns) for output, (rows, columns) in zip(maps, cells, strict=True)]
         return [output.to(images.dtype) for output in maps]
 
     def _maps(self, images: Tensor) -> list[Tensor]:
@@ -127,6 +132,11 @@ class TimmBackbone(Backbone):
         }
         for name in {name.partition(".")[0] for name in weights} - used:
             del self._modules[name], self._model._modules[name]
+
+
+def _cropped(x: Tensor, height: int, width: int) -> Tensor:
+    """x without what is to the right and at the bottom. A slice would keep torch.export to the sizes of its example."""
+    return F.pad(x, (0, width - x.shape[-1], 0, height - x.shape[-2]))
 
 
 def _timm() -> ModuleType:
@@ -186,12 +196,30 @@ class _FrozenNormAct(FrozenStatsBatchNorm2d):
         return self.act(super().forward(x))
 
 
-def _freeze_batch_norms(module: nn.Module) -> None:
+def _same_padded(convolution: nn.Conv2d) -> nn.Conv2d:
+    """timm's convolution with TensorFlow's padding as ours, which torch.export can take, where ours has such a form."""
+    kernel, stride = convolution.kernel_size, convolution.stride
+    if kernel[0] != kernel[1] or stride not in ((1, 1), (2, 2)) or kernel[0] < stride[0]:
+        return convolution
+    ours = SamePaddedConv2d(
+        convolution.in_channels,
+        convolution.out_channels,
+        kernel,
+        stride=stride,
+        groups=convolution.groups,
+        bias=convolution.bias is not None,
+    )
+    ours.load_state_dict(convolution.state_dict())
+    return ours
+
+
+def _replace(module: nn.Module, kind: type[nn.Module], by: Callable[[nn.Module], nn.Module]) -> None:
+    """Put `by(part)` in the place of each part of this kind."""
     for name, part in module.named_children():
-        if isinstance(part, nn.BatchNorm2d):
-            setattr(module, name, _FrozenNormAct(part))
+        if isinstance(part, kind):
+            setattr(module, name, by(part))
         else:
-            _freeze_batch_norms(part)
+            _replace(part, kind, by)
 
 
 def _stages_of_weights(backbone: Backbone, ends: Sequence[str]) -> dict[str, int]:

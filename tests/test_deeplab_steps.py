@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import ExifTags, Image, ImageOps
-from support import NO_STEPS, TOY_CLASSES, make_toy_data
+from support import NO_STEPS, TIMM_MODELS, TOY_CLASSES, make_toy_data
 
 import run_sample
 from misc.crf import crf_inference_softmax
@@ -238,10 +238,18 @@ def test_the_exported_program_moves_to_another_device(program_file):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("module", ["net.deeplab_v2", "net.resnet101_deeplab", "net.efficientnet_lite0_deeplab"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        *("net.deeplab_v2", "net.resnet101_deeplab", "net.efficientnet_lite0_deeplab", "net.wresnet38_deeplab"),
+        *(f"net.timm_deeplab:{name}" for name in TIMM_MODELS),
+    ],
+)
 def test_every_network_can_be_exported(toy, module):
     from net.build import build_network
 
+    if "timm" in module:
+        pytest.importorskip("timm", reason="the package timm is not installed")
     save_weights(build_network(module, "DeepLab", n_classes=4), WEIGHTS)
     run(toy, export_deeplab_pass=True, deeplab_network=module)
     program, _ = exported("sess/deeplab_v2_ood.pt2")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import ALL_STEPS
+from support import ALL_STEPS, TIMM_MODELS
 
 import run_sample
 from misc.errors import InputError
@@ -13,19 +13,16 @@ from misc.run.config import BACKBONE_MARK, parse_config
 from net import efficientnet_lite0_cam, resnet50_cam, resnet50_irn
 from net.backbone import FrozenStatsBatchNorm2d
 from net.build import build_network, source_file
+from net.convolution import SamePaddedConv2d
 from net.weights import load_imagenet, load_weights, read_checkpoint, save_weights
 
 timm = pytest.importorskip("timm", reason="the package timm is not installed")
 from safetensors.torch import save_file  # noqa: E402
 
 from net import timm_cam, timm_deeplab, timm_irn  # noqa: E402
-from net.timm_backbone import TimmBackbone  # noqa: E402
+from net.timm_backbone import TimmBackbone, _same_padded  # noqa: E402
 
 SMALL = "mobilenetv3_small_050"
-MODELS = (
-    *("resnet50", "resnet101", "convnext_tiny", "efficientnet_b0", "tf_efficientnet_lite0", "tf_efficientnet_lite2"),
-    *("mobilenetv3_large_100", "mobilenetv3_small_100"),
-)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +49,7 @@ def randomise_norms(network):
     return network
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", TIMM_MODELS)
 def test_stages_have_the_promised_channels_and_strides(backbones, name):
     backbone = backbones(name)
     for size in ((64, 48), (61, 90)):
@@ -62,7 +59,7 @@ def test_stages_have_the_promised_channels_and_strides(backbones, name):
             assert output.shape == (1, channels, -(-size[0] // stride), -(-size[1] // stride))
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", TIMM_MODELS)
 def test_each_weight_is_of_one_stage_and_has_a_gradient(backbones, name):
     backbone = backbones(name)
     stages = [[id(p) for p in backbone.stage_parameters(stage, stage)] for stage in range(5)]
@@ -79,12 +76,29 @@ def test_each_weight_is_of_one_stage_and_has_a_gradient(backbones, name):
         assert not reached & {p for later in stages[number + 1 :] for p in later}
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", TIMM_MODELS)
 def test_no_layer_is_dilated_and_batch_norms_are_frozen(backbones, name):
     modules = list(backbones(name).modules())
     assert all(module.dilation == (1, 1) for module in modules if isinstance(module, torch.nn.Conv2d))
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in modules)
     assert any(isinstance(module, FrozenStatsBatchNorm2d) for module in modules) == (name != "convnext_tiny")
+
+
+def test_a_backbone_can_be_built_where_no_gradients_are_taken():
+    with torch.no_grad():
+        names = list(TimmBackbone(SMALL).state_dict())
+    assert names == list(TimmBackbone(SMALL).state_dict())
+
+
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 2), (5, 2), (2, 1), (1, 2), (4, 4)])
+def test_a_convolution_padded_as_in_tensorflow_stays_what_it_is(kernel, stride):
+    torch.manual_seed(0)
+    theirs = timm.layers.Conv2dSame(4, 8, kernel, stride=stride, groups=2)
+    ours = _same_padded(theirs)
+    assert isinstance(ours, SamePaddedConv2d) == (stride <= min(kernel, 2))
+    for size in ((16, 17), (15, 18)):
+        images = torch.randn(2, 4, *size)
+        torch.testing.assert_close(ours(images), theirs(images))
 
 
 @pytest.mark.parametrize("name", [SMALL, "convnext_atto"])
