@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import date
 from functools import partial
@@ -133,14 +134,15 @@ class _Watch:
 def _watch_updates(way: Way, counter: FlopCounterMode, watch: _Watch) -> None:
     """Of a training: the first update warms up, the second is counted, the next ones are profiled, more are not run."""
     n_updates = 0
+    counting = ExitStack()  # which ends with the training, however that ends
 
     def after_update(*_: object) -> None:
         nonlocal n_updates
         n_updates += 1
         if n_updates == 1:
-            counter.__enter__()
+            counting.enter_context(counter)
         elif n_updates == 2:
-            counter.__exit__(None, None, None)
+            counting.close()
             watch.begin()
         elif n_updates == 2 + UPDATES:
             watch.end()
@@ -148,7 +150,8 @@ def _watch_updates(way: Way, counter: FlopCounterMode, watch: _Watch) -> None:
 
     hook = register_optimizer_step_post_hook(after_update)
     try:
-        way.call()
+        with counting:
+            way.call()
     except _Enough:
         return
     finally:

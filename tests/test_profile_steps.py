@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from benchmarks import profile_steps
-from benchmarks.measure import Way
+from benchmarks.measure import Way, flop_counter
 from benchmarks.profile_steps import OPTIMISER, OUTSIDE, kind_of, measure, parse, run
 from benchmarks.workloads import Workload
 
@@ -73,6 +73,22 @@ def test_a_training_is_profiled_for_some_updates_and_an_inference_as_a_whole():
     assert of_inference.kinds["convolution"] > 0
     assert OPTIMISER not in of_inference.kinds
     assert of_inference.kinds[OUTSIDE] >= 0
+
+
+def test_a_training_that_fails_early_is_counted_no_longer():
+    weight = nn.Parameter(torch.ones(4, 4))
+
+    def train():
+        optimizer = torch.optim.SGD([weight], lr=0.1)
+        (weight @ weight).sum().backward()
+        optimizer.step()
+        raise ValueError("after the first update")
+
+    counter = flop_counter()
+    with pytest.raises(ValueError, match="after the first update"):
+        profile_steps._watch_updates(Way(train, dict, untimed_updates=1), counter, profile_steps._Watch(CPU))
+    weight @ weight
+    assert counter.get_total_flops() == 0
 
 
 def test_the_command_writes_a_table_for_each_step(monkeypatch, tmp_path, capsys):
