@@ -223,6 +223,7 @@ def _scores(args: Config, devkit: Devkit, pool: Pool, device: torch.device) -> d
     record = Scores(
         Path(args.ood_mine_dir) / SCORES, made, names=frozenset(devkit.classes), keep=not is_redone(STEP, args)
     )
+    record.add(())  # the record is there even where no image can be scored
     remaining = pool.remaining()
     states = look.states(pool.paths)[:, :2].tolist()
     scores: dict[int, Score] = {}

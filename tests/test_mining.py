@@ -166,6 +166,22 @@ def test_a_pool_of_nothing_hard_says_so(mine):
     assert "Lower --ood_hard_score" in Path("result/mined_ood/review.html").read_text()
 
 
+@pytest.mark.parametrize("kind", ["unreadable", "training"])
+def test_a_pool_of_which_no_image_can_be_scored_says_so(mine, kind):
+    Path("pool/none").mkdir()
+    if kind == "unreadable":
+        Path("pool/none/x.jpg").write_text("no image")
+    else:
+        os.link(mine.toy.root / f"JPEGImages/{mine.toy.ids[0]}.jpg", "pool/none/x.jpg")
+    mine(ood_pool="pool/none")
+    assert candidates() == {}
+    assert [*left_out()] == ["pool/none/x.jpg"]
+    assert "0 images of the pool are hard" in log_text()
+    assert Path("result/mined_ood/scores.jsonl").read_bytes() == b""
+    mine(ood_pool="pool/none")
+    assert "mine_ood is done, since" in log_text()
+
+
 @pytest.fixture
 def scored(monkeypatch):
     """The shapes of the batches that were scored."""
