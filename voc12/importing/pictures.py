@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from misc.errors import InputError, raise_if_of_the_machine, reason_of
 from misc.files.atomic import atomic_path
@@ -65,6 +65,8 @@ def facts_of(path: Path) -> Facts | str:
             suffix = path.suffix if path.suffix.lower() in IMAGE_SUFFIXES else _suffix_of(image.format)
             content = blake2b(raw, digest_size=16).hexdigest()
             return Facts(content, suffix, (image.height, image.width), orientation, image.format in LOSSY)
+    except UnidentifiedImageError:  # which names the object that holds the bytes, another one in each run
+        return "cannot identify image file"
     except Exception as error:  # a damaged file makes PIL fail in any way
         raise_if_of_the_machine(error, memory=True)
         return reason_of(error)
