@@ -241,6 +241,7 @@ def test_one_id_with_two_suffixes(toy, told):
         (["--predict_pass", "True", "--cam_to_ir_label_pass", "True"], True),
         (["--predict_pass", "True", "--make_cam_pass", "True", "--train_cam_pass", "False"], True),  # eval_cam is off
         (["--cam_to_ir_label_pass", "True"], False),
+        (["--predict_pass", "True", "--train_classifier_pass", "True"], False),  # which uses nothing of theirs
         (["--predict_pass", "True", "--recipe", "cam"], False),  # whose steps are those of the recipe
     ],
 )
