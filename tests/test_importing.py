@@ -186,6 +186,13 @@ def test_coco_boxes_alone_are_labels_without_masks():
     assert (image.labels, image.objects) == (("cat",), None)
 
 
+def test_a_coco_category_that_says_there_is_no_class_is_refused_where_annotations_have_it():
+    picture("images/a.png")
+    path = coco([{"id": 1, "file_name": "a.png"}], [{"image_id": 1, "category_id": 0, "bbox": [0, 0, 4, 4]}])
+    with pytest.raises(InputError, match="have the category 'background', .*; remove these annotations, or rename it"):
+        read_coco(path, Path("images"))
+
+
 def test_smaller_objects_are_in_front_and_a_crowd_is_no_instance():
     large = {"size": [4, 4], "counts": [0, 16]}
     objects = [

@@ -4,7 +4,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from misc.errors import InputError, reason_of
+from misc.errors import InputError, printable, reason_of
 from misc.files.jsonfile import parse
 from misc.files.text import read_text
 from voc12.classes import means_no_class
@@ -89,6 +89,11 @@ def _categories(content: dict[str, Any], used: set[int | str | None], path: Path
         if not isinstance(number, int) or not isinstance(name, str) or number in name_of:
             raise InputError(f"--import_from {path}: each category needs a name and an id of its own, a whole number.")
         if not (means_no_class(name) and number not in used):
+            if means_no_class(name):
+                raise InputError(
+                    f"--import_from {path}: annotations have the category {printable(name)!r}, which would become a "
+                    "class of that name; remove these annotations, or rename it."
+                )
             name_of[number] = class_name(name, place="category")
     return name_of
 
