@@ -601,11 +601,7 @@ def _on_steps_left_out(values: Mapping[str, Any], given: Mapping[str, Any]) -> l
     """What to tell the user of steps of a bare call that are off for a step that runs alone, beside further steps."""
     bare = [name for name, item in _SWITCHES.items() if vars(Config())[item.name]]
     on = {name: item.metadata["alone"] for name, item in _SWITCHES.items() if values[item.name]}
-    left_out = [
-        name
-        for name in bare
-        if not values[f"{name}{STEP_SUFFIX}"] and f"{name}{STEP_SUFFIX}" not in given
-    ]
+    left_out = [name for name in bare if not values[f"{name}{STEP_SUFFIX}"] and f"{name}{STEP_SUFFIX}" not in given]
     alone = [name for name, is_alone in on.items() if is_alone]
     before = [*_SWITCHES][: [*_SWITCHES].index(bare[0])]  # steps that use nothing of what a bare call makes
     others = [name for name, is_alone in on.items() if not is_alone and name not in before]
