@@ -55,8 +55,11 @@ def test_what_is_written_is_read(toy):
         ("file,aeroplane,bottle,train\n2099_000001,1,0,2\n", "line 2: class train has the value '2', expected 0 or 1"),
         ("file,aeroplane,bottle,train\n2099_000001,1,0,\n", "line 2: class train has the value '', expected 0 or 1"),
         ("file,aeroplane,bottle,train\n2099_000001,1,0\n", "line 2: expected 4 columns, the first with a file"),
-        ("file,labels\n,bottle\n", "line 2: expected 2 columns, the first with a file"),
-        ("file,labels\n2099_000001,bottle,train\n", "line 2: expected 2 columns"),
+        ("file,labels\n,bottle\n", r"line 2: expected 2 columns, the first with a file\."),
+        (
+            "file,labels\n2099_000001,bottle,train\n",
+            r"line 2: expected 2 columns, the first with a file; between the labels of an image goes ; or \|\.",
+        ),
         ("file,labels\n2099_000002,bottle\n", r"1 of 1 images have no labels in labels.csv \(2099_000001\)"),
         (
             "file,labels\na/2099_000001.jpg,bottle\nb/2099_000001.jpg,train\n",

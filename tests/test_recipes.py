@@ -8,6 +8,7 @@ import pytest
 
 import run_sample
 from misc.errors import InputError
+from misc.files.devkitfiles import IMPORT_RECORD
 from misc.run.config import Config, changed_flags, enabled_steps, parse_config, to_arguments
 from misc.run.recipes import DEEPLAB_START, RECIPES
 
@@ -181,6 +182,18 @@ def test_small_fits_batches_clusters_and_epochs_to_the_images(photographs):
     assert parse_config([*photographs, "--cluster_K", "2", "--cam_num_epoches", "3"]).only(
         ["cluster_K", "cam_num_epoches"]
     ) == {"cluster_K": 2, "cam_num_epoches": 3}
+
+
+def test_small_fits_irn_and_deeplab_to_the_images_with_a_class(photographs):
+    """The classifier of an imported folder is trained on the others, too."""
+    Path("mine/ImageSets/Main").mkdir()
+    Path("mine/ImageSets/Main/train.txt").write_text("".join(f"{k}\n" for k in range(12)))
+    Path("mine", IMPORT_RECORD).touch()
+    Path("mine/ImageSets/Segmentation/train.txt").write_text("".join(f"{k}\n" for k in range(7)))
+    config = parse_config(photographs)
+    assert config.train_list == "mine/ImageSets/Main/train.txt"
+    assert (config.cam_batch_size, config.irn_batch_size, config.deeplab_batch_size) == (12, 7, 7)
+    assert (config.cam_num_epoches, config.irn_num_epoches) == (76, 76)
 
 
 def test_small_takes_its_own_numbers_where_there_are_enough_images(photographs):

@@ -71,7 +71,10 @@ def read_table(path: str | Path, *, kind: str) -> LabelTable:
     for number, row in rows:
         cells = row[:1] + _without_empty_end(row[1:], keep=len(header) - 1)
         if len(cells) != len(header) or not cells[0]:
-            raise InputError(f"{kind} {path}, line {number}: expected {len(header)} columns, the first with a file.")
+            between = "" if has_columns or len(cells) <= len(header) else "; between the labels of an image goes ; or |"
+            raise InputError(
+                f"{kind} {path}, line {number}: expected {len(header)} columns, the first with a file{between}."
+            )
         names = _classes_of(cells[1:], classes, place=f"{kind} {path}, line {number}") if has_columns else ()
         if not has_columns:
             names = names_in(cells[1])

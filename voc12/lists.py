@@ -211,7 +211,10 @@ def read_ood_paths(ood_root: str, ood_list: str) -> list[Path]:
     """
     root = Path(ood_root)
     if not root.is_dir():
-        raise InputError(f"--ood_root {root} is missing; WOoD_dataset/openimages/README.md says what to put there.")
+        raise InputError(
+            f"--ood_root {root} is missing; WOoD_dataset/openimages/README.md says what to put there for VOC, and "
+            "--mine_ood_pass finds OoD images for data of your own (docs/mining.md)."
+        )
     return read_once(ood_list, lambda: _ood_paths_of(root, ood_list), "OoD paths", root)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from misc.errors import InputError
 from misc.files.checkpointfile import checkpoint_names
-from misc.files.devkitfiles import ALL_IMAGES, IMPORT_RECORD, LABEL_TABLE, list_path
+from misc.files.devkitfiles import ALL_IMAGES, IMPORT_RECORD, LABEL_TABLE, WITH_CLASS, list_path
 from misc.files.regular import regular
 
 Flags = Mapping[str, Any]
@@ -160,8 +160,7 @@ def _fit_to_few_images(values: Flags, given: Flags) -> tuple[dict[str, Any], lis
     read here keeps its default: the steps' own checks say what is wrong.
     """
     root = Path(values["voc12_root"])
-    splits = root / "ImageSets/Segmentation"
-    train, val = splits / "train.txt", splits / "val.txt"
+    train, val = (list_path(root, WITH_CLASS, split) for split in ("train", "val"))
     flags: dict[str, Any] = {
         **_classifier(values),
         "train_list": str(train),
@@ -173,20 +172,24 @@ def _fit_to_few_images(values: Flags, given: Flags) -> tuple[dict[str, Any], lis
         flags |= {"ood_root": str(root / "OoD_images"), "ood_list": str(root / "ood_list.txt")}
     lists = {**values, **flags, **given}
     n_train, n_ood = _n_lines(lists["train_list"]), _n_lines(lists["ood_list"])
-    if n_train:
-        for name in ("cam_batch_size", "irn_batch_size", "deeplab_batch_size"):
-            flags[name] = min(values[name], n_train)
-        for name in ("cam", "irn"):
-            an_epoch = n_train // flags[f"{name}_batch_size"]
+    # Images without a class are for the classifier alone; of an imported folder the images with one are listed, too
+    is_imported = lists["train_list"] == str(list_path(root, ALL_IMAGES, "train"))
+    n_with_class = _n_lines(str(train)) if is_imported else n_train
+    for name, n_images in (("cam", n_train), ("irn", n_with_class), ("deeplab", n_with_class)):
+        if n_images:
+            flags[f"{name}_batch_size"] = min(values[f"{name}_batch_size"], n_images)
+    for name, n_images in (("cam", n_train), ("irn", n_with_class)):
+        if n_images:
+            an_epoch = n_images // flags[f"{name}_batch_size"]
             flags[f"{name}_num_epoches"] = max(values[f"{name}_num_epoches"], math.ceil(SMALL_STEPS / an_epoch))
     if n_ood:
         flags |= {name: min(values[name], n_ood) for name in ("ood_batch_size", "cluster_K")}
 
     has_masks = any((root / "SegmentationClass").glob("*.png"))
-    evaluated = has_masks and (splits / f"{values['chainer_eval_set']}.txt").is_file()
+    evaluated = has_masks and list_path(root, WITH_CLASS, values["chainer_eval_set"]).is_file()
     flags |= dict.fromkeys(("eval_cam_pass", "eval_ir_label_pass", "eval_sem_seg_pass"), evaluated)
     flags["eval_ins_seg_pass"] = evaluated and any((root / "SegmentationObject").glob("*.png"))
-    flags["eval_deeplab_pass"] = has_masks and (splits / f"{values['deeplab_eval_set']}.txt").is_file()
+    flags["eval_deeplab_pass"] = has_masks and list_path(root, WITH_CLASS, values["deeplab_eval_set"]).is_file()
     shows = given.get("show_pass", False)
     # What comes after mining is for the images that a person has chosen, and what is there is shown as it is
     if mines or shows:
