@@ -7,7 +7,7 @@ from PIL import Image
 from support import ALL_STEPS, NO_STEPS, TOY_SIZES
 
 import run_sample
-from misc.errors import InputError, message_of, requirement, told_together
+from misc.errors import InputError, message_of, raise_all, requirement, told_together
 from misc.files import camfile, instancefile
 from misc.files.images import write_label
 from misc.files.instancefile import Detections
@@ -431,6 +431,16 @@ def test_all_problems_of_a_step_are_told_at_once(toy):
         )
     for part in ("fewer than one batch", "--cam_init_weights_name: can't write", f"{toy.ids[0]}.jpg"):
         assert part in str(told.value)
+
+
+def test_problems_of_several_steps_are_numbered_once():
+    of_a_step = []
+    for sentences in (["a.", "b."], ["b.", "c."]):
+        with pytest.raises(InputError) as told:
+            raise_all([InputError(each) for each in sentences])
+        of_a_step.append(told.value)
+    with pytest.raises(InputError, match=r"^4 problems: \(1\) a\. \(2\) b\. \(3\) c\. \(4\) d\.$"):
+        raise_all([*of_a_step, InputError("d.")])
 
 
 def test_what_follows_from_a_problem_that_was_found_is_not_told():

@@ -20,6 +20,9 @@ class InputError(Exception):
     `run_sample.py` prints it without a traceback and exits with code 2.
     """
 
+    problems: tuple[str, ...] = ()
+    """The sentences of an error that tells of several problems at once."""
+
 
 class ProcessLost(Exception):
     """Another process of the run has stopped, and says itself why: this one can't go on without it."""
@@ -59,13 +62,18 @@ def raise_if_of_the_machine(error: Exception, *, memory: bool = False) -> None:
 
 
 def raise_all(errors: list[InputError]) -> None:
-    """Raise one `InputError` for all of these, each sentence once; nothing if there are none."""
-    sentences = list(dict.fromkeys(map(message_of, errors)))
-    if len(sentences) == 1:
+    """Raise one `InputError` for all of these, each sentence once; nothing if there are none.
+
+    One that is of several problems already counts as these.
+    """
+    sentences = tuple(dict.fromkeys(each for error in errors for each in error.problems or (message_of(error),)))
+    if len(errors) == 1 or len(sentences) == 1:
         raise errors[0]
     if sentences:
         numbered = " ".join(f"({number}) {sentence}" for number, sentence in enumerate(sentences, start=1))
-        raise InputError(f"{len(sentences)} problems: {numbered}")
+        error = InputError(f"{len(sentences)} problems: {numbered}")
+        error.problems = sentences
+        raise error
 
 
 _gathered: ContextVar[list[InputError] | None] = ContextVar("_gathered", default=None)
