@@ -171,11 +171,6 @@ ALL_STEPS = {
     )
 }
 NO_STEPS = dict.fromkeys(ALL_STEPS, False)
-TIMM_MODELS = (
-    *("resnet50", "resnet101", "convnext_tiny", "efficientnet_b0", "tf_efficientnet_lite0", "tf_efficientnet_lite2"),
-    *("mobilenetv3_large_100", "mobilenetv3_small_100"),
-)
-"""The models of timm that docs/own_networks.md calls tested."""
 RATES_THAT_SHOW = {"cam_learning_rate": 0.01, "irn_learning_rate": 0.1, "deeplab_learning_rate": 0.02}
 """Rates at which the toy data's weights change by much more than rounding, and at which CAMs are left to compare."""
 
