@@ -176,12 +176,12 @@ def _fit_to_few_images(values: Flags, given: Flags) -> tuple[dict[str, Any], lis
     is_imported = lists["train_list"] == str(list_path(root, ALL_IMAGES, "train"))
     n_with_class = _n_lines(str(train)) if is_imported else n_train
     for name, n_images in (("cam", n_train), ("irn", n_with_class), ("deeplab", n_with_class)):
-        if n_images:
-            flags[f"{name}_batch_size"] = min(values[f"{name}_batch_size"], n_images)
-    for name, n_images in (("cam", n_train), ("irn", n_with_class)):
-        if n_images:
-            an_epoch = n_images // flags[f"{name}_batch_size"]
-            flags[f"{name}_num_epoches"] = max(values[f"{name}_num_epoches"], math.ceil(SMALL_STEPS / an_epoch))
+        if not n_images:
+            continue
+        batch_size = flags[f"{name}_batch_size"] = min(values[f"{name}_batch_size"], n_images)
+        epochs = f"{name}_num_epoches"
+        if epochs in values:  # DeepLab counts iterations
+            flags[epochs] = max(values[epochs], math.ceil(SMALL_STEPS / (n_images // batch_size)))
     if n_ood:
         flags |= {name: min(values[name], n_ood) for name in ("ood_batch_size", "cluster_K")}
 
