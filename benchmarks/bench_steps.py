@@ -228,8 +228,10 @@ STEPS = {
         partial(_one_row, workloads.crf_of_classes),
         {"cpu": 1.3, "cuda": 10},
     ),
-    "train_deeplab": Step("DeepLab training step", "update", partial(_one_row, workloads.deeplab_step), {}),
-    "eval_deeplab": Step("eval_deeplab with CRF, all cores", "image", partial(_one_row, workloads.segmentation), {}),
+    "train_deeplab": Step("DeepLab training step", "update", partial(_one_row, workloads.deeplab_step), {"cpu": 1.25}),
+    "eval_deeplab": Step(
+        "eval_deeplab with CRF, all cores", "image", partial(_one_row, workloads.segmentation), {"cpu": 1.3}
+    ),
 }
 
 

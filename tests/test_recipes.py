@@ -128,7 +128,7 @@ def test_auto_runs_the_sample_where_voc_is_missing_and_says_so():
     assert (config.recipe, config.sample, config.seed) == ("sample", True, 3)
     assert sentences == [
         "VOC 2012 is not at Data/VOCdevkit/VOC2012: this runs the built-in sample instead (generated pictures, ten to "
-        "thirty minutes).",
+        "sixty minutes).",
         "To run VOC 2012, put it there (Data/README.md) or pass --voc12_root FOLDER.",
     ]
     for data in ("VOC2012", "sample"):
@@ -176,9 +176,9 @@ def test_small_fits_batches_clusters_and_epochs_to_the_images(photographs):
     train = "mine/ImageSets/Segmentation/train.txt"
     assert (config.train_list, config.infer_list, config.val_list) == (train, train, train)
     assert (config.ood_root, config.ood_list) == ("mine/OoD_images", "mine/ood_list.txt")
-    assert (config.cam_batch_size, config.irn_batch_size, config.deeplab_batch_size) == (10, 10, 8)
+    assert (config.cam_batch_size, config.irn_batch_size, config.deeplab_batch_size) == (10, 4, 8)
     assert (config.ood_batch_size, config.cluster_K) == (6, 6)
-    assert (config.cam_num_epoches, config.irn_num_epoches) == (76, 76)
+    assert (config.cam_num_epoches, config.irn_num_epoches) == (76, 152)  # of one step, and of two
     assert parse_config([*photographs, "--cluster_K", "2", "--cam_num_epoches", "3"]).only(
         ["cluster_K", "cam_num_epoches"]
     ) == {"cluster_K": 2, "cam_num_epoches": 3}
@@ -189,18 +189,18 @@ def test_small_fits_irn_and_deeplab_to_the_images_with_a_class(photographs):
     Path("mine/ImageSets/Main").mkdir()
     Path("mine/ImageSets/Main/train.txt").write_text("".join(f"{k}\n" for k in range(12)))
     Path("mine", IMPORT_RECORD).touch()
-    Path("mine/ImageSets/Segmentation/train.txt").write_text("".join(f"{k}\n" for k in range(7)))
+    Path("mine/ImageSets/Segmentation/train.txt").write_text("".join(f"{k}\n" for k in range(3)))
     config = parse_config(photographs)
     assert config.train_list == "mine/ImageSets/Main/train.txt"
-    assert (config.cam_batch_size, config.irn_batch_size, config.deeplab_batch_size) == (12, 7, 7)
-    assert (config.cam_num_epoches, config.irn_num_epoches) == (76, 76)
+    assert (config.cam_batch_size, config.irn_batch_size, config.deeplab_batch_size) == (12, 3, 3)
+    assert (config.cam_num_epoches, config.irn_num_epoches) == (76, 304)
 
 
 def test_small_takes_its_own_numbers_where_there_are_enough_images(photographs):
     for name in (f"mine/{part}" for part in ("ImageSets/Segmentation/train.txt", "ood_list.txt")):
         Path(name).write_text("".join(f"{k}\n" for k in range(311)))
     config = parse_config(photographs)
-    assert (config.cam_batch_size, config.irn_batch_size, config.deeplab_batch_size) == (16, 16, 8)
+    assert (config.cam_batch_size, config.irn_batch_size, config.deeplab_batch_size) == (16, 4, 8)
     assert (config.ood_batch_size, config.cluster_K) == (8, 20)
     assert (config.cam_num_epoches, config.irn_num_epoches) == (4, 4)
     assert (config.cam_network, config.cam_crop_size, config.imagenet_weights) == (
@@ -310,6 +310,8 @@ def test_a_classifier_is_looked_for_in_the_working_folder_alone():
         "is, pass --cam_init_weights_name sess/res50_cam_orig.pth."
     ]
     config, sentences = explained(*flags, "--cam_init_weights_name", "sess/res50_cam_orig.pth")
+    assert (config.train_classifier_pass, sentences) == (False, [])
+    config, sentences = explained(*flags, "--train_classifier_pass", "False")
     assert (config.train_classifier_pass, sentences) == (False, [])
     touch("a/sess/res50_cam_orig.pth")
     config, sentences = explained(*flags)

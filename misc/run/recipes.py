@@ -76,7 +76,7 @@ SMALL_MASKS = {
     "conf_fg_thres": 0.55,
     "conf_bg_thres": 0.35,
     "irn_crop_size": 224,
-    "irn_batch_size": 4,  # for 180 steps instead of 45 in the same time: benchmarks/results/sample_recipe.md
+    "irn_batch_size": 4,  # four times the steps of 16 in the same time: benchmarks/results/sample_recipe.md
     "beta": 20,
     "np_power": 1.5,
     "sem_seg_bg_thres": 0.35,
@@ -100,8 +100,8 @@ PHOTOGRAPHS = {
     "conf_fg_thres": 0.4,
     "conf_bg_thres": 0.2,
     "irn_crop_size": 256,
-    "irn_batch_size": 16,
     "irn_num_epoches": 4,
+    "beta": 10,
     "sem_seg_bg_thres": 0.3,
     "deeplab_crop_size": 257,
 }
@@ -112,8 +112,8 @@ SMALL_CHAIN = tuple(
         *("make_sem_seg", "make_ins_seg", "train_deeplab", "make_report"),
     )
 )
-SMALL_STEPS = 76
-"""Least steps of each classifier and of IRN on photographs: 4 epochs of some 300 images in batches of 16."""
+LEAST_STEPS = {"cam": 76, "irn": 304}
+"""Of each classifier and of IRN on photographs: 4 epochs of some 300 images in batches of 16 and of 4."""
 
 
 EVALUATIONS = tuple(f"eval_{what}_pass" for what in ("cam", "advcam", "ir_label", "sem_seg", "ins_seg", "deeplab"))
@@ -135,7 +135,8 @@ def _fit_to_starts(values: Flags, given: Flags) -> tuple[dict[str, Any], list[st
     has_start = named or Path(DEEPLAB_START).is_file()
     flags = {**_classifier(values), "train_deeplab_pass": has_start, "eval_deeplab_pass": has_start}
     sentences = []
-    if flags["train_classifier_pass"] and values["work_dir"] and "cam_init_weights_name" not in given:
+    trains = flags["train_classifier_pass"] and given.get("train_classifier_pass", True)
+    if trains and values["work_dir"] and "cam_init_weights_name" not in given:
         usual = os.path.relpath(values["cam_init_weights_name"], values["work_dir"])
         if _is_there(usual):
             sentences.append(
@@ -156,7 +157,7 @@ def _fit_to_few_images(values: Flags, given: Flags) -> tuple[dict[str, Any], lis
     With `mine_ood` the classifier alone is trained, and the OoD images go where the chain will look for them. With
     `show` nothing is made anew.
 
-    Batches are at most as large as their lists, and epochs at least so many that there are `SMALL_STEPS`. What can't be
+    Batches are at most as large as their lists, and epochs at least so many that there are `LEAST_STEPS`. What can't be
     read here keeps its default: the steps' own checks say what is wrong.
     """
     root = Path(values["voc12_root"])
@@ -179,9 +180,9 @@ def _fit_to_few_images(values: Flags, given: Flags) -> tuple[dict[str, Any], lis
         if not n_images:
             continue
         batch_size = flags[f"{name}_batch_size"] = min(values[f"{name}_batch_size"], n_images)
-        epochs = f"{name}_num_epoches"
-        if epochs in values:  # DeepLab counts iterations
-            flags[epochs] = max(values[epochs], math.ceil(SMALL_STEPS / (n_images // batch_size)))
+        if name in LEAST_STEPS:  # DeepLab counts iterations
+            epochs = f"{name}_num_epoches"
+            flags[epochs] = max(values[epochs], math.ceil(LEAST_STEPS[name] / (n_images // batch_size)))
     if n_ood:
         flags |= {name: min(values[name], n_ood) for name in ("ood_batch_size", "cluster_K")}
 
@@ -312,7 +313,7 @@ def _instead_of_voc(voc12_root: str) -> list[str]:
     folders = [path.parent for path in images if path.is_dir() and path.parent != Path("Data/sample")]
     return [
         f"VOC 2012 is not at {voc12_root}: this runs the built-in sample instead (generated pictures, ten to "
-        "thirty minutes).",
+        "sixty minutes).",
         "To run VOC 2012, put it there (Data/README.md) or pass --voc12_root FOLDER.",
         *(f"There is a data set in {folder}: did you mean --voc12_root {folder}?" for folder in folders),
     ]
