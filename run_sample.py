@@ -16,6 +16,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("OPENCV_FOR_THREADS_NUM", "1")
 
 from misc.errors import InputError, ProcessLost, message_of, raise_all, reason_of, told_together
+from misc.files.disk import GOES_ON
 from misc.files.look import forget, one_look
 from misc.run.config import STEP_MODULES, Config, enabled_steps, parse_config
 from misc.run.parallel import launched_rank
@@ -201,8 +202,10 @@ def main() -> int:
     with ending_when_told():
         try:
             run(sys.argv[1:])
-        except ProcessLost:
-            return EXIT_LOST  # the other process has said why
+        except ProcessLost as error:
+            if error.__cause__:  # else the other process has said why
+                _say_error(f"{error}; if one of them has stopped, it says why; {GOES_ON}.")
+            return EXIT_LOST
         except InputError as error:
             if is_told():  # a worker that was told as well is missed, perhaps
                 return _interrupted(told())

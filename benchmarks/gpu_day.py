@@ -84,7 +84,7 @@ def parts_of(device: str, folder: Path) -> list[Part]:
     sample = ["--sample", "True", "--device", device, "--work_dir", folder / "sample"]
     data = ["--sample_root", folder / "sample_data"]
     commands = (
-        ("tests", [*tests, "-W", "default", "-q", "--tb=short", "-p", "no:cacheprovider"], 130),
+        ("tests", [*tests, "-W", "default", "-v", "--tb=short", "-p", "no:cacheprovider"], 130),
         ("bench_tf32", bench("tf32"), 190),
         ("bench_bf16", bench("bf16", *BF16_STEPS), 80),
         ("sample", [ROOT / "run_sample.py", *sample, *data], 140),
@@ -143,9 +143,11 @@ def _run(
             result = "passed" if code == 0 else f"failed (exit code {code})"
         except subprocess.TimeoutExpired:
             result = "timed out"
-            os.killpg(process.pid, signal.SIGTERM)
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(grace)
+            for number in (signal.SIGINT, signal.SIGTERM):  # at the first one pytest tells which tests failed, and why
+                os.killpg(process.pid, number)
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(grace / 2)
+                    break
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)

@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from torch.autograd.graph import increment_version
 
 from misc.run.device import may_fuse
 
@@ -43,7 +44,12 @@ class PolySGD(torch.optim.SGD):
             for group, initial in zip(self.param_groups, self._initial_lrs, strict=True):
                 group["lr"] = initial * decay
         self.global_step += 1
-        return super().step(closure)
+        loss = super().step(closure)
+        if self._fused:  # the fused kernel changes weights without a sign, by which a kept fold of them would stay
+            for group in self.param_groups:
+                for parameter in group["params"]:
+                    increment_version(parameter)
+        return loss
 
     def state_dict(self) -> dict[str, Any]:
         state = super().state_dict()

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from misc.errors import InputError, first_three, requirement
+from misc.files.checkpointfile import checkpoint_file
 from misc.run.config import BACKBONE_MARK, Config
 from misc.run.step import Files, Inputs
 from net.weights import load_weights
@@ -104,7 +105,7 @@ def source_file(module_name: str) -> Files:
 
 def inputs_of_network(args: Config, network: str, weights: str, classes: Sequence[str]) -> Inputs:
     """What all results of a trained network depend on: the flags that name its module and its weights; its classes."""
-    files = {network: source_file(getattr(args, network)), weights: Files([getattr(args, weights)])}
+    files = {network: source_file(getattr(args, network)), weights: Files([checkpoint_file(getattr(args, weights))])}
     return {**files, "class_list": classes}
 
 

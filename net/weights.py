@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from misc.errors import InputError, first_three, raise_if_of_the_machine, reason_of
 from misc.files.atomic import atomic_path
-from misc.files.checkpointfile import checkpoint_names
+from misc.files.checkpointfile import checkpoint_file
 from misc.files.objectfile import NUMPY_STAND_INS
 from misc.files.pickles import load_tensors
 from misc.files.regular import regular
@@ -260,12 +260,12 @@ def find_checkpoint(path: str | Path, *, instead: str = "train it") -> Path:
 
     Raises `InputError` if there is none; `instead` is what the message advises besides a download.
     """
-    for candidate in checkpoint_names(path):
-        if candidate.is_file():
-            return candidate
-    raise InputError(
-        f"checkpoint {path} is missing: {instead}, or download it into {Path(path).parent}/ (see sess/README.md)."
-    )
+    found = checkpoint_file(path)
+    if not found.is_file():
+        raise InputError(
+            f"checkpoint {path} is missing: {instead}, or download it into {Path(path).parent}/ (see sess/README.md)."
+        )
+    return found
 
 
 def read_checkpoint(path: str | Path, *, instead: str = "train it") -> dict[str, Tensor]:
@@ -396,7 +396,7 @@ def save_weights(module: nn.Module, path: str | Path) -> None:
 
 def start_input(source: str) -> Files | str:
     """What a flag for starting weights gives: a file, or the word that stands for others."""
-    return source if source in ("auto", "none") else Files([source])
+    return source if source in ("auto", "none") else Files([checkpoint_file(source)])
 
 
 def load_imagenet(

@@ -325,13 +325,20 @@ def _picture(args: Config, devkit: Devkit, chosen: Mapping[str, Score], device: 
     images = PoolImages([paths[number] for number in pending], long_side=args.ood_long_side)
     loader = sequential_loader(images, num_workers=args.num_workers, device=device)
     readable = (item for item in loader if "problem" not in item)  # it was readable when it was scored
+    fitting = Fitting(args.make_cam_batch_size, parts="images")
+
+    def maps_of(images: Tensor) -> list[Tensor]:
+        (maps,) = batch_scale_maps(model, [images.to(device)])
+        return maps
+
     with (
         progress(total=len(pending), desc="pictures of candidates", unit="image") as bar,
         background_writer() as submit,
     ):
         for batch in by_size(readable, args.make_cam_batch_size):
             given = torch.stack([item["image"] for item in batch])
-            (maps,) = batch_scale_maps(model, [given.to(device)])
+            example = paths[pending[batch[0]["index"]]]
+            maps = fitting.each(maps_of, given, size=tuple(given.shape[2:]), example=example)
             for item, image, of_image in zip(batch, given, maps, strict=True):
                 number = pending[item["index"]]
                 key = devkit.classes.index(scores[number].name)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from misc.errors import InputError
+from misc.files.checkpointfile import checkpoint_file
 from misc.files.paths import Paths
 from misc.imutils import normalize, resize_image
 from misc.ood import class_prototypes, kmeans, wood_losses
@@ -111,7 +112,7 @@ def inputs(args: Config) -> Inputs:
     looked_at = [] if selection is None else [*selection.paths, *devkit.mask_paths(selection.ids)]
     return {
         "cam_network": source_file(args.cam_network),
-        "cam_init_weights_name": Files([args.cam_init_weights_name]),
+        "cam_init_weights_name": Files([checkpoint_file(args.cam_init_weights_name)]),
         "class_list": devkit.classes,
         "train_list": Files(train.paths),
         "label_file": train.labels.tobytes() + (b"" if selection is None else selection.labels.tobytes()),

@@ -3,6 +3,7 @@
 Each runs on the CPU as well, as a slow test, so that its own code is known to work where there is no GPU.
 """
 
+import json
 import math
 import warnings
 from collections import Counter
@@ -12,7 +13,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from support import ALL_STEPS, NO_STEPS, RATES_THAT_SHOW, give_all_one_size, make_all_inputs, make_toy_data
+from support import (
+    ALL_STEPS,
+    CAM_START,
+    NO_STEPS,
+    RATES_THAT_SHOW,
+    RESNET18,
+    give_all_one_size,
+    make_all_inputs,
+    make_toy_data,
+)
 
 import run_sample
 from misc.errors import InputError
@@ -128,6 +138,24 @@ def test_the_chain_runs_in_other_precisions(device, toy, precision):
     for image_id in toy.ids[:6]:
         (_, _, given), (_, _, expected) = (camfile.load(f"{at}/{image_id}.npy") for at in ("result/cam_ood", maps))
         np.testing.assert_allclose(given, expected, atol=0.05)
+
+
+def test_networks_with_norms_and_loaders_in_processes_of_their_own(device, tmp_path, monkeypatch):
+    """ResNet-18 in place of the toy network. What a training says of its validation has to follow the weights."""
+    flags = {**RESNET18, "num_workers": 2, "crf_workers": 2, "train_classifier_pass": True, "cam_num_epoches": 3}
+    steps = {"make_cam_pass": True, "cam_to_ir_label_pass": True, "train_irn_pass": True, "make_sem_seg_pass": True}
+    told, toys = [], []
+    for name in ("cpu", device):
+        toy = make_toy_data(tmp_path / f"{name}{len(toys)}")
+        monkeypatch.chdir(toy.work)
+        run(toy, **flags, **RATES_THAT_SHOW, **steps, device=name, cam_weights_name=CAM_START)
+        lines = Path("result/metrics/train_classifier.jsonl").read_text().splitlines()
+        told.append([line["validation_loss"] for line in map(json.loads, lines) if "validation_loss" in line])
+        toys.append(toy)
+    assert len(told[0]) == 3
+    np.testing.assert_allclose(told[1], told[0], rtol=1e-3)
+    on_cpu, other = (read_checkpoint(toy.work / CAM_START) for toy in toys)
+    assert_near(other, on_cpu, tolerance=1e-2)
 
 
 # Interruptions

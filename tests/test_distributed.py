@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 import torch
 from support import ALL_STEPS, NO_STEPS, RATES_THAT_SHOW, make_toy_data
+from torch import distributed as dist
 
 import run_sample
 from misc.errors import InputError
 from misc.files import camfile, instancefile
 from misc.files.images import read_label, write_label
 from misc.run.device import resolve_device
-from misc.run.distributed import backends_of, sums_when_it_returns
+from misc.run.distributed import backends_of, sum_over_processes, sums_when_it_returns
 from misc.run.parallel import SHARE_GPUS, usable_cores
 from misc.run.provenance import RECORD
 from misc.run.training_state import TrainingState
@@ -273,6 +274,24 @@ def test_nccl_is_not_trusted_to_have_summed_when_it_returns(monkeypatch):
     assert not sums_when_it_returns(cuda)
     monkeypatch.setenv(SHARE_GPUS, "1")
     assert sums_when_it_returns(cuda)
+
+
+def test_a_connection_that_fails_is_told_and_a_memory_that_does_not_suffice_is_its_own(monkeypatch, capsys):
+    """As where NCCL can't begin: then every process has lost the others, and one has to say why."""
+
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr("misc.run.distributed.n_processes", lambda: 2)
+    monkeypatch.setattr(dist, "all_reduce", fail)
+    monkeypatch.setattr(run_sample, "run", lambda _: sum_over_processes(torch.ones(1)))
+    error = RuntimeError("NCCL error: unhandled system error")
+    assert run_sample.main() == run_sample.EXIT_LOST
+    said = capsys.readouterr().err
+    assert "the other processes can't be reached (NCCL error: unhandled system error); if one of them has" in said
+    error = torch.OutOfMemoryError("CUDA out of memory.")
+    with pytest.raises(torch.OutOfMemoryError):
+        sum_over_processes(torch.ones(1))
 
 
 def test_bad_input_of_one_process_stops_all_and_keeps_what_is_done(toy):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image, ImageOps
-from support import ALL_STEPS, NO_STEPS, make_toy_data
+from support import ALL_STEPS, NO_STEPS, make_all_inputs, make_toy_data
 
 import run_sample
 from misc.files.images import read_label, write_label
@@ -282,3 +282,19 @@ def test_a_record_whose_times_are_none_counts_as_none(done, change):
     record = {**json.loads(path.read_text()), **change}
     path.write_text(json.dumps({name: value for name, value in record.items() if value is not ...}))
     assert "eval_cam runs: it has not been done here yet" in done.run()
+
+
+def test_checkpoints_with_the_doubled_ending_serve_every_step_that_reads_one(toy):
+    """As the original writes them: `.pth.pth`."""
+    make_all_inputs(toy)
+    for path in [*Path("sess").glob("*.pth")]:
+        path.rename(f"{path}.pth")
+    steps = ("make_cam", "make_sem_seg", "eval_deeplab")
+    flags = toy.flags(**NO_STEPS | {f"{name}_pass": True for name in steps}, deeplab_crf=False, redo=())
+    run_sample.run(flags)
+    run_sample.run(flags)
+    training = toy.flags(**NO_STEPS | {"train_cam_pass": True}, cam_weights_name="sess/trained.pth", redo=())
+    run_sample.run(training)
+    run_sample.run(training)
+    said = Path("sample_train_eval.log").read_text()
+    assert [said.count(f"{name} is done, since") for name in (*steps, "train_cam")] == [1, 1, 1, 1]

@@ -40,7 +40,7 @@ def test_parts_run_in_order_and_none_stops_the_rest(tmp_path):
     """One that fails, one that hangs with a process of its own, one that does not heed when it is told to end."""
     started = tmp_path / "child"
     child = f"import os, time; open({str(started)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
-    deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf')"
+    deaf = "import time; from signal import *; [signal(s, SIG_IGN) for s in (SIGINT, SIGTERM)]; print('deaf')"
     parts = [
         script("first", "import os; print('one', os.environ['GIVEN'])", 3),
         script("second", "print('two'); raise SystemExit(3)", 3),
@@ -64,6 +64,19 @@ def test_parts_run_in_order_and_none_stops_the_rest(tmp_path):
     assert [row.split(" | ")[:2] for row in rows[4:]] == [
         [f"| {p.name}", r] for p, r in zip(parts, expected, strict=True)
     ]
+
+
+def test_tests_that_run_out_of_their_time_tell_which_failed_and_why(tmp_path):
+    (tmp_path / "test_toy.py").write_text(
+        "import time\n\n\ndef test_one():\n    assert 1 == 2, 'for this reason'\n\n\n"
+        "def test_two():\n    time.sleep(60)\n"
+    )
+    command = [sys.executable, "-m", "pytest", str(tmp_path), "-v", "--tb=short", "-p", "no:cacheprovider"]
+    ((outcome,), _) = run([Part("tests", command, share=1)], tmp_path, seconds=15)
+    assert outcome.result == "timed out"
+    log = (tmp_path / LOG).read_text()
+    assert "test_toy.py::test_one FAILED" in log
+    assert "AssertionError: for this reason" in log
 
 
 def test_what_a_part_does_not_use_falls_to_the_next_ones(tmp_path):

@@ -87,6 +87,18 @@ SAID = {
         RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
         r"make_x: the GPU's memory does not suffice; lower --x_batch_size or",
     ),
+    "cuDNN": (
+        RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
+        r"make_x: the GPU's memory does not suffice; lower --x_batch_size or",
+    ),
+    "cuDNN without room for any algorithm": (
+        RuntimeError("GET was unable to find an engine to execute this computation"),
+        r"make_x: the GPU's memory does not suffice; lower --x_batch_size or",
+    ),
+    "cuBLAS's first call": (
+        RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"),
+        r"make_x: the GPU's memory does not suffice; lower --x_batch_size or",
+    ),
     "killed worker": (
         RuntimeError("DataLoader worker (pid 77) is killed by signal: Killed. "),
         r"make_x: a process that loads images was killed or has died, perhaps for lack of memory \(DataLoader worker "

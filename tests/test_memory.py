@@ -6,8 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import run_sample
+from misc.run.memory import reset_peak_memory
 
 ROOT = Path(run_sample.__file__).parent
 # The C library's own account of its memory (mallinfo2(3)), since not every system counts page faults
@@ -34,6 +36,15 @@ print(*mapped_and_kept())
 keep_freed_memory()
 print(*mapped_and_kept())
 """
+
+
+def test_a_gpu_is_in_use_before_its_peak_is_reset(monkeypatch):
+    """PyTorch refuses the reset of one that nothing has used."""
+    calls = []
+    monkeypatch.setattr(torch.cuda, "init", lambda: calls.append("init"))
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: calls.append("reset"))
+    reset_peak_memory(torch.device("cuda"))
+    assert calls == ["init", "reset"]
 
 
 @pytest.mark.skipif(sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="of glibc 2.33")

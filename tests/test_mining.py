@@ -23,6 +23,7 @@ from misc.run.config import parse_config, switches, to_arguments
 from misc.run.sample_runs import sample_runs
 from net.weights import save_weights
 from tests import colour_network
+from tests.test_fitting import limit
 from voc12 import sample
 from voc12.classes import classes_beside, write_classes
 from voc12.lists import read_ood_paths
@@ -98,19 +99,15 @@ def test_a_batch_that_does_not_fit_is_halved(mine, monkeypatch):
     for number in range(4):
         scene(f"pool/c/{number}.jpg", lead=70 + 20 * number, channel=1, size=(64, 64))
     mine(make_cam_batch_size=1, ood_mine_dir="result/one_by_one")
-    forward, sizes = colour_network.Net.forward, []
-
-    def limited(model, images):
-        sizes.append(len(images))
-        if len(images) > 2:
-            raise torch.OutOfMemoryError("CUDA out of memory.")
-        return forward(model, images)
-
-    monkeypatch.setattr(colour_network.Net, "forward", limited)
+    scored = limit(monkeypatch, colour_network.Net, "forward", len, room=2)
+    pictured = limit(monkeypatch, colour_network.CAM, "logit_maps", lambda images: len(images) // 2, room=2)
     mine(make_cam_batch_size=4)
-    assert max(sizes) == 4
+    assert max(scored) == max(pictured) == 4
     assert table("candidates.csv") == table("candidates.csv", "result/one_by_one")
-    assert "no GPU memory for 4 images at once; going on with 2" in log_text()
+    pictures = [sorted(Path(f"result/{name}/pictures").rglob("*.jpg")) for name in ("one_by_one", "mined_ood")]
+    for one, other in zip(*pictures, strict=True):
+        assert (one.name, one.read_bytes()) == (other.name, other.read_bytes())
+    assert log_text().count("no GPU memory for 4 images at once; going on with 2") == 2
 
 
 def test_images_below_the_score_are_no_candidates(mine):

@@ -8,7 +8,9 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
+from misc import torchutils
 from misc.errors import InputError
+from misc.torchutils import two_rate_optimizer
 from net import resnet18_cam, resnet18_irn, resnet50_cam, resnet50_irn
 from net.backbone import FrozenStatsBatchNorm2d, _FoldedBasicBlock, _FoldedBottleneck, folded_once
 from net.build import build_network
@@ -176,6 +178,21 @@ def test_a_kept_fold_follows_its_weights():
         assert not torch.allclose(before, after)
         torch.testing.assert_close(after, copy.deepcopy(net).logit_maps(image))
         torch.testing.assert_close(net.backbone(image)[-1], unfolded(net.backbone, image)[-1], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_kept_fold_follows_what_an_optimiser_does(monkeypatch, fused):
+    """The fused kernel, which CUDA gets, changes weights without a sign of it."""
+    monkeypatch.setattr(torchutils, "may_fuse", lambda parameters: fused)
+    net = randomised_norms(resnet18_cam.Net(n_classes=3))
+    optimizer = two_rate_optimizer(*net.trainable_parameters(), lr=1e-4, weight_decay=1e-4, max_step=9)
+    image = torch.randn(1, 3, 64, 64)
+    for _ in range(2):
+        optimizer.zero_grad()
+        nn.functional.softplus(net(image)[0]).sum().backward()
+        optimizer.step()
+        with torch.no_grad():
+            torch.testing.assert_close(net(image)[0], copy.deepcopy(net)(image)[0])
 
 
 def test_cam_is_the_sum_of_the_image_and_its_mirror():

@@ -25,7 +25,10 @@ class InputError(Exception):
 
 
 class ProcessLost(Exception):
-    """Another process of the run has stopped, and says itself why: this one can't go on without it."""
+    """Another process of the run has stopped: this one can't go on without it.
+
+    Without a cause, the other one says why. With one, it is what PyTorch says of the connection.
+    """
 
 
 def first_three(names: list[str]) -> str:

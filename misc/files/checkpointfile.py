@@ -6,3 +6,8 @@ from pathlib import Path
 def checkpoint_names(path: str | Path) -> tuple[Path, ...]:
     """`path`, the same with the original's doubled ending `.pth.pth`, and without: the first that is there counts."""
     return Path(path), Path(f"{path}.pth"), Path(str(path).removesuffix(".pth"))
+
+
+def checkpoint_file(path: str | Path) -> Path:
+    """The first of these names that is a file; `path` where none is."""
+    return next((name for name in checkpoint_names(path) if name.is_file()), Path(path))

@@ -132,6 +132,7 @@ class Arriving:
     def __init__(self, x: Tensor) -> None:
         self._copied = None
         self._x = x.detach()
+        self._device = x.device
         if x.device.type == "cuda":
             self._x = self._x.to("cpu", non_blocking=True)  # into page-locked memory
             self._copied = torch.cuda.Event()
@@ -140,7 +141,8 @@ class Arriving:
     def wait(self) -> Tensor:
         """The tensor on the CPU."""
         if self._copied is not None:
-            self._copied.synchronize()
+            with torch.cuda.device(self._device):  # each thread has a current one of its own, at first the first GPU
+                self._copied.synchronize()
         return self._x
 
 

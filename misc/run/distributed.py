@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from misc.errors import InputError, ProcessLost
+from misc.errors import InputError, ProcessLost, reason_of
+from misc.run.limits import lacks_memory
 from misc.run.parallel import gpus_are_shared
 
 Items = TypeVar("Items", bound=Sequence)
@@ -93,11 +94,13 @@ def share(items: Items) -> Items:
 
 
 def _collective(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """What a function of torch.distributed returns. Raises `ProcessLost` where another process is gone."""
+    """What a function of torch.distributed returns. Raises `ProcessLost` where the others can't be reached."""
     try:
         return function(*args, **kwargs)
     except RuntimeError as error:
-        raise ProcessLost(str(error)) from error
+        if lacks_memory(error):
+            raise
+        raise ProcessLost(f"the other processes can't be reached ({reason_of(error)})") from error
 
 
 class _Sum(torch.autograd.Function):

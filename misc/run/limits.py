@@ -25,10 +25,12 @@ MORE_SHARED_MEMORY = f"give the machine more of it (docker run --shm-size 8g, or
 # What libraries say, whose errors are of no type of their own; a worker's error comes as text within another
 _WORKER_LOST = re.compile(r"DataLoader worker .*(killed by signal|exited unexpectedly)")
 _BUS_ERROR = re.compile(r"Bus error|unable to (write|resize|allocate|open|mmap) .*(shm|shared memory|/torch_)")
-_GPU = re.compile(r"cuda|cublas|cudnn", re.IGNORECASE)
+_GPU = re.compile(r"cuda|cublas|cudnn|unable to find an engine", re.IGNORECASE)
 _NO_MEMORY = re.compile(
     r"can't allocate memory|cannot allocate memory|insufficient memory|out of memory|unable to allocate|bad_alloc"
-    r"|failed to allocate|_ALLOC_FAILED|storage size calculation overflowed|array is too big|MemoryError",
+    r"|failed to allocate|_ALLOC(ATION)?_FAILED|storage size calculation overflowed|array is too big|MemoryError"
+    # PyTorch where no algorithm of cuDNN has room for its work; cuBLAS where there is none for its handle
+    r"|unable to find an engine|CUBLAS_STATUS_NOT_INITIALIZED",
     re.IGNORECASE,
 )
 _AMOUNT = re.compile(r"allocate ([\d.]+ (?:bytes|[KMGTPE]iB))", re.IGNORECASE)

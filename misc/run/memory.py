@@ -34,6 +34,7 @@ def keep_freed_memory() -> None:
 def reset_peak_memory(device: torch.device) -> None:
     """Start a new measurement, of the GPU and, where the system allows it (Linux), of the process."""
     if device.type == "cuda":
+        torch.cuda.init()  # the reset is refused before anything has been on the GPU
         torch.cuda.reset_peak_memory_stats(device)
     if _CLEAR_REFS.exists():
         try:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from misc.errors import InputError
-from misc.files.checkpointfile import checkpoint_names
+from misc.files.checkpointfile import checkpoint_file
 from misc.files.devkitfiles import ALL_IMAGES, IMPORT_RECORD, LABEL_TABLE, WITH_CLASS, list_path
 from misc.files.regular import regular
 
@@ -126,7 +126,7 @@ def _classifier(values: Flags) -> dict[str, Any]:
 
 
 def _is_there(checkpoint: str) -> bool:
-    return any(path.is_file() for path in checkpoint_names(checkpoint))
+    return checkpoint_file(checkpoint).is_file()
 
 
 def _fit_to_starts(values: Flags, given: Flags) -> tuple[dict[str, Any], list[str]]:
