@@ -36,13 +36,13 @@ from misc.files.fetch import (
 from misc.files.images import IMAGE_SUFFIXES
 from misc.run.check_requirements import Requirement, problem_of
 from misc.run.config import Config
+from misc.run.lock import alone_in
 from misc.run.plan import Planned, require_writable
 from misc.run.progress import progress
 from misc.run.recipes import DEEPLAB_START
 from misc.run.step import Step
 from net.weights import read_checkpoint
 from voc12.lists import read_ood_paths
-from voc12.sample.storage import alone_in
 
 STEP = Step(
     name="download",

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pickle
+import shutil
 import time
 import tracemalloc
 import warnings
@@ -20,6 +21,7 @@ from misc.errors import InputError
 from misc.files import camfile
 from misc.files.atomic import atomic_path, background_writer, json_list_writer, write_json
 from misc.files.images import IMAGE_SUFFIXES, read_image, read_label
+from misc.files.look import one_look
 from misc.files.objectfile import load_object
 from voc12.classes import VOC_CLASSES
 from voc12.devkit import Devkit, open_devkit
@@ -105,6 +107,23 @@ def test_labels_come_from_the_annotations_and_follow_them(devkit, toy):
         "<annotation><object><name>train</name></object><object><name>bottle</name></object></annotation>"
     )
     assert read_labels(devkit, "voc12/cls_labels.npy", toy.ids[:1]).tolist() == [[0, 1, 1]]
+
+
+def test_a_run_on_another_devkit_changes_nothing_for_one_that_is_under_way(devkit, toy, tmp_path):
+    """Both keep what they derive in the same `voc12/`."""
+    shutil.copytree(toy.root, tmp_path / "other")
+    (tmp_path / "other/ImageSets/Segmentation/train.txt").write_text(f"{toy.ids[1]}\n")
+    (tmp_path / f"other/Annotations/{toy.ids[1]}.xml").write_text(
+        "<annotation><object><name>train</name></object></annotation>"
+    )
+    other = open_devkit(str(tmp_path / "other"), "")
+    with one_look():
+        for given, ids, labels in ((devkit, toy.ids[:6], [0, 1, 0]), (other, [toy.ids[1]], [0, 0, 1])) * 2:
+            assert read_list(given, "voc12/train.txt", flag="train_list") == ids
+            assert read_labels(given, "voc12/cls_labels.npy", [toy.ids[1]]).tolist() == [labels]
+    with one_look():
+        assert read_list(devkit, "voc12/train.txt", flag="train_list") == toy.ids[:6]
+        assert read_labels(devkit, "voc12/cls_labels.npy", [toy.ids[1]]).tolist() == [[0, 1, 0]]
 
 
 def test_labels_follow_the_class_list(devkit, toy):

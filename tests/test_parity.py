@@ -23,11 +23,12 @@ from misc.imutils import (
     to_chw,
     top_left_crop_boxes,
 )
-from misc.indexing import RandomWalk, affinity_labels, pair_paths, propagate_to_edge
+from misc.indexing import RandomWalk, pair_paths, propagate_to_edge
 from misc.instances import detect_instances, instance_map, refine_centroids
 from misc.masks import semantic_mask
 from misc.metrics import ThresholdSweep, confusion_matrix, instance_ap, scores
 from misc.ood import adversarial_step, class_prototypes, distance_loss, distances, kmeans, ood_loss, wood_losses
+from misc.pair_losses import _counts_and_signs
 from misc.torchutils import PolyOptimizer
 from net.deeplab_v2 import DeepLabV2, MultiScale
 from net.resnet50_cam import CAM, Net
@@ -151,13 +152,14 @@ def test_confident_labels(recorded, photograph, image_id, backend):
     assert (label == recording[f"{image_id}_ir"]).mean() >= 0.999
 
 
-def test_affinity_labels(recorded):
+def test_kinds_of_pairs(recorded):
+    """As the losses count them: every pair of a kind is decided by one cell."""
     recording = recorded("affinity_labels.npz")
-    labels = affinity_labels(torch.from_numpy(recording["label"])[None], radius=10)
+    labels = torch.from_numpy(recording["label"])[None]
     assert [list(offset) for offset in pair_paths(10)] == recording["dst"].tolist()
-    for name, mask in zip(("bg_pos", "fg_pos", "neg"), labels, strict=True):
-        np.testing.assert_array_equal(mask[0].sum(dim=1), recording[name])
-        assert mask.shape[2] == np.prod(recording["src_shape"])
+    edge, displacement = (torch.rand(1, n, *labels.shape[1:]) for n in (1, 2))
+    counts, _ = _counts_and_signs(edge, displacement, labels, radius=10)
+    assert counts.sum(dim=(1, 2)).tolist() == [recording[name].sum() for name in ("bg_pos", "fg_pos", "neg")]
 
 
 def irn_batch(recorded, photograph):

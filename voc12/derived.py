@@ -1,7 +1,8 @@
 """Files that the project derives from the devkit and keeps in `voc12/`.
 
 A record beside them tells them from the user's own files, by checksum, and says what they were made from: a derived
-file follows the devkit when that changes, a file of the user's is left alone.
+file follows the devkit when that changes, a file of the user's is left alone. Runs on several devkits take turns with
+these files: what a run has read of them stays as it was until its end.
 """
 
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 from misc.files.atomic import atomic_path, write_json
 from misc.files.checksum import crc32_of
 from misc.files.jsonfile import read_dict
+from misc.run.lock import alone_in
 
 DERIVED_FOLDER = Path("voc12")
 DERIVED_RECORD = ".derived.json"
@@ -41,9 +43,9 @@ def derived_file(path: Path, *, source: str = "", note: str = "") -> Iterator[Pa
     `note`: a sentence on what was found while it was made, to be told again when it is used.
 
     The record is written first, and knows the derived file that is replaced as well: a run that dies between the two
-    leaves neither of them to be taken for the user's own.
+    leaves neither of them to be taken for the user's own. A second run waits.
     """
-    with atomic_path(path) as temporary:
+    with alone_in(path.parent), atomic_path(path) as temporary:
         yield temporary
         before = crc32_of(path) if path.is_file() and is_derived(path) else None
         record = read_dict(path.parent / DERIVED_RECORD)

@@ -303,20 +303,21 @@ def read_labels(devkit: Devkit, label_file: str | Path, ids: Sequence[str]) -> L
     images that it lacks.
     """
     known = _known_labels(devkit, Path(label_file))
-    return look.read_once(
-        label_file,
-        lambda: _labels_from(known, Path(label_file), ids),
-        "labels of a list",
-        devkit.classes,
-        tuple(ids),
-    )
+    key = ("labels of a list", known, tuple(ids))
+    return look.remembered(key, lambda: _labels_from(known, Path(label_file), ids))
 
 
 def _known_labels(devkit: Devkit, label_file: Path) -> _LabelFile:
+    def read() -> _LabelFile:
+        return _LabelFile(label_file, devkit.classes)
+
+    def derived() -> _LabelFile:
+        _derive_labels(devkit, label_file)
+        return read()
+
     if label_file.parent == DERIVED_FOLDER:
-        key = ("derived labels", devkit.root, devkit.classes, label_file)
-        look.remembered(key, lambda: _derive_labels(devkit, label_file))
-    return look.read_once(label_file, lambda: _LabelFile(label_file, devkit.classes), "label file", devkit.classes)
+        return look.remembered(("derived labels", devkit.root, devkit.classes, label_file), derived)
+    return look.read_once(label_file, read, "label file", devkit.classes)
 
 
 def ids_without_class(devkit: Devkit, label_file: str | Path | None, ids: Sequence[str]) -> frozenset[str]:

@@ -84,8 +84,13 @@ def read_list(devkit: Devkit, path: str | Path, *, flag: str) -> list[str]:
     """
     path = Path(path)
     if path.parent == DERIVED_FOLDER and path.stem in _DERIVED_LISTS and path.suffix == ".txt":
-        remembered(("refreshed", devkit.root, path), lambda: _refresh_list(devkit, path))
+        return remembered(("derived ids", devkit.root, path), lambda: _derived_ids(devkit, path, flag=flag))
     return read_once(path, lambda: _ids_of(devkit, path, flag=flag), "ids", devkit.root)
+
+
+def _derived_ids(devkit: Devkit, path: Path, *, flag: str) -> list[str]:
+    _refresh_list(devkit, path)
+    return _ids_of(devkit, path, flag=flag)
 
 
 def _ids_of(devkit: Devkit, path: Path, *, flag: str) -> list[str]:

@@ -12,7 +12,7 @@ import os
 import platform
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -28,6 +28,20 @@ HELD, NO_LOCKS = (errno.EACCES, errno.EAGAIN), (errno.ENOLCK, errno.EOPNOTSUPP, 
 def lock_path(place: Path) -> Path:
     """The lock of a file or folder, which lies beside it."""
     return place.with_name(f".{place.name}.lock")
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Let only one process at a time through, for one folder, which is made where it is missing: the others wait."""
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        # Some network file systems can't lock a folder; two runs at once then are not kept apart.
+        with suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 @contextmanager

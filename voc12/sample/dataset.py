@@ -23,10 +23,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from misc.run.lock import alone_in
 from voc12.sample.devkit import image_files, jpeg
 from voc12.sample.plans import CLASSES, picture_size, plan_image, plan_ood
 from voc12.sample.scenes import Scene, draw_scene
-from voc12.sample.storage import Fingerprint, alone_in, check_replaceable, matches_manifest, write_file, writing_aside
+from voc12.sample.storage import Fingerprint, check_replaceable, matches_manifest, write_file, writing_aside
 
 # To be raised with every change that alters a file: data sets of an older version are then made again.
 VERSION = 1

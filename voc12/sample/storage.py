@@ -5,12 +5,11 @@ and CRC-32.
 """
 
 import json
-import os
 import re
 import shutil
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +17,6 @@ from misc.errors import InputError
 from misc.files.disk import told_if_disk_is_full
 from misc.files.jsonfile import parse
 from misc.files.regular import regular
-
-try:
-    import fcntl
-except ImportError:  # Windows, where two runs at the same time are not kept apart
-    fcntl = None
 
 Fingerprint = list[int]
 
@@ -94,23 +88,6 @@ def writing_aside(root: Path, head: dict[str, Any]) -> Iterator[tuple[Path, dict
     finally:
         for leftover in (aside, retired):
             _remove_ours(leftover)
-
-
-@contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Let only one process at a time through, for one folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    if fcntl is None:
-        yield
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        # Some network file systems cannot lock a folder; two runs at once then are not kept apart.
-        with suppress(OSError):
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
 
 
 def _fingerprint(content: bytes) -> Fingerprint:
