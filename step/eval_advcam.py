@@ -1,14 +1,10 @@
 """Step 3': mIoU, precision and recall of the AdvCAM maps over background scores (not in the original)."""
 
-from pathlib import Path
-
 from misc.report.pictures import heat_overlay
 from misc.run.config import Config
-from misc.run.plan import Planned
-from misc.run.record import scores_path
-from misc.run.step import Inputs, Step
+from misc.run.step import Step
 from voc12.devkit import open_devkit
-from voc12.evaluation import evaluate_cams, inputs_of_evaluation, require_evaluable
+from voc12.evaluation import Evaluated, evaluate_cams
 
 STEP = Step(
     name="eval_advcam",
@@ -19,39 +15,8 @@ STEP = Step(
     memory_flags=("num_workers",),
     version=2,
 )
-
-
-def check(args: Config, planned: Planned) -> Planned:
-    """Raise `InputError` for bad input; return the outputs of this step (none that others read)."""
-    require_evaluable(
-        args.voc12_root,
-        args.class_list,
-        args.chainer_eval_set,
-        args.advcam_out_dir,
-        ".npy",
-        flag="advcam_out_dir",
-        made_by="make_advcam",
-        planned=planned,
-        num_workers=args.num_workers,
-    )
-    return {}
-
-
-def inputs(args: Config) -> Inputs:
-    """What the result is made from, by the flag that names it."""
-    return inputs_of_evaluation(
-        args.voc12_root,
-        args.class_list,
-        args.chainer_eval_set,
-        args.advcam_out_dir,
-        ".npy",
-        flag="advcam_out_dir",
-    )
-
-
-def outputs(args: Config) -> list[str | Path]:
-    """The files that this step writes."""
-    return [scores_path(args.result_dir, "eval_advcam")]
+EVALUATED = Evaluated(step=STEP.name, flag="advcam_out_dir", suffix=".npy", made_by="make_advcam")
+check, inputs, outputs = EVALUATED.check, EVALUATED.inputs, EVALUATED.outputs
 
 
 def run(args: Config) -> None:
@@ -65,6 +30,6 @@ def run(args: Config) -> None:
         result_dir=args.result_dir,
         overlay=heat_overlay,
         tensorboard=args.tensorboard,
-        name="eval_advcam",
+        name=STEP.name,
         title="AdvCAM",
     )

@@ -1,7 +1,6 @@
 """Step 7, instances: VOC's average precision of the instance masks at IoU 0.5."""
 
 import logging
-from pathlib import Path
 
 from misc.errors import InputError
 from misc.files import instancefile
@@ -10,10 +9,10 @@ from misc.metrics import InstanceScorer, ap_table
 from misc.run.config import Config
 from misc.run.plan import Planned
 from misc.run.progress import progress
-from misc.run.record import save_scores, scores_path
+from misc.run.record import save_scores
 from misc.run.step import Files, Inputs, Step
 from voc12.devkit import open_devkit
-from voc12.evaluation import inputs_of_evaluation, require_evaluable
+from voc12.evaluation import Evaluated
 from voc12.instances import read_instances
 from voc12.lists import read_split
 from voc12.verify import require_instances
@@ -25,6 +24,8 @@ STEP = Step(
     writes=("result_dir",),
     memory_flags=("num_workers",),
 )
+EVALUATED = Evaluated(step=STEP.name, flag="ins_seg_out_dir", suffix=".npy", made_by="make_ins_seg")
+outputs = EVALUATED.outputs
 IOU_THRESH = 0.5
 
 log = logging.getLogger(__name__)
@@ -32,40 +33,18 @@ log = logging.getLogger(__name__)
 
 def check(args: Config, planned: Planned) -> Planned:
     """Raise `InputError` for bad input; return the outputs of this step (none that others read)."""
-    require_evaluable(
-        args.voc12_root,
-        args.class_list,
-        args.chainer_eval_set,
-        args.ins_seg_out_dir,
-        ".npy",
-        flag="ins_seg_out_dir",
-        made_by="make_ins_seg",
-        planned=planned,
-        num_workers=args.num_workers,
-    )
+    nothing = EVALUATED.check(args, planned)
     devkit = open_devkit(args.voc12_root, args.class_list)
     require_instances(devkit, read_split(devkit, args.chainer_eval_set), num_workers=args.num_workers)
-    return {}
+    return nothing
 
 
 def inputs(args: Config) -> Inputs:
     """What the result is made from, by the flag that names it."""
-    of_classes = inputs_of_evaluation(
-        args.voc12_root,
-        args.class_list,
-        args.chainer_eval_set,
-        args.ins_seg_out_dir,
-        ".npy",
-        flag="ins_seg_out_dir",
-    )
+    of_classes = EVALUATED.inputs(args)
     devkit = open_devkit(args.voc12_root, args.class_list)
     ids = read_split(devkit, args.chainer_eval_set)
     return {**of_classes, "voc12_root": Files([*devkit.mask_paths(ids), *devkit.object_paths(ids)])}
-
-
-def outputs(args: Config) -> list[str | Path]:
-    """The files that this step writes."""
-    return [scores_path(args.result_dir, "eval_ins_seg")]
 
 
 def run(args: Config) -> None:

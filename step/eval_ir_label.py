@@ -4,14 +4,10 @@ A confident label has a class exactly where the CRF of the foreground-confident 
 says so. With its unsure pixels as background it is that CRF's result.
 """
 
-from pathlib import Path
-
 from misc.run.config import Config
-from misc.run.plan import Planned
-from misc.run.record import scores_path
-from misc.run.step import Inputs, Step
+from misc.run.step import Step
 from voc12.devkit import open_devkit
-from voc12.evaluation import evaluate_masks, inputs_of_evaluation, require_evaluable
+from voc12.evaluation import Evaluated, evaluate_masks
 
 STEP = Step(
     name="eval_ir_label",
@@ -20,39 +16,8 @@ STEP = Step(
     writes=("result_dir",),
     memory_flags=("num_workers",),
 )
-
-
-def check(args: Config, planned: Planned) -> Planned:
-    """Raise `InputError` for bad input; return the outputs of this step (none that others read)."""
-    require_evaluable(
-        args.voc12_root,
-        args.class_list,
-        args.chainer_eval_set,
-        args.ir_label_out_dir,
-        ".png",
-        flag="ir_label_out_dir",
-        made_by="cam_to_ir_label",
-        planned=planned,
-        num_workers=args.num_workers,
-    )
-    return {}
-
-
-def inputs(args: Config) -> Inputs:
-    """What the result is made from, by the flag that names it."""
-    return inputs_of_evaluation(
-        args.voc12_root,
-        args.class_list,
-        args.chainer_eval_set,
-        args.ir_label_out_dir,
-        ".png",
-        flag="ir_label_out_dir",
-    )
-
-
-def outputs(args: Config) -> list[str | Path]:
-    """The files that this step writes."""
-    return [scores_path(args.result_dir, "eval_ir_label")]
+EVALUATED = Evaluated(step=STEP.name, flag="ir_label_out_dir", suffix=".png", made_by="cam_to_ir_label")
+check, inputs, outputs = EVALUATED.check, EVALUATED.inputs, EVALUATED.outputs
 
 
 def run(args: Config) -> None:
@@ -62,6 +27,6 @@ def run(args: Config) -> None:
         args.chainer_eval_set,
         args.ir_label_out_dir,
         result_dir=args.result_dir,
-        name="eval_ir_label",
+        name=STEP.name,
         title="CAM + CRF",
     )

@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import importlib
+import inspect
 import re
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from support import make_all_inputs
 import step
 from misc.run.config import STEP_MODULES, STEP_SUFFIX, Config, parse_config
 from misc.run.step import Files
+from voc12.evaluation import Evaluated
 
 FLAGS = {item.name: item for item in dataclasses.fields(Config)}
 STEPS = {name: importlib.import_module(module) for name, module in STEP_MODULES.items()}
@@ -31,7 +33,10 @@ HOW_TO_RUN = {
 
 
 def names_in(tree: ast.AST) -> tuple[set[str], set[str]]:
-    """The flags that a module reads off `args`, and all that it mentions, in names or texts."""
+    """The flags that a module reads off `args`, and all that it mentions, in names or texts.
+
+    What `Evaluated` reads counts as read by a module that uses it.
+    """
     nodes = list(ast.walk(tree))
     attributes = [node for node in nodes if isinstance(node, ast.Attribute)]
     used = {node.attr for node in attributes if isinstance(node.value, ast.Name) and node.value.id == "args"}
@@ -39,6 +44,9 @@ def names_in(tree: ast.AST) -> tuple[set[str], set[str]]:
     for found in (used, names):
         found.update(*(LOOKED_AT_BY[name] for name in LOOKED_AT_BY.keys() & found))
     texts = {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    if Evaluated.__name__ in names:
+        read, _ = names_in(ast.Module(ast.parse(inspect.getsource(Evaluated)).body[0].body, []))
+        used, names = used | read, names | read
     return used & FLAGS.keys(), names | texts
 
 

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,10 @@ from misc.files.paths import Paths
 from misc.imutils import IGNORE_LABEL
 from misc.metrics import ThresholdSweep, class_table, confusion_matrix, nan_mean, scores, two_fold
 from misc.run.board import N_PICTURES, Board, board
+from misc.run.config import Config
 from misc.run.plan import Planned, require_outputs
 from misc.run.progress import progress
-from misc.run.record import save_scores
+from misc.run.record import save_scores, scores_path
 from misc.run.step import Files, Inputs
 from voc12.classes import names_with_background
 from voc12.devkit import Devkit, open_devkit
@@ -29,48 +31,65 @@ Overlay = Callable[[np.ndarray, np.ndarray], np.ndarray]
 log = logging.getLogger(__name__)
 
 
-def require_evaluable(
-    voc12_root: str,
-    class_list: str,
-    split: str,
-    folder: str,
-    suffix: str,
-    *,
-    flag: str,
-    made_by: str,
-    planned: Planned,
-    num_workers: int,
-) -> None:
-    """Raise `InputError` unless `<folder>/ID<suffix>` and sound ground-truth masks are there for a split's images.
+@dataclass(frozen=True)
+class Evaluated:
+    """What an evaluation step scores: a file for each image of `chainer_eval_set`, against the masks of the devkit.
 
-    Masks in `folder` must be sound as well; that they are empty is what the scores tell.
+    Attributes:
+        step: name of the evaluation.
+        flag: names the folder of the files `ID<suffix>`.
+        made_by: the step that makes them.
     """
-    devkit = open_devkit(voc12_root, class_list)
-    ids = read_split(devkit, split)
-    require_outputs(folder, ids, suffix, flag=flag, list_flag="chainer_eval_set", made_by=made_by, planned=planned)
-    require_masks(devkit, ids, num_workers=num_workers)
-    if suffix == ".png" and folder not in planned:
-        require_fitting_masks(
-            Paths(folder, (f"{image_id}.png" for image_id in ids)),
-            devkit.image_paths(ids),
-            n_classes=len(devkit.classes),
-            num_workers=num_workers,
-            advice="",
+
+    step: str
+    flag: str
+    suffix: str
+    made_by: str
+
+    def check(self, args: Config, planned: Planned) -> Planned:
+        """Raise `InputError` for bad input; return the outputs of the step (none that others read).
+
+        Masks in the folder must be sound; that they are empty is what the scores tell.
+        """
+        devkit, folder = open_devkit(args.voc12_root, args.class_list), getattr(args, self.flag)
+        ids = read_split(devkit, args.chainer_eval_set)
+        require_outputs(
+            folder,
+            ids,
+            self.suffix,
+            flag=self.flag,
+            list_flag="chainer_eval_set",
+            made_by=self.made_by,
+            planned=planned,
         )
+        require_masks(devkit, ids, num_workers=args.num_workers)
+        if self.suffix == ".png" and folder not in planned:
+            require_fitting_masks(
+                self._paths(args, ids),
+                devkit.image_paths(ids),
+                n_classes=len(devkit.classes),
+                num_workers=args.num_workers,
+                advice="",
+            )
+        return {}
 
+    def inputs(self, args: Config) -> Inputs:
+        """What is compared, by the flag that names it."""
+        devkit = open_devkit(args.voc12_root, args.class_list)
+        ids = read_split(devkit, args.chainer_eval_set)
+        return {
+            "class_list": devkit.classes,
+            "chainer_eval_set": ids,
+            "voc12_root": Files(devkit.mask_paths(ids)),
+            self.flag: Files(self._paths(args, ids)),
+        }
 
-def inputs_of_evaluation(
-    voc12_root: str, class_list: str, split: str, folder: str, suffix: str, *, flag: str
-) -> Inputs:
-    """What is compared, by the flags that name it; `flag` is that of `folder`."""
-    devkit = open_devkit(voc12_root, class_list)
-    ids = read_split(devkit, split)
-    return {
-        "class_list": devkit.classes,
-        "chainer_eval_set": ids,
-        "voc12_root": Files(devkit.mask_paths(ids)),
-        flag: Files(Paths(folder, (f"{image_id}{suffix}" for image_id in ids))),
-    }
+    def outputs(self, args: Config) -> list[str | Path]:
+        """The file of the scores."""
+        return [scores_path(args.result_dir, self.step)]
+
+    def _paths(self, args: Config, ids: Sequence[str]) -> Paths:
+        return Paths(getattr(args, self.flag), (f"{image_id}{self.suffix}" for image_id in ids))
 
 
 def evaluate_cams(
