@@ -34,16 +34,18 @@ def _group_means(parts: Iterable[Tensor], membership: Tensor, *, over_processes:
     return (sums / counts[:, None]).to(rows.dtype)
 
 
-def class_prototypes(features: Iterable[Tensor], labels: Tensor) -> Tensor:
+def class_prototypes(features: Tensor | Iterable[Tensor], labels: Tensor) -> Tensor:
     """The mean feature of the images that carry each class, (C, D); a class without images is a row of NaN.
 
     In several processes each gives its share of the images, and all get the means over all of them.
 
     Args:
-        features: (N, D) in parts of (n, D), one after the other, so that those of many images need not be held at once.
+        features: (N, D), or parts of it of (n, D), one after the other, so that those of many images need not be held
+            at once.
         labels: (N, C) 0/1.
     """
-    return _group_means(features, labels, over_processes=True)
+    parts = [features] if isinstance(features, Tensor) else features
+    return _group_means(parts, labels, over_processes=True)
 
 
 def kmeans(x: Tensor, k: int, n_iter: int = 10) -> tuple[Tensor, Tensor]:

@@ -23,7 +23,7 @@ from misc.imutils import (
     to_chw,
     top_left_crop_boxes,
 )
-from misc.indexing import RandomWalk, pair_paths, propagate_to_edge
+from misc.indexing import RandomWalk, affinity_labels, pair_paths, propagate_to_edge
 from misc.instances import detect_instances, instance_map, refine_centroids
 from misc.masks import semantic_mask
 from misc.metrics import ThresholdSweep, confusion_matrix, instance_ap, scores
@@ -132,7 +132,7 @@ def test_cam_evaluation(recorded, voc_subset):
         scored = scores(confusion)
         assert scored["miou"] == pytest.approx(expected["miou"], abs=1e-9)
         for name in ("precision", "recall"):
-            np.testing.assert_allclose(scored[name], np.array(expected[name], dtype=float), atol=1e-9)
+            np.testing.assert_allclose(scored[name], np.array(expected[name], dtype=float), rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("backend", ["torch", "pydensecrf"])
@@ -152,11 +152,14 @@ def test_confident_labels(recorded, photograph, image_id, backend):
     assert (label == recording[f"{image_id}_ir"]).mean() >= 0.999
 
 
-def test_kinds_of_pairs(recorded):
-    """As the losses count them: every pair of a kind is decided by one cell."""
+def test_affinity_labels(recorded):
     recording = recorded("affinity_labels.npz")
     labels = torch.from_numpy(recording["label"])[None]
     assert [list(offset) for offset in pair_paths(10)] == recording["dst"].tolist()
+    for name, mask in zip(("bg_pos", "fg_pos", "neg"), affinity_labels(labels, radius=10), strict=True):
+        np.testing.assert_array_equal(mask[0].sum(dim=1), recording[name])
+        assert mask.shape[2] == np.prod(recording["src_shape"])
+    # As the losses count them: every pair of a kind is decided by one cell
     edge, displacement = (torch.rand(1, n, *labels.shape[1:]) for n in (1, 2))
     counts, _ = _counts_and_signs(edge, displacement, labels, radius=10)
     assert counts.sum(dim=(1, 2)).tolist() == [recording[name].sum() for name in ("bg_pos", "fg_pos", "neg")]
@@ -268,7 +271,7 @@ def test_clusters_and_prototypes(recorded):
     n_clusters = len(recording["prototypes"]) - recording["id_labels"].shape[1]
     assignment, centres = kmeans(torch.from_numpy(recording["x_ood"]), n_clusters)
     np.testing.assert_array_equal(assignment, recording["cluster"])
-    classes = class_prototypes([torch.from_numpy(recording["x_id"])], torch.from_numpy(recording["id_labels"]))
+    classes = class_prototypes(torch.from_numpy(recording["x_id"]), torch.from_numpy(recording["id_labels"]))
     np.testing.assert_allclose(torch.cat([classes, centres]), recording["prototypes"], rtol=1e-4, atol=1e-6)
 
 
@@ -365,7 +368,7 @@ def test_semantic_scores(recorded):
     confusion = confusion_matrix(recording["pred"], recording["gt"], n_classes=len(expected["confusion"]))
     np.testing.assert_array_equal(confusion, expected["confusion"])
     scored = scores(confusion)
-    np.testing.assert_allclose(scored["iou"], np.array(expected["iou"], dtype=float), atol=1e-9)
+    np.testing.assert_allclose(scored["iou"], np.array(expected["iou"], dtype=float), rtol=0, atol=1e-9)
     for name in ("miou", "pixel_accuracy", "mean_class_accuracy"):
         assert scored[name] == pytest.approx(expected[name], abs=1e-9)
 
@@ -376,5 +379,5 @@ def test_instance_scores(recorded, iou_thresh):
     n_images = sum(name.startswith("gt_mask") for name in recording.files)
     names = ("pred_mask", "pred_label", "pred_score", "gt_mask", "gt_label")
     scored = instance_ap(*([recording[f"{name}{i}"] for i in range(n_images)] for name in names), iou_thresh=iou_thresh)
-    np.testing.assert_allclose(scored["ap"], np.array(expected["ap"], dtype=float), atol=1e-9)
+    np.testing.assert_allclose(scored["ap"], np.array(expected["ap"], dtype=float), rtol=0, atol=1e-9)
     assert scored["map"] == pytest.approx(expected["map"], abs=1e-9)

@@ -51,7 +51,7 @@ def require_outputs(
     if folder in planned:
         raise InputError(
             f"--{flag}: {made_by} will not make {len(missing)} of the {len(ids)} images of --{list_flag} "
-            f"({first_three(missing)}) in {folder}; give both steps the same list."
+            f"({first_three(missing)}) in {folder}; give both steps the same list, of images that have a class."
         )
     if not Path(folder).is_dir():
         raise InputError(
