@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from misc.crf import CPU, Backend, crf_inference_labels
-from misc.imutils import IGNORE_LABEL, mirror_pair, normalize
+from misc.errors import InputError
+from misc.imutils import IGNORE_LABEL, mirror_pair, normalize, resize_image, scaled_size, to_chw
 
 CAM_STRIDE = 4
 NETWORK_STRIDE = 16
@@ -66,6 +67,22 @@ def batch_scale_maps(model: nn.Module, images: Sequence[Tensor]) -> list[Tensor]
 def scale_maps(model: nn.Module, images: Sequence[Tensor]) -> list[Tensor]:
     """The same for one image, (3, h_s, w_s) at each scale: (C, h', w') each, for `merge_scales`."""
     return [maps[0] for maps in batch_scale_maps(model, [image[None] for image in images])]
+
+
+@torch.no_grad()
+def cam_of_image(
+    model: nn.Module, image: np.ndarray, keys: Sequence[int], *, scales: Sequence[float], device: torch.device
+) -> np.ndarray:
+    """Full-size CAMs (K, H, W) of the classes `keys` (0-based) of an image (H, W, 3) uint8, at several scales.
+
+    `model`: a network of CAMs on `device`, in evaluation mode. Raises `InputError` if it gives NaN or infinity.
+    """
+    size = image.shape[:2]
+    scaled = (torch.from_numpy(to_chw(resize_image(image, scaled_size(size, scale)))) for scale in scales)
+    high_res = merge_high_res(scale_maps(model, [each.to(device) for each in scaled]), size, keys)
+    if not high_res.isfinite().all():
+        raise InputError("the network of the CAMs gives NaN or infinity; name other weights, or train it again.")
+    return high_res.cpu().numpy()
 
 
 def label_map(maps: np.ndarray, keys: Sequence[int], background_score: float) -> np.ndarray:

@@ -47,8 +47,8 @@ from net.build import inputs_of_network, load_network, require_network
 from voc12.dataloader import PoolImages
 from voc12.derived import derived_file, is_derived
 from voc12.devkit import Devkit, open_devkit, require_classes_of_network
-from voc12.lists import read_list
-from voc12.pool import Pool, classes_in_pool, is_text, pool_images, read_label_names
+from voc12.lists import is_text, read_list
+from voc12.pool import Pool, classes_in_pool, pool_images, read_label_names
 
 STEP = Step(
     name="mine_ood",

@@ -5,16 +5,14 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from misc.cam import merge_high_res, scale_maps
+from misc.cam import cam_of_image
 from misc.errors import InputError, message_of
 from misc.files import camfile
 from misc.files.atomic import background_writer, write_json
 from misc.files.images import read_image, read_label, write_jpeg
 from misc.files.look import folder_at
 from misc.files.paths import Paths
-from misc.imutils import resize_image, scaled_size, to_chw
 from misc.report.pictures import Captioned, maps_overlay, mask_overlay, side_by_side, with_legend
 from misc.run.config import Config, show_list_flag
 from misc.run.device import resolve_device
@@ -112,13 +110,10 @@ class _Classifier:
         self._labels, self._number_of = labels, {image_id: number for number, image_id in enumerate(ids)}
         self._model, self._scales, self._device = load(args.cam_network, "CAM"), args.cam_scales, device
 
-    @torch.no_grad()
     def maps(self, image_id: str, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The (K,) classes of an image (H, W, 3), and their CAMs (K, H, W)."""
-        keys, size = np.flatnonzero(self._labels[self._number_of[image_id]]), image.shape[:2]
-        scaled = (resize_image(image, scaled_size(size, scale)) for scale in self._scales)
-        maps = scale_maps(self._model, [torch.from_numpy(to_chw(each)).to(self._device) for each in scaled])
-        return keys, merge_high_res(maps, size, keys).cpu().numpy()
+        keys = np.flatnonzero(self._labels[self._number_of[image_id]])
+        return keys, cam_of_image(self._model, image, keys, scales=self._scales, device=self._device)
 
 
 def run(args: Config) -> None:

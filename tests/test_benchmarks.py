@@ -1,9 +1,11 @@
 """The benchmark's plain ways compute what the steps compute, which makes the comparison fair; its table and flags."""
 
 import dataclasses
+import importlib
 import shutil
 import time
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -40,6 +42,11 @@ TINY = dataclasses.replace(
     irn_crop=96,
     deeplab_crop=65,
 )
+
+
+@pytest.mark.parametrize("path", sorted(Path(measure.__file__).parent.glob("*.py")), ids=lambda path: path.stem)
+def test_every_script_finds_what_it_uses(path):
+    importlib.import_module(f"benchmarks.{path.stem}")
 
 
 @pytest.fixture(scope="module")

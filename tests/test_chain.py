@@ -10,7 +10,17 @@ import pytest
 import torch
 from PIL import Image
 from pycocotools.coco import COCO
-from support import ALL_STEPS, NO_STEPS, RESNET18, TOY_CLASSES, TOY_SIZES, give_all_one_size, make_toy_data
+from support import (
+    ALL_STEPS,
+    NO_STEPS,
+    RATES_THAT_SHOW,
+    RESNET18,
+    TOY_CLASSES,
+    TOY_SIZES,
+    give_all_one_size,
+    make_all_inputs,
+    make_toy_data,
+)
 
 import run_sample
 from misc.cam import batch_scale_maps
@@ -19,7 +29,8 @@ from misc.files import camfile, instancefile
 from misc.files.images import read_label, write_label
 from misc.files.instancefile import Detections
 from misc.metrics import confusion_matrix, scores
-from misc.selection import selection_steps
+from misc.run.config import switches
+from misc.selection import THRESHOLDS, selection_steps
 from net.weights import read_checkpoint, save_weights
 from tests.own_network import Net
 from voc12.classes import read_classes
@@ -285,6 +296,17 @@ def test_the_checkpoint_is_chosen_on_train_whatever_is_evaluated(toy):
     (toy.root / "SegmentationClass" / f"{toy.ids[7]}.png").unlink()
     run(toy, train_classifier_pass=True, train_cam_pass=True, chainer_eval_set="other")
     assert "kept the weights of step 3 of 3" in Path("sample_train_eval.log").read_text()
+
+
+def test_a_checkpoint_is_compared_by_the_cams_of_its_own_weights(toy):
+    """The kept one has the score that an evaluation of its CAMs gives."""
+    make_all_inputs(toy)
+    steps = switches("train_cam", "make_cam", "eval_cam")
+    run(toy, **steps, **RATES_THAT_SHOW, cam_batch_size=1, cam_select_interval=1, cam_eval_sweep=THRESHOLDS)
+    lines = [json.loads(line) for line in Path("result/metrics/train_cam.jsonl").read_text().splitlines()]
+    looks = [line["cam_miou"] for line in lines if "cam_miou" in line]
+    assert len({*looks}) > 1
+    assert json.loads(Path("result/scores/eval_cam.json").read_text())["best"]["miou"] == pytest.approx(max(looks))
 
 
 def test_selection_looks_in_the_last_quarter_epoch_and_at_the_end():

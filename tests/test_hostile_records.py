@@ -151,9 +151,19 @@ RESULTS = ("runs/1.json", "scores/eval_cam.json", "scores/eval_sem_seg.json", "m
 @pytest.mark.parametrize("file", RESULTS)
 def test_results_that_are_no_json_are_left_out(tmp_path, file):
     write_sound_results(tmp_path / "r")
+    sound = collect_arm("W-OoD", tmp_path / "r", "data", NAMES)
+    expected = {"scores": {**sound.scores}, "losses": {**sound.losses}, "runs": [*sound.runs]}
+    kind, name = file.split("/")
+    if kind == "runs":
+        expected |= {"runs": [], "losses": {}}  # of which no run tells whose they are
+    else:
+        del expected[{"scores": "scores", "metrics": "losses"}[kind]][name.partition(".")[0]]
     for content in TEXTS.values():
         (tmp_path / "r" / file).write_bytes(content)
-        collect_arm("W-OoD", tmp_path / "r", "data", NAMES)
+        arm = collect_arm("W-OoD", tmp_path / "r", "data", NAMES)
+        assert arm.scores == expected["scores"]
+        assert arm.losses.keys() == expected["losses"].keys()
+        assert arm.runs == expected["runs"]
 
 
 # What a value of a record is replaced by

@@ -42,7 +42,6 @@ def made_twice(folder):
 @pytest.mark.slow
 def test_killed_again_and_again_the_chain_ends_as_undisturbed(tmp_path, monkeypatch, capsys):
     """Each kill comes within a step that none has hit yet, as long as there are such."""
-    pytest.importorskip("pydensecrf")
     rng = random.Random(0)
     undisturbed, toy = (make_toy_data(tmp_path / name) for name in ("undisturbed", "killed"))
     flags = NO_STEPS | CHAIN | FLAGS | {"voc12_root": toy.root, "ood_root": toy.ood_root, "ood_list": toy.ood_list}

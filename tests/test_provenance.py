@@ -2,18 +2,21 @@
 
 import contextlib
 import json
+import re
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageOps
-from support import NO_STEPS
+from support import CAM_WEIGHTS, DEEPLAB_WEIGHTS, IRN_WEIGHTS, NO_STEPS, make_all_inputs
 
 import run_sample
 from misc.files import camfile
 from misc.run.provenance import RECORD, Provenance
 from net.weights import save_weights
+from tests import own_network
 from tests.own_network import Net
 
 FIRST, SECOND = {"weights": "a", "step": 0.08}, {"weights": "b", "step": 0.08}
@@ -137,6 +140,33 @@ def test_other_weights_are_made_again(advcam):
     save_weights(firing_net(), "sess/x.pth")
     assert advcam()[0] == advcam.ids
     assert not np.array_equal(camfile.load(f"result/cam_ood_advcam/{advcam.ids[0]}.npy")[2], before)
+
+
+@pytest.mark.parametrize(
+    ("step", "other", "weights", "n_images"),
+    [
+        ("make_cam", firing_net, CAM_WEIGHTS, 6),
+        ("make_ins_seg", own_network.EdgeDisplacement, IRN_WEIGHTS, 6),
+        ("eval_deeplab", partial(own_network.DeepLab, n_classes=4), DEEPLAB_WEIGHTS, 2),
+        ("predict", partial(own_network.DeepLab, n_classes=4), DEEPLAB_WEIGHTS, 8),
+    ],
+)
+def test_no_file_of_other_weights_is_kept(toy, step, other, weights, n_images):
+    make_all_inputs(toy)
+    settings = {"predict_input": toy.root / "JPEGImages", "deeplab_crf": False, "redo": ()}
+    flags = toy.flags(**NO_STEPS | {f"{step}_pass": True} | settings)
+
+    def made_again():
+        Path("sample_train_eval.log").unlink(missing_ok=True)
+        run_sample.run(flags)
+        found = re.search(r"made again: (\d+) files", Path("sample_train_eval.log").read_text())
+        return int(found[1]) if found else 0
+
+    made_again()
+    assert made_again() == 0
+    torch.manual_seed(9)
+    save_weights(other(), weights)
+    assert made_again() >= n_images
 
 
 def test_a_replaced_image_and_a_changed_label_are_made_again(advcam, toy):

@@ -12,6 +12,7 @@ from support import CAM_WEIGHTS, make_all_inputs
 
 import run_sample
 from misc import summary
+from misc.cam import confident_label
 from misc.errors import InputError
 from misc.files import camfile
 from misc.files.instancefile import Detections
@@ -186,6 +187,15 @@ def test_networks_tell_it_as_well(toy, step):
         for line in Path("sample_train_eval.log").read_text().splitlines()
         if "% of the pixels are foreground" in line
     )
+
+
+def test_a_confident_label_is_sure_where_both_scores_agree(monkeypatch):
+    """Class where the foreground score says so, background where both do, unsure elsewhere; without the CRF's part."""
+    monkeypatch.setattr("misc.cam.crf_inference_labels", lambda image, ranks, **_: ranks)
+    high_res = np.array([[[0.9, 0.2], [0.0, 0.2]], [[0.1, 0.1], [0.0, 0.5]]], dtype=np.float32)
+    image = np.zeros((2, 2, 3), dtype=np.uint8)
+    label = confident_label(image, high_res, [3, 7], foreground_score=0.3, background_score=0.15)
+    assert label.tolist() == [[4, 255], [0, 8]]
 
 
 def test_the_score_of_the_summary_is_that_of_confident_background():

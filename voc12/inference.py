@@ -163,7 +163,8 @@ def make_masks(
 ) -> None:
     """Make all masks of the images `ids` that are not finished; the network sees each image once for all `kinds`.
 
-    `load_model`: as in `walk_inputs`, as are the other arguments; called if the network has something to do.
+    `load_model`: gives the `model` of `walk_inputs`, whose other arguments are the same here; called only if the
+    network has something to do.
     `walk_between`: of (1, h, w) edges the random walk, of which all kinds make their masks.
     `kept`: where its output is read, and kept where there is none.
     """

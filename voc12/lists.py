@@ -157,13 +157,13 @@ def _train_aug_ids(devkit: Devkit) -> list[str]:
     val_ids = _split_ids(devkit, "val")
     held_out = {*val_ids, *map(_with_underscore, val_ids)}
     stems = [name.removesuffix(".png") for name in names if name.endswith(".png") and not name.startswith(".")]
-    if not_text := [ascii(stem) for stem in stems if not _is_text(stem)]:
+    if not_text := [ascii(stem) for stem in stems if not is_text(stem)]:
         log.info("notice: %s has masks whose names no list can hold, left out: %s", folder, first_three(not_text))
-    return sorted(stem for stem in stems if _is_text(stem) and stem not in held_out)
+    return sorted(stem for stem in stems if is_text(stem) and stem not in held_out)
 
 
-def _is_text(name: str) -> bool:
-    """Whether a list can hold a file's name: one line of UTF-8, whereas names of files are any bytes."""
+def is_text(name: str) -> bool:
+    """Whether a table or a list can hold a file's name or path: one line of UTF-8, whereas names are any bytes."""
     return not re.search(r"[\r\n\ud800-\udfff]", name)
 
 

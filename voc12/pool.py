@@ -1,7 +1,6 @@
 """A pool of images that out-of-distribution images are chosen from: its files, and what their labels say."""
 
 import os
-import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -92,11 +91,6 @@ def _images_below(folder: str, own: Collection[str]) -> Iterator[str]:
         folders[:] = sorted(name for name in below if os.path.realpath(os.path.join(place, name)) not in own)
         shown = (name for name in names if not name.startswith("."))
         yield from (os.path.join(place, name) for name in sorted(shown) if name.lower().endswith(IMAGE_SUFFIXES))
-
-
-def is_text(path: str) -> bool:
-    """Whether a table or a list can hold a file's path: one line of UTF-8, whereas names of files are any bytes."""
-    return not re.search(r"[\r\n\ud800-\udfff]", path)
 
 
 def read_label_names(path: str) -> dict[str, set[str]]:

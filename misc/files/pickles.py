@@ -147,12 +147,16 @@ def _require_harmless(file: BinaryIO) -> None:
                 _DryRun(io.BytesIO(archive.read(part))).load()
 
 
-def load_tensors(source: str | Path | bytes) -> Any:
+def load_tensors(source: str | Path | bytes, *, mapped: bool = False) -> Any:
     """The content of a file of `torch.save`, on the CPU, without running pickled code (`weights_only=True`).
 
-    `source`: its path, or its bytes. Raises any error for a file that is truncated or foreign.
+    Args:
+        source: its path, or its bytes.
+        mapped: read no tensor of the file at this path before it is used.
+
+    Raises any error for a file that is truncated or foreign.
     """
     with io.BytesIO(source) if isinstance(source, bytes) else regular(source).open("rb") as file:
         _require_harmless(file)
         file.seek(0)
-        return torch.load(file, map_location="cpu", weights_only=True)
+        return torch.load(source if mapped else file, map_location="cpu", weights_only=True, mmap=mapped)

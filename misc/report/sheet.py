@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from misc.cam import label_map, merge_high_res, scale_maps
+from misc.cam import cam_of_image, label_map
 from misc.errors import InputError
 from misc.files import camfile, instancefile
 from misc.files.images import read_image, read_label
@@ -82,13 +82,9 @@ class ShownNetworks:
     scales: Sequence[float]
     device: torch.device
 
-    @torch.no_grad()
     def cam_before(self, image: np.ndarray, keys: np.ndarray) -> np.ndarray:
         """(K, H, W) full-size CAMs of an image (H, W, 3), before the W-OoD training."""
-        size = image.shape[:2]
-        scaled = [torch.from_numpy(to_chw(resize_image(image, scaled_size(size, scale)))) for scale in self.scales]
-        maps = scale_maps(self.before, [each.to(self.device) for each in scaled])
-        return merge_high_res(maps, size, keys).cpu().numpy()
+        return cam_of_image(self.before, image, keys, scales=self.scales, device=self.device)
 
     @torch.no_grad()
     def edge(self, image: np.ndarray) -> np.ndarray:
@@ -254,6 +250,13 @@ class Sheet:
             raise InputError(f"CAM file {path} is not of the size of its image; make it again.")
         return keys, high_res
 
+    def _label(self, path: Path, size: tuple[int, int]) -> np.ndarray:
+        """The label map (H, W) of an image of `size`; `InputError` if it does not fit."""
+        label = read_label(path)
+        if label.shape != size:
+            raise InputError(f"mask {path} is not of the size of its image; make it again.")
+        return label
+
     def _row(self, image_id: str, before: float | None, after: float | None) -> ImageRow:
         """All that there is of an image, in the order of the chain."""
         data, folders, networks = self.data, self.folders, self.networks
@@ -265,7 +268,7 @@ class Sheet:
         keys, _ = next(iter(maps_of.values()))
         pictures = [("image", image)]
         if data.mask_path(image_id).is_file():
-            truth = read_label(data.mask_path(image_id))
+            truth = self._label(data.mask_path(image_id), size)
             pictures.append(("ground truth", mask_overlay(image, truth, data.palette)))
         if networks.before is not None:
             pictures.append(("CAM before W-OoD", heat_overlay(image, networks.cam_before(image, keys))))
@@ -275,12 +278,12 @@ class Sheet:
         pictures += [(title, heat_overlay(image, high_res)) for title, (_, high_res) in maps_of.items()]
         label_path = Path(folders.ir_label) / f"{image_id}.png"
         if label_path.is_file():
-            pictures.append(("confident label", mask_overlay(image, read_label(label_path), data.palette)))
+            pictures.append(("confident label", mask_overlay(image, self._label(label_path, size), data.palette)))
         if networks.irn is not None:
             pictures.append(("boundaries (IRN)", edge_picture(networks.edge(image), size)))
         mask_path = Path(folders.sem_seg) / f"{image_id}.png"
         if mask_path.is_file():
-            pictures.append(("final mask", mask_colours(read_label(mask_path), data.palette)))
+            pictures.append(("final mask", mask_colours(self._label(mask_path, size), data.palette)))
         instances_path = instancefile.instance_path(folders.ins_seg, image_id)
         if instances_path.is_file():
             detections = instancefile.load(instances_path)

@@ -206,7 +206,7 @@ def saved_step(result_dir: str | Path, name: str) -> tuple[int, int] | None:
     if not path.is_file():
         return None
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        content = load_tensors(path, mapped=True)
         done, n_steps = content["step"], content["n_steps"]
     except Exception:  # a damaged state is dealt with when its training begins
         return None
