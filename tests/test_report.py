@@ -288,14 +288,15 @@ def test_a_damaged_cam_costs_its_own_pictures_only(finished, tmp_path, monkeypat
 def test_masks_and_instances_of_another_size_cost_their_own_pictures_only(finished, tmp_path, monkeypatch):
     shutil.copytree(finished.work, tmp_path / "work", symlinks=True)
     monkeypatch.chdir(tmp_path / "work")
-    Image.new("L", (9, 9)).save(f"result/deeplab/{finished.ids[7]}.png")
+    for image_id, folder in ((7, "deeplab"), (0, "ir_label"), (1, "sem_seg_ood")):
+        Image.new("L", (9, 9)).save(f"result/{folder}/{finished.ids[image_id]}.png")
     nothing = Detections(np.zeros(0, np.float32), np.zeros((0, 9, 9), dtype=bool), np.zeros(0, int))
     instancefile.save(f"result/ins_seg_ood/{finished.ids[2]}.npy", nothing)
     run_sample.run(finished.flags(**REPORT, report_images=6))
     page = Page("result/report.html")
-    for image_id, kind in ((finished.ids[2], "instance file"), (finished.ids[7], "mask")):
-        assert f"Pictures of {image_id}: {kind}" in missing_parts(page)
-    assert page.captions.count("instances") == 5
+    for number, kind in ((0, "mask"), (1, "mask"), (2, "instance file"), (7, "mask")):
+        assert f"Pictures of {finished.ids[number]}: {kind}" in missing_parts(page)
+    assert page.captions.count("instances") == 3
     assert page.captions.count("DeepLab") == 1
 
 

@@ -12,7 +12,7 @@ from support import CAM_WEIGHTS, make_all_inputs
 
 import run_sample
 from misc import summary
-from misc.cam import confident_label
+from misc.cam import cam_of_image, confident_label
 from misc.errors import InputError
 from misc.files import camfile
 from misc.files.instancefile import Detections
@@ -22,7 +22,7 @@ from misc.run.provenance import RECORD, FinishedFiles
 from misc.run.training import _tell_if_worse
 from misc.summary import content_of_maps, content_of_mask, save_instances, save_maps, tell_maps, tell_masks
 from net.weights import save_weights
-from tests.own_network import Net
+from tests.own_network import CAM, Net
 
 CLASSES = ("aeroplane", "bottle", "train")
 
@@ -187,6 +187,16 @@ def test_networks_tell_it_as_well(toy, step):
         for line in Path("sample_train_eval.log").read_text().splitlines()
         if "% of the pixels are foreground" in line
     )
+
+
+def test_cams_of_an_image_that_are_no_numbers_are_refused():
+    model = CAM(n_classes=3).eval()
+    image = np.full((48, 64, 3), 100, dtype=np.uint8)
+    how = {"keys": [0, 2], "scales": (1.0, 0.5), "device": torch.device("cpu")}
+    assert cam_of_image(model, image, **how).shape == (2, 48, 64)
+    torch.nn.init.constant_(model.classifier.weight, torch.nan)
+    with pytest.raises(InputError, match="gives NaN or infinity"):
+        cam_of_image(model, image, **how)
 
 
 def test_a_confident_label_is_sure_where_both_scores_agree(monkeypatch):
