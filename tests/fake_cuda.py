@@ -6,7 +6,7 @@ counted. Backward passes need a driver: a gradient is taken for granted.
 
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -195,6 +195,7 @@ def fake_cuda() -> Iterator[Waits]:
     waits = Waits()
     with ExitStack() as stack:
         stack.enter_context(patch("torch.cuda.Event", type("Event", (_Event,), {"waits": waits})))
+        stack.enter_context(patch("torch.cuda.device", nullcontext))  # the current one: that needs a driver
         stack.enter_context(patch("torch.sparse_csr_tensor", _dense))
         for context in (FakeTensorMode(allow_non_fake_inputs=True), _Operations(waits), _Functions(waits)):
             stack.enter_context(context)

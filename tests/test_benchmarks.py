@@ -328,7 +328,7 @@ def test_targets():
     labels = STEPS["cam_to_ir_label"]
     assert labels.target_text("cuda") == "CPU work, no core idle: >= 1.7 x"
     assert labels.outcome([row()], "cuda") == ("2.00 x", "met")
-    assert STEPS["train_deeplab"].outcome([row()], "cpu") == ("2.00 x", "-")
+    assert STEPS["train_deeplab"].outcome([row()], "cuda") == ("2.00 x", "-")
     extrapolated = walk.outcome([row(), row(plain=1600.0, extrapolated=True)], "cpu")
     assert extrapolated == ("1,600 x (extrapolated)", "met (extrapolated)")
     small = row(plain=None, pixels=100)

@@ -18,6 +18,7 @@ from misc.run.record import SCORES_FOLDER
 from net.build import build_network
 from net.resnet50_cam import Net
 from step.make_report import PAGE
+from step.make_sem_seg_labels import PALETTE_FOLDER
 from tests.own_network import CAM, FiveConvolutions
 from voc12.classes import VOC_CLASSES, classes_beside
 
@@ -58,6 +59,7 @@ def known_files(config: Config) -> set[str]:
         "voc12/train.txt",
         DEEPLAB_START,
         str(classes_beside(config.deeplab_weights_name)),
+        f"{config.sem_seg_out_dir}/{PALETTE_FOLDER}",
         f"{config.result_dir}/{PAGE}",
     }
 
