@@ -208,10 +208,7 @@ class Sheet:
         image = data.image(data.image_path(image_id))
         labels = {"ground truth": data.mask_path(image_id)}
         labels |= {title: folder / f"{image_id}.png" for title, folder in folders.items()}
-        masks = {title: read_label(path) for title, path in labels.items() if path.is_file()}
-        for title, mask in masks.items():
-            if mask.shape != image.shape[:2]:
-                raise InputError(f"mask {labels[title]} is not of the size of its image; make it again.")
+        masks = {title: self._label(path, image.shape[:2]) for title, path in labels.items() if path.is_file()}
         found = {int(k) for mask in masks.values() for k in np.unique(mask) if 0 < k <= len(data.classes)}
         overlays = [(title, mask_overlay(image, mask, data.palette)) for title, mask in masks.items()]
         return ImageRow(image_id, [data.classes[k - 1] for k in sorted(found)], [("image", image), *overlays])
