@@ -114,6 +114,11 @@ class Browser:
         """Where files go that the page offers."""
         self._call("Page.setDownloadBehavior", behavior="allow", downloadPath=str(folder))
 
+    def close(self) -> None:
+        """Ask the browser to end as a user does, so that it first writes what pages have stored."""
+        self._session = None
+        self._call("Browser.close")
+
     def screenshot(self, path: Path) -> None:
         """Write what the window shows, as a PNG."""
         path.write_bytes(base64.b64decode(self._call("Page.captureScreenshot")["data"]))
@@ -131,9 +136,12 @@ def browser(folder: Path) -> Iterator[Browser]:
     os.close(to_read)
     os.close(to_write)
     try:
-        yield Browser(send, receive)
+        opened = Browser(send, receive)
+        yield opened
+        opened.close()
+        process.wait(timeout=PATIENCE)
     finally:
-        process.terminate()
+        process.kill()  # only where the test has failed
         process.wait(timeout=PATIENCE)
         os.close(send)
         os.close(receive)

@@ -135,7 +135,6 @@ def test_marks_survive_a_reload_another_browser_and_a_page_that_is_made_again(pa
         opened.reload()
         assert pressed(opened) == ["pool/scene, 6.jpg", "pool/scene, 2.jpg"]
         opened.click('.card[data-id="00000006"]')
-        time.sleep(1)  # the browser writes what it keeps a little later
     with browser(tmp_path) as opened:
         opened.open(page)
         assert pressed(opened) == ["pool/scene, 2.jpg"]  # also what was taken back
