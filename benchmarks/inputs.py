@@ -9,10 +9,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from misc.cam import CAM_STRIDE
 from misc.files import camfile
 from misc.files.objectfile import save_object
-from misc.imutils import IGNORE_LABEL
+from misc.imutils import IGNORE_LABEL, cells_of
 from net.resnet50_cam import CAM
 from net.resnet50_irn import EdgeDisplacement
 from net.resnet101_deeplab import DeepLab
@@ -91,7 +90,7 @@ def _unsure_around(mask: np.ndarray) -> np.ndarray:
 def activation_maps(mask: np.ndarray, keys: Sequence[int], rng: np.random.Generator) -> tuple[Tensor, np.ndarray]:
     """Blurred and noisy masks of the classes, at most 1: cam (K, h, w) at stride 4 and high_res (K, H, W)."""
     size, high_res = mask.shape, []
-    strided = tuple(math.ceil(side / CAM_STRIDE) for side in size)
+    strided = cells_of(size)
     for key in keys:
         coarse = _enlarge((mask == key + 1).astype(np.float32), tuple(max(2, side // 16) for side in size))
         coarse = (coarse + rng.uniform(0, 0.3, coarse.shape)).astype(np.float32)
@@ -104,7 +103,7 @@ def activation_maps(mask: np.ndarray, keys: Sequence[int], rng: np.random.Genera
 def walk_inputs(size: Size, n_maps: int = N_OBJECTS) -> tuple[Tensor, Tensor]:
     """cam (K, h, w) and edge (1, h, w) in [0, 1], of an image of (H, W) at stride 4."""
     generator = torch.Generator().manual_seed(0)
-    h, w = (math.ceil(side / CAM_STRIDE) for side in size)
+    h, w = cells_of(size)
     return torch.rand(n_maps, h, w, generator=generator), torch.rand(1, h, w, generator=generator).pow(3)
 
 

@@ -16,9 +16,10 @@ from PIL import Image
 from benchmarks import inputs, plain
 from benchmarks.inputs import Size
 from benchmarks.measure import Way, require_shared_memory
-from misc.cam import CAM_STRIDE, confident_label
+from misc.cam import confident_label
 from misc.crf import Backend, device_of
 from misc.files import camfile
+from misc.imutils import MAP_STRIDE, cells_of
 from misc.indexing import chebyshev_coefficients, propagate_to_edge
 from misc.run.config import Config, parse_config, to_arguments
 from misc.run.device import resolve_device, set_precision, set_seed
@@ -268,7 +269,7 @@ class Inputs:
 
 def walk_cells(size: Size) -> int:
     """Cells of the map of an image of (H, W)."""
-    return math.prod(math.ceil(side / CAM_STRIDE) for side in size)
+    return math.prod(cells_of(size))
 
 
 def size_text(size: Size) -> str:
@@ -391,7 +392,7 @@ def irn_step(data: Inputs, sizes: Sizes) -> Workload:
         irn_num_epoches=sizes.updates(),
         irn_learning_rate=LEARNING_RATE,
     )
-    labels = plain.pair_labels(np.zeros([sizes.irn_crop // CAM_STRIDE] * 2, dtype=np.uint8), plain.TRAIN_RADIUS)
+    labels = plain.pair_labels(np.zeros([sizes.irn_crop // MAP_STRIDE] * 2, dtype=np.uint8), plain.TRAIN_RADIUS)
     return Workload(
         on=f"{sizes.irn_batch} crops of {sizes.irn_crop}",
         **_trainings(

@@ -10,9 +10,8 @@ from torch.nn import functional as F
 
 from misc.crf import CPU, Backend, crf_inference_labels
 from misc.errors import InputError
-from misc.imutils import IGNORE_LABEL, mirror_pair, normalize, resize_image, scaled_size, to_chw
+from misc.imutils import IGNORE_LABEL, cells_of, mirror_pair, normalize, resize_image, scaled_size, to_chw
 
-CAM_STRIDE = 4
 NETWORK_STRIDE = 16
 PEAK_EPSILON = 1e-5
 
@@ -39,8 +38,7 @@ def merge_scales(maps: Sequence[Tensor], size: tuple[int, int], keys: Sequence[i
     Returns:
         cam (K, ceil(H/4), ceil(W/4)) and high_res (K, H, W), each map divided by its maximum + 1e-5.
     """
-    strided_size = tuple(math.ceil(side / CAM_STRIDE) for side in size)
-    return _divide_by_peak(_sum_resized(maps, strided_size, keys)), merge_high_res(maps, size, keys)
+    return _divide_by_peak(_sum_resized(maps, cells_of(size), keys)), merge_high_res(maps, size, keys)
 
 
 def merge_high_res(maps: Sequence[Tensor], size: tuple[int, int], keys: Sequence[int]) -> Tensor:

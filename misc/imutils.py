@@ -4,6 +4,7 @@ Resizing is PIL's, on uint8: bicubic for images (antialiased; other libraries di
 training images are OpenCV's: `misc.deeplab.scaled_pair`.)
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,6 +20,8 @@ BGR_MEAN = (104.008, 116.669, 122.675)
 """Blue, green and red, 0 .. 255: what networks of the Caffe family subtract."""
 IGNORE_LABEL = 255
 """In label images: pixels that no loss and no score counts (unsure, object boundaries, padding)."""
+MAP_STRIDE = 4
+"""Pixels per cell of a CAM's smaller maps, and of IRN's edges, displacements and training labels."""
 Box = tuple[int, int, int, int]
 """top, left, height, width"""
 
@@ -26,6 +29,11 @@ Box = tuple[int, int, int, int]
 def scaled_size(size: tuple[int, int], scale: float) -> tuple[int, int]:
     """(H, W) times `scale`, rounded half to even, at least one pixel."""
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+
+def cells_of(size: tuple[int, int]) -> tuple[int, int]:
+    """(H, W) of an image -> (h, w) of its maps at stride 4, a cell at the border being as wide as what is left."""
+    return math.ceil(size[0] / MAP_STRIDE), math.ceil(size[1] / MAP_STRIDE)
 
 
 def long_side_size(size: tuple[int, int], long_side: int) -> tuple[int, int]:

@@ -5,14 +5,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from misc.cam import CAM_STRIDE, label_map
+from misc.cam import label_map
+from misc.imutils import MAP_STRIDE
 from misc.indexing import RandomWalk
 
 
 def upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:
     """(n, h, w) maps at stride 4 -> (n, H, W), bilinear."""
     height, width = size
-    upsampled = F.interpolate(maps[None], scale_factor=CAM_STRIDE, mode="bilinear", align_corners=False)[0]
+    upsampled = F.interpolate(maps[None], scale_factor=MAP_STRIDE, mode="bilinear", align_corners=False)[0]
     return upsampled[:, :height, :width]
 
 

@@ -7,11 +7,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from misc.imutils import MAP_STRIDE, cells_of
 from misc.pair_losses import pair_losses
 from net.backbone import Backbone
 
 TRAIN_RADIUS = 10
-EDGE_STRIDE, EDGE_CHANNELS = 4, 32
+EDGE_CHANNELS = 32
 MIN_PADDED_SIDE, PAD_MULTIPLE = 512, 16
 
 
@@ -50,10 +51,10 @@ class AffinityDisplacement(nn.Module):
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
         self.backbone = backbone.requires_grad_(False)
-        if backbone.strides[:2] != (EDGE_STRIDE, EDGE_STRIDE) or any(s % EDGE_STRIDE for s in backbone.strides):
+        if backbone.strides[:2] != (MAP_STRIDE, MAP_STRIDE) or any(s % MAP_STRIDE for s in backbone.strides):
             raise ValueError(f"IRN needs stages at strides 4, 4 and multiples of 4, got {backbone.strides}")
         c1, c2, c3, c4, c5 = backbone.channels
-        to_edge = [stride // EDGE_STRIDE for stride in backbone.strides]
+        to_edge = [stride // MAP_STRIDE for stride in backbone.strides]
         to_tap3 = [max(1, stride // backbone.strides[2]) for stride in backbone.strides]
 
         self.fc_edge1 = _head(c1, EDGE_CHANNELS, groups=4, upsample=to_edge[0])
@@ -141,7 +142,7 @@ class EdgeDisplacement(AffinityDisplacement):
         edges, displacements = self.edge_and_displacement(torch.cat(padded))
         outputs = []
         for number, (height, width) in enumerate(sizes):
-            h, w = math.ceil(height / EDGE_STRIDE), math.ceil(width / EDGE_STRIDE)
+            h, w = cells_of((height, width))
             edge, mirrored = edges[2 * number : 2 * number + 2, :, :h, :w]
             displacement = displacements[2 * number, :, :h, :w]
             outputs.append((torch.sigmoid(edge / 2 + mirrored.flip(-1) / 2), displacement))

@@ -9,11 +9,9 @@ import numpy as np
 
 from misc.cam import confident_label
 from misc.crf import device_of, require_backend
-from misc.errors import InputError
 from misc.files import camfile
 from misc.files.atomic import background_writer
-from misc.files.images import read_image, write_label
-from misc.files.paths import Paths
+from misc.files.images import label_path, label_paths, read_image, write_label
 from misc.run.config import Config
 from misc.run.depends import source_of_files
 from misc.run.device import resolve_device
@@ -83,16 +81,14 @@ def outputs(args: Config) -> list[str | Path]:
     """The files that this step writes."""
     devkit = open_devkit(args.voc12_root, args.class_list)
     ids = read_ids_to_segment(devkit, args.train_list, flag="train_list", label_file=args.known_labels)
-    return Paths(args.ir_label_out_dir, (f"{image_id}.png" for image_id in ids))
+    return label_paths(args.ir_label_out_dir, ids)
 
 
 def _read(paths: tuple[str, str], *, n_classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """An image and its CAM's maps and classes, of an image file and its CAM file."""
     image_path, cam_path = paths
     image = read_image(image_path)
-    keys, high_res = camfile.load_high_res(cam_path, n_classes)
-    if high_res.shape[1:] != image.shape[:2]:
-        raise InputError(f"CAM file {cam_path} is not of the size of {image_path}; make it again.")
+    keys, high_res = camfile.load_high_res(cam_path, n_classes, size=image.shape[:2])
     return image, high_res, keys
 
 
@@ -126,7 +122,7 @@ def run(args: Config) -> None:
     ids = share(read_ids_to_segment(devkit, args.train_list, flag="train_list", label_file=args.known_labels))
     images, cams = devkit.image_paths(ids), camfile.cam_paths(args.mask_cams.folder, ids)
     finished = finished_files(STEP, args, {"class_list": devkit.classes})
-    items = [[Path(args.ir_label_out_dir) / f"{image_id}.png"] for image_id in ids]
+    items = [[label_path(args.ir_label_out_dir, image_id)] for image_id in ids]
     pending = finished.pending(items, lambda number: source_of_files(images[number], cams[number]))
     paths = [(images[number], cams[number]) for number in pending]
     bar = progress(_labels(args, paths, len(devkit.classes)), desc="cam_to_ir_label", unit="image", total=len(paths))

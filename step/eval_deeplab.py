@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from misc.crf import require_backend
-from misc.files.images import write_palette
+from misc.files.images import label_path, write_palette
 from misc.run.config import Config
 from misc.run.depends import source_of_files
 from misc.run.device import resolve_device
@@ -117,7 +117,7 @@ def _mask_paths(args: Config, image_id: str) -> list[Path]:
     folders = [*_folders(args).values()]
     if args.deeplab_eval_set == TEST_SET:
         folders.append(Path(args.deeplab_server_dir) / SERVER_LAYOUT)
-    return [folder / f"{image_id}.png" for folder in folders]
+    return [label_path(folder, image_id) for folder in folders]
 
 
 def run(args: Config) -> None:

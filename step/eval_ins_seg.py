@@ -2,7 +2,6 @@
 
 import logging
 
-from misc.errors import InputError
 from misc.files import instancefile
 from misc.files.jsonfile import jsonable
 from misc.metrics import InstanceScorer, ap_table
@@ -54,10 +53,8 @@ def run(args: Config) -> None:
     scorer = InstanceScorer(IOU_THRESH)
     for image_id in progress(ids, desc="eval_ins_seg", unit="image"):
         path = instancefile.instance_path(args.ins_seg_out_dir, image_id)
-        found = instancefile.load(path, len(devkit.classes))
         masks, classes = read_instances(devkit, image_id)
-        if found.masks.shape[1:] != masks.shape[1:]:
-            raise InputError(f"instance file {path} is not of the size of its ground truth; make it again.")
+        found = instancefile.load(path, len(devkit.classes), size=masks.shape[1:], of="its ground truth")
         scorer.add(found.masks, found.classes, found.scores, masks, classes)
 
     scored = scorer.scores(len(devkit.classes))

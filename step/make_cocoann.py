@@ -5,7 +5,6 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from misc.errors import InputError
 from misc.files import instancefile
 from misc.files.atomic import json_list_writer
 from misc.files.coco import FIRST_ID, annotations_of
@@ -96,9 +95,7 @@ def run(args: Config) -> None:
         bar = progress(ids, desc="make_cocoann", unit="image")
         for number, image_id, size in zip(image_ids, bar, sizes, strict=True):
             path = instancefile.instance_path(args.ins_seg_out_dir, image_id)
-            found = instancefile.load(path, len(devkit.classes))
-            if found.masks.shape[1:] != size:
-                raise InputError(f"instance file {path} is not of the size of its image; make it again.")
+            found = instancefile.load(path, len(devkit.classes), size=size)
             kept = found.select(found.scores >= args.cocoann_min_score)
             first_id = FIRST_ID + n_annotations
             annotations = annotations_of(

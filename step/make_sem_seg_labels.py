@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from misc.files import irnfile
-from misc.files.images import write_label, write_palette
+from misc.files.images import label_path, label_paths, write_label, write_palette
 from misc.files.paths import Paths
 from misc.indexing import RandomWalk
 from misc.masks import semantic_mask
@@ -89,7 +89,7 @@ def _mask_paths(args: Config) -> Paths:
     """The masks, with ids."""
     devkit = open_devkit(args.voc12_root, args.class_list)
     ids = read_ids_to_segment(devkit, args.infer_list, flag="infer_list", label_file=args.known_labels)
-    return Paths(args.sem_seg_out_dir, (f"{image_id}.png" for image_id in ids))
+    return label_paths(args.sem_seg_out_dir, ids)
 
 
 def _masks(args: Config, devkit: Devkit) -> Masks:
@@ -107,7 +107,7 @@ def _masks(args: Config, devkit: Devkit) -> Masks:
         )
 
     return Masks(
-        paths=lambda image_id: [folder / f"{image_id}.png", folder / PALETTE_FOLDER / f"{image_id}.png"],
+        paths=lambda image_id: [label_path(of, image_id) for of in (folder, folder / PALETTE_FOLDER)],
         make=make,
         write=_write,
         finished=finished_files(STEP, args, _of_all_files(args, devkit)),

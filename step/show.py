@@ -10,9 +10,8 @@ from misc.cam import cam_of_image
 from misc.errors import InputError, message_of
 from misc.files import camfile
 from misc.files.atomic import background_writer, write_json
-from misc.files.images import read_image, read_label, write_jpeg
+from misc.files.images import label_path, label_paths, read_image, read_label, write_jpeg
 from misc.files.look import folder_at
-from misc.files.paths import Paths
 from misc.report.pictures import Captioned, maps_overlay, mask_overlay, side_by_side, with_legend
 from misc.run.config import Config, show_list_flag
 from misc.run.device import resolve_device
@@ -78,7 +77,7 @@ def check(args: Config, planned: Planned) -> Planned:
         masks = folder_at(args.sem_seg_out_dir)
         with_mask = [image_id for image_id in ids if f"{image_id}.png" in masks]
         require_fitting_masks(
-            Paths(args.sem_seg_out_dir, (f"{image_id}.png" for image_id in with_mask)),
+            label_paths(args.sem_seg_out_dir, with_mask),
             devkit.image_paths(with_mask),
             n_classes=len(devkit.classes),
             num_workers=args.num_workers,
@@ -135,13 +134,11 @@ def run(args: Config) -> None:
                 keys, high_res = classifier.maps(image_id, image)
             else:
                 path = camfile.cam_path(args.mask_cams.folder, image_id)
-                keys, high_res = camfile.load_high_res(path, len(devkit.classes))
-                if high_res.shape[1:] != image.shape[:2]:
-                    raise InputError(f"{path} is not of the size of its image; make it again.")
+                keys, high_res = camfile.load_high_res(path, len(devkit.classes), size=image.shape[:2])
             shown = {*(keys + 1)}
             pictures: list[Captioned] = [("image", image), ("CAM", maps_overlay(image, high_res, keys, voc_palette()))]
             if f"{image_id}.png" in masks:
-                mask = read_label(Path(args.sem_seg_out_dir) / f"{image_id}.png")
+                mask = read_label(label_path(args.sem_seg_out_dir, image_id), size=image.shape[:2])
                 shown |= {*np.unique(mask)}
                 pictures.append(("mask", mask_overlay(image, mask, voc_palette())))
                 n_masks += 1

@@ -6,7 +6,7 @@ from pathlib import Path
 from torch import Tensor
 
 from misc.deeplab import deeplab_optimizer, multiscale_losses
-from misc.files.paths import Paths
+from misc.files.images import label_paths
 from misc.run.config import Config, deeplab_list_flag
 from misc.run.device import to_device
 from misc.run.loaders import Stream
@@ -80,7 +80,7 @@ def check(args: Config, planned: Planned) -> Planned:
     require_outputs(folder, ids, ".png", flag=flag, list_flag=list_flag, made_by="make_sem_seg", planned=planned)
     if folder not in planned:
         require_fitting_masks(
-            Paths(folder, (f"{image_id}.png" for image_id in ids)),
+            label_paths(folder, ids),
             devkit.image_paths(ids),
             n_classes=len(devkit.classes),
             num_workers=args.num_workers,
@@ -102,7 +102,7 @@ def inputs(args: Config) -> Inputs:
         "deeplab_init_weights": start_input(args.deeplab_init_weights),
         "class_list": devkit.classes,
         list_flag: Files(devkit.image_paths(ids)),
-        folder_flag: Files(Paths(folder, (f"{image_id}.png" for image_id in ids))),
+        folder_flag: Files(label_paths(folder, ids)),
     }
 
 
@@ -130,7 +130,7 @@ def run(args: Config) -> None:
     model = MultiScale(base).to(device).train()
 
     image_paths = devkit.image_paths(ids)
-    mask_paths = Paths(folder, (f"{image_id}.png" for image_id in ids))
+    mask_paths = label_paths(folder, ids)
     seed, scales = (args.seed, Stream.DEEPLAB), args.deeplab_scales
     crops = SegmentationCrops(image_paths, mask_paths, scales=scales, crop_size=args.deeplab_crop_size, seed=seed)
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from misc.errors import InputError
-from misc.files.paths import Paths
+from misc.files.images import label_paths
 from misc.run.config import Config
 from misc.run.device import to_device
 from misc.run.distributed import sum_over_processes
@@ -60,7 +60,7 @@ def check(args: Config, planned: Planned) -> Planned:
     )
     if args.ir_label_out_dir not in planned:
         require_fitting_masks(
-            Paths(args.ir_label_out_dir, (f"{image_id}.png" for image_id in ids)),
+            label_paths(args.ir_label_out_dir, ids),
             devkit.image_paths(ids),
             n_classes=len(devkit.classes),
             num_workers=args.num_workers,
@@ -83,7 +83,7 @@ def inputs(args: Config) -> Inputs:
         "irn_network": source_file(args.irn_network),
         "imagenet_weights": start_input(args.imagenet_weights),
         "train_list": Files(devkit.image_paths(ids)),
-        "ir_label_out_dir": Files(Paths(args.ir_label_out_dir, (f"{image_id}.png" for image_id in ids))),
+        "ir_label_out_dir": Files(label_paths(args.ir_label_out_dir, ids)),
         "infer_list": Files(devkit.image_paths(infer_ids)),
     }
 
@@ -108,8 +108,8 @@ def run(args: Config) -> None:
     model.to(device).train()
 
     image_paths = devkit.image_paths(ids)
-    label_paths = Paths(args.ir_label_out_dir, (f"{image_id}.png" for image_id in ids))
-    crops = AffinityCrops(image_paths, label_paths, crop_size=args.irn_crop_size, seed=(args.seed, Stream.IRN))
+    labels = label_paths(args.ir_label_out_dir, ids)
+    crops = AffinityCrops(image_paths, labels, crop_size=args.irn_crop_size, seed=(args.seed, Stream.IRN))
 
     def loss_of(batch: dict[str, Tensor]) -> dict[str, Tensor]:
         return model(images_of(batch, device), to_device(batch["label"], device))

@@ -26,7 +26,7 @@ from net.resnet50_irn import EdgeDisplacement
 from step import eval_ins_seg, train_cam
 from tests.own_network import FiveConvolutions
 from voc12.classes import VOC_CLASSES
-from voc12.dataloader import IRN_SCALES, LABEL_STRIDE, AffinityCrops, ClassificationCrops, SegmentationCrops
+from voc12.dataloader import IRN_SCALES, AffinityCrops, ClassificationCrops, SegmentationCrops
 
 # Section 7: the flags of the original
 FLAGS = {
@@ -192,7 +192,7 @@ NUMBERS = {
     "thresholds that choose the checkpoint": (lambda: selection.THRESHOLDS, (0.06, 0.08, 0.10, 0.12)),
     "part of the last epoch without a choice": (lambda: selection.STARTS, 0.75),
     # Section 4
-    "stride of CAMs": (lambda: cam.CAM_STRIDE, 4),
+    "stride of CAMs and IRN's labels": (lambda: imutils.MAP_STRIDE, 4),
     "multiple that CAMs of full size are made at": (lambda: cam.NETWORK_STRIDE, 16),
     "epsilon of a CAM's maximum": (lambda: cam.PEAK_EPSILON, 1e-5),
     "scales of AdvCAM, in order": (lambda: advcam.SCALES, (0.5, 1.0, 1.5, 2.0)),
@@ -220,7 +220,6 @@ NUMBERS = {
     "offsets of the training pairs": (lambda: len(indexing.pair_paths(10)), 152),
     "neighbours in the walk, and the cell": (lambda: 2 * len(indexing.pair_paths(5)) + 1, 69),
     "scales of IRN's crops": (lambda: IRN_SCALES, (0.5, 1.5)),
-    "stride of IRN's labels": (lambda: LABEL_STRIDE, 4),
     "epsilon of IRN's losses": (lambda: pair_losses.EPSILON, 1e-5),
     "radius of the walk": (lambda: default(indexing.propagate_to_edge, "radius"), 5),
     "power of the affinities": (lambda: default(indexing.propagate_to_edge, "beta"), 10),

@@ -12,12 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from support import ALL_STEPS, CAM_START, NO_STEPS, TOY_CLASSES, make_all_inputs, make_toy_data
 
 import run_sample
 from benchmarks import draw_overview
-from misc.files import instancefile
+from misc.files import camfile, instancefile
 from misc.files.atomic import write_json
 from misc.files.images import read_image
 from misc.files.instancefile import Detections
@@ -184,9 +185,9 @@ def test_each_image_is_decoded_once_and_the_pictures_are_the_same(finished, page
     decoded, shown = Counter(), {}
     read = {name: getattr(sheet, name) for name in ("read_image", "read_label")}
 
-    def counting(name, path):
+    def counting(name, path, **how):
         decoded[Path(path)] += 1
-        return shown.setdefault(Path(path), read[name](path))
+        return shown.setdefault(Path(path), read[name](path, **how))
 
     for name in read:
         monkeypatch.setattr(sheet, name, partial(counting, name))
@@ -285,18 +286,19 @@ def test_a_damaged_cam_costs_its_own_pictures_only(finished, tmp_path, monkeypat
     assert page.captions.count("CAM, W-OoD") == 5
 
 
-def test_masks_and_instances_of_another_size_cost_their_own_pictures_only(finished, tmp_path, monkeypatch):
+def test_maps_masks_and_instances_of_another_size_cost_their_own_pictures_only(finished, tmp_path, monkeypatch):
     shutil.copytree(finished.work, tmp_path / "work", symlinks=True)
     monkeypatch.chdir(tmp_path / "work")
     for image_id, folder in ((7, "deeplab"), (0, "ir_label"), (1, "sem_seg_ood")):
         Image.new("L", (9, 9)).save(f"result/{folder}/{finished.ids[image_id]}.png")
     nothing = Detections(np.zeros(0, np.float32), np.zeros((0, 9, 9), dtype=bool), np.zeros(0, int))
     instancefile.save(f"result/ins_seg_ood/{finished.ids[2]}.npy", nothing)
+    camfile.save(f"result/control/cam/{finished.ids[3]}.npy", [0], torch.ones(1, 3, 3), torch.ones(1, 9, 9))
     run_sample.run(finished.flags(**REPORT, report_images=6))
     page = Page("result/report.html")
-    for number, kind in ((0, "mask"), (1, "mask"), (2, "instance file"), (7, "mask")):
+    for number, kind in ((0, "label"), (1, "label"), (2, "instance file"), (3, "CAM file"), (7, "label")):
         assert f"Pictures of {finished.ids[number]}: {kind}" in missing_parts(page)
-    assert page.captions.count("instances") == 3
+    assert page.captions.count("instances") == 2
     assert page.captions.count("DeepLab") == 1
 
 

@@ -1,5 +1,6 @@
 """docs/reproduce.md: its command lines, files, disk and arithmetic are those of the code."""
 
+import math
 import re
 import shlex
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from benchmarks import count_flops
 from benchmarks.measure import flop_counter
 from misc.advcam import SCALES, climb, iterations_at
-from misc.cam import CAM_STRIDE
+from misc.imutils import cells_of
 from misc.run.config import Config, enabled_steps, parse_config, switches, to_arguments
 from misc.run.recipes import DEEPLAB_START
 from misc.run.record import SCORES_FOLDER
@@ -97,7 +98,7 @@ def test_every_file_of_the_table_is_the_default_of_a_flag():
 def test_disk_of_cams_and_checkpoints():
     disk = {name: cell for _, name, *_, cell in STEPS}
     height, width = count_flops.AVERAGE_SIZE
-    cells = height * width + -(-height // CAM_STRIDE) * -(-width // CAM_STRIDE)
+    cells = height * width + math.prod(cells_of((height, width)))
     image = 4 * cells * count_flops.CLASSES_AN_IMAGE
     assert disk["make_cam"] == f"{count_flops.TRAIN * image / 1e9:.1f} GB"
     assert disk["make_advcam"] == f"{count_flops.TRAIN_AUG * image / 1e9:.1f} GB"

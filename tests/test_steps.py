@@ -214,7 +214,7 @@ def test_advcam_climbs_from_the_normalised_image_and_its_mirror_image(ready, mon
 
 def test_a_cam_of_another_size_is_told_before_its_label_is_made(ready):
     camfile.save(f"result/cam_ood/{ready.ids[0]}.npy", [0], torch.ones(1, 3, 3), torch.ones(1, 9, 9))
-    with pytest.raises(InputError, match=r"2099_000001.npy is not of the size of .*2099_000001.jpg; make it again"):
+    with pytest.raises(InputError, match=r"2099_000001.npy is not of the size of its image; make it again"):
         run(ready, "cam_to_ir_label")
 
 

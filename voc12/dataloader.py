@@ -18,6 +18,8 @@ from misc.files import camfile
 from misc.files.images import read_image, read_label
 from misc.imutils import (
     IGNORE_LABEL,
+    MAP_STRIDE,
+    cells_of,
     crop_into,
     long_side_size,
     normalize,
@@ -36,7 +38,6 @@ from misc.run.loaders import generator
 from voc12.labels import Labels
 
 IRN_SCALES = (0.5, 1.5)
-LABEL_STRIDE = 4
 
 
 def _image_tensor(image: np.ndarray) -> torch.Tensor:
@@ -123,7 +124,8 @@ class WholeImages(Dataset):
 class ImagesWithCams(Dataset):
     """Whole images and their CAM files.
 
-    An item: `image` (3, H, W) uint8, `keys` (the K classes of the file), `cam` (K, h, w) float32.
+    An item: `image` (3, H, W) uint8, `keys` (the K classes of the file), `cam` (K, h, w) float32. Raises `InputError`
+    for a file that can't be read, and for a CAM that is not of its image's size.
     """
 
     def __init__(self, paths: Sequence[str], cam_paths: Sequence[str], n_classes: int) -> None:
@@ -133,8 +135,9 @@ class ImagesWithCams(Dataset):
         return len(self.paths)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        keys, cam = camfile.load_cam(self.cam_paths[index], self.n_classes)
-        return {"image": _image_tensor(read_image(self.paths[index])), "keys": keys.tolist(), "cam": cam}
+        image = read_image(self.paths[index])
+        keys, cam = camfile.load_cam(self.cam_paths[index], self.n_classes, size=cells_of(image.shape[:2]))
+        return {"image": _image_tensor(image), "keys": keys.tolist(), "cam": cam}
 
 
 class Photographs(Dataset):
@@ -219,7 +222,7 @@ class ScaledImages(Dataset):
     def _scaled(self, index: int) -> _Scaled:
         image = read_image(self.paths[index])
         size = image.shape[:2]
-        mask = None if self.mask_paths is None else _same_size_label(self.mask_paths[index], size)
+        mask = None if self.mask_paths is None else read_label(self.mask_paths[index], size=size)
         scaled = [to_chw(resize_image(image, scaled_size(size, scale))) for scale in self.scales]
         if self._keep:
             worker = get_worker_info()
@@ -229,13 +232,6 @@ class ScaledImages(Dataset):
                 self._kept[index] = size, scaled, mask
                 self._kept_bytes += n_bytes
         return size, scaled, mask
-
-
-def _same_size_label(path: str, size: tuple[int, int]) -> np.ndarray:
-    label = read_label(path)
-    if label.shape != size:
-        raise InputError(f"label {path} has size {label.shape}, its image {size} (rows, columns); replace it.")
-    return label
 
 
 class LabelledCrops(Dataset):
@@ -260,7 +256,7 @@ class LabelledCrops(Dataset):
     def __getitem__(self, epoch_and_index: tuple[int, int]) -> dict[str, Any]:
         epoch, index = epoch_and_index
         image = read_image(self.paths[index])
-        label = _same_size_label(self.label_paths[index], image.shape[:2])
+        label = read_label(self.label_paths[index], size=image.shape[:2])
         return self.crop(image, label, generator(self.seed, epoch, index))
 
 
@@ -276,7 +272,7 @@ class AffinityCrops(LabelledCrops):
         if rng.random() < 0.5:
             image, label = image[:, ::-1], label[:, ::-1]
         boxes = random_crop_boxes(size, self.crop_size, rng)
-        label = reduce_label(crop_into(label, boxes, self.crop_size, fill=IGNORE_LABEL), LABEL_STRIDE)
+        label = reduce_label(crop_into(label, boxes, self.crop_size, fill=IGNORE_LABEL), MAP_STRIDE)
         return {**_crop_item(image, boxes, self.crop_size), "label": torch.from_numpy(label.copy())}
 
 

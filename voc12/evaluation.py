@@ -9,7 +9,7 @@ import numpy as np
 
 from misc.errors import InputError
 from misc.files import camfile
-from misc.files.images import read_image, read_label
+from misc.files.images import label_path, read_image, read_label
 from misc.files.jsonfile import jsonable
 from misc.files.paths import Paths
 from misc.imutils import IGNORE_LABEL
@@ -117,11 +117,10 @@ def evaluate_cams(
     names = names_with_background(devkit.classes)
     halves = tuple(ThresholdSweep((*thresholds, threshold_apart), len(names)) for _ in range(2))
     for number, image_id in enumerate(progress(ids, desc=name, unit="image")):
-        path = camfile.cam_path(folder, image_id)
-        keys, high_res = camfile.load_high_res(path, len(devkit.classes))
         truth = read_label(devkit.mask_path(image_id))
-        if high_res.shape[1:] != truth.shape:
-            raise InputError(f"CAM file {path} is not of the size of its ground truth; make it again.")
+        keys, high_res = camfile.load_high_res(
+            camfile.cam_path(folder, image_id), len(devkit.classes), size=truth.shape, of="its ground truth"
+        )
         halves[number % 2].add(high_res, keys, truth)
 
     sweep = halves[0] + halves[1]
@@ -164,7 +163,7 @@ def evaluate_cams(
 def _show_cams(shown: Board, devkit: Devkit, ids: Sequence[str], folder: str, overlay: Overlay) -> None:
     """Put the CAM files of some images, over these, on TensorBoard."""
     for image_id, image_path in zip(ids, devkit.image_paths(ids), strict=True):
-        _, _, high_res = camfile.load(camfile.cam_path(folder, image_id), len(devkit.classes))
+        _, high_res = camfile.load_high_res(camfile.cam_path(folder, image_id), len(devkit.classes))
         shown.picture(f"CAM/{image_id}", 0, overlay(read_image(image_path), high_res))
 
 
@@ -188,7 +187,7 @@ def evaluate_masks(
     names = names_with_background(devkit.classes)
     confusion = np.zeros((len(names), len(names)), dtype=np.int64)
     for image_id in progress(ids, desc=name, unit="image"):
-        path = Path(folder) / f"{image_id}.png"
+        path = label_path(folder, image_id)
         mask = read_label(path)
         mask[mask == IGNORE_LABEL] = 0
         try:

@@ -2,7 +2,6 @@
 
 import itertools
 import logging
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,12 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from misc.cam import CAM_STRIDE
 from misc.errors import InputError
 from misc.files import camfile, irnfile
 from misc.files.atomic import background_writer
 from misc.files.images import image_size, image_sizes
-from misc.imutils import mirror_pair, normalize
+from misc.imutils import MAP_STRIDE, cells_of, mirror_pair, normalize
 from misc.indexing import RandomWalk
 from misc.mining import class_probabilities
 from misc.run.config import CamSource, Config
@@ -221,11 +219,9 @@ def _read_walk_inputs(
     for number, image_id in enumerate(bar):
         path, cam_path = paths[number], camfile.cam_path(cam_folder, image_id)
         size = image_size(path)
-        cells = tuple(math.ceil(side / CAM_STRIDE) for side in size)
-        keys, cam = camfile.load_cam(cam_path, len(devkit.classes))
+        keys, cam = camfile.load_cam(cam_path, len(devkit.classes), size=cells_of(size))
         edge, displacement = irnfile.load(kept.path(image_id))
-        _require_output(edge, displacement, path, cells)
-        _require_cam_of_image(cam, cells, cam_path)
+        _require_output(edge, displacement, path, cells_of(size))
         cam, edge, displacement = (to_device(tensor, device) for tensor in (cam, edge, displacement))
         yield WalkInput(image_id, size, keys, cam, edge, displacement)
 
@@ -284,9 +280,7 @@ def walk_inputs(
             for number, item, (edge, displacement) in zip(numbers, group, outputs, strict=True):
                 cam, keys = item["cam"], np.array(item["keys"], dtype=np.int64)
                 size = tuple(item["image"].shape[1:])
-                cells = tuple(math.ceil(side / CAM_STRIDE) for side in size)
-                _require_output(edge, displacement, paths[number], cells)
-                _require_cam_of_image(cam, cells, cam_paths[number])
+                _require_output(edge, displacement, paths[number], cells_of(size))
                 yield WalkInput(ids[number], size, keys, to_device(cam, device), edge, displacement)
                 bar.update()
 
@@ -298,19 +292,13 @@ def _outputs(model: nn.Module, device: torch.device, items: Sequence[dict[str, A
     return model.batch(pairs) if len(pairs) > 1 else [model(pairs[0])]
 
 
-def _require_cam_of_image(cam: Tensor, cells: tuple[int, ...], path: str | Path) -> None:
-    """Raise `InputError` unless a CAM has the (h, w) `cells` of its image."""
-    if cam.shape[1:] != cells:
-        raise InputError(f"CAM file {path} is not of the size of its image; make it again.")
-
-
 def _require_output(edge: Tensor, displacement: Tensor, path: str, cells: tuple[int, int]) -> None:
     """Raise `InputError` unless a network's output for the image at `path` is finite and has the (h, w) `cells`."""
     given, expected = (tuple(edge.shape), tuple(displacement.shape)), ((1, *cells), (2, *cells))
     if given != expected:
         raise InputError(
             f"--irn_network: edges and displacements of {path} have the shapes {given[0]} and {given[1]}, expected "
-            f"{expected[0]} and {expected[1]}: stride {CAM_STRIDE}; correct EdgeDisplacement."
+            f"{expected[0]} and {expected[1]}: stride {MAP_STRIDE}; correct EdgeDisplacement."
         )
     if not (edge.isfinite().all() and displacement.isfinite().all()):
         raise InputError(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from misc.errors import InputError, reason_of
-from misc.files.objectfile import load_object, save_object
+from misc.files.objectfile import load_object, require_size, save_object
 from misc.files.paths import Paths
 
 NUMBERS = {"float32": np.float32, "float16": np.float16}
@@ -68,15 +68,30 @@ def load(path: str | Path, n_classes: int | None = None) -> tuple[np.ndarray, Te
     return keys, torch.from_numpy(cam), high_res
 
 
-def load_cam(path: str | Path, n_classes: int | None = None) -> tuple[np.ndarray, Tensor]:
-    """keys and cam as `load` gives them; `high_res` is neither read from the disk nor checked."""
+def load_cam(
+    path: str | Path, n_classes: int | None = None, *, size: tuple[int, int] | None = None
+) -> tuple[np.ndarray, Tensor]:
+    """keys and cam as `load` gives them; `high_res` is neither read from the disk nor checked.
+
+    Raises `InputError` as `load` does, and for a cam that is not of `size` (h, w), where that is given.
+    """
     keys, cam = _load(path, n_classes, "cam")
+    if size is not None:
+        require_size(cam, size, kind="CAM file", path=path)
     return keys, torch.from_numpy(cam)
 
 
-def load_high_res(path: str | Path, n_classes: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """keys and high_res as `load` gives them; `cam` is neither read from the disk nor checked."""
+def load_high_res(
+    path: str | Path, n_classes: int | None = None, *, size: tuple[int, int] | None = None, of: str = "its image"
+) -> tuple[np.ndarray, np.ndarray]:
+    """keys and high_res as `load` gives them; `cam` is neither read from the disk nor checked.
+
+    Raises `InputError` as `load` does, and for high_res that is not of `size` (H, W), where that is given: the size
+    `of` what the sentence names.
+    """
     keys, high_res = _load(path, n_classes, "high_res")
+    if size is not None:
+        require_size(high_res, size, kind="CAM file", path=path, of=of)
     return keys, high_res
 
 

@@ -1,6 +1,6 @@
 """Image files as uint8 arrays: photographs and label maps, read and written."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from io import BytesIO
@@ -12,6 +12,7 @@ from PIL import ExifTags, Image, ImageOps
 
 from misc.errors import InputError, raise_if_of_the_machine, reason_of
 from misc.files.atomic import atomic_path
+from misc.files.paths import Paths
 from misc.files.regular import regular
 
 JPEG_QUALITY = 90
@@ -121,8 +122,21 @@ def turned_upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
     return np.asarray(ImageOps.exif_transpose(picture))
 
 
-def read_label(path: str | Path) -> np.ndarray:
-    """A palette or grey PNG as (H, W) uint8 ids. Raises `InputError` if it is missing, unreadable or in colour."""
+def label_path(folder: str | Path, image_id: str) -> Path:
+    """Where the label map of an image lies: a mask or confident label."""
+    return Path(folder) / f"{image_id}.png"
+
+
+def label_paths(folder: str | Path, ids: Iterable[str]) -> Paths:
+    """Where the label maps of many images lie."""
+    return Paths(folder, (f"{image_id}.png" for image_id in ids))
+
+
+def read_label(path: str | Path, *, size: tuple[int, int] | None = None) -> np.ndarray:
+    """A palette or grey PNG as (H, W) uint8 ids.
+
+    Raises `InputError` if it is missing, unreadable or in colour, or not of its image's `size`, where that is given.
+    """
     try:
         with open_image(path) as image:
             mode, label = image.mode, np.array(image)
@@ -135,6 +149,8 @@ def read_label(path: str | Path) -> np.ndarray:
             f"label {path} is a {kind} image; expected a palette or grey PNG of 8 bits: ids up to 254, 255 for unsure "
             "pixels."
         )
+    if size is not None and label.shape != tuple(size):
+        raise InputError(f"label {path} has size {label.shape}, its image {size} (rows, columns); replace it.")
     return label.astype(np.uint8)
 
 

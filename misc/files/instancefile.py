@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from misc.errors import InputError, reason_of
-from misc.files.objectfile import load_object, save_object
+from misc.files.objectfile import load_object, require_size, save_object
 from misc.files.paths import Paths
 
 
@@ -42,10 +42,13 @@ def save(path: str | Path, detections: Detections) -> None:
     save_object(path, {"score": detections.scores, "mask": detections.masks, "class": detections.classes})
 
 
-def load(path: str | Path, n_classes: int | None = None) -> Detections:
+def load(
+    path: str | Path, n_classes: int | None = None, *, size: tuple[int, int] | None = None, of: str = "its image"
+) -> Detections:
     """The instances of an image; also from files of the original.
 
-    Raises `InputError` for a missing, truncated or foreign file, and for classes that are not below `n_classes`.
+    Raises `InputError` for a missing, truncated or foreign file, for classes that are not below `n_classes`, and, where
+    `size` (H, W) is given, for masks of another: the size `of` what the sentence names.
     """
     content = load_object(path, kind="instance file")
     if missing := {"score", "mask", "class"} - content.keys():
@@ -65,4 +68,6 @@ def load(path: str | Path, n_classes: int | None = None) -> Detections:
     if n_classes is not None and not ((classes >= 0) & (classes < n_classes)).all():
         found = np.unique(classes).tolist()
         raise InputError(f"instance file {path} has classes {found}, the class list has {n_classes}; make it again.")
+    if size is not None:
+        require_size(masks, size, kind="instance file", path=path, of=of)
     return Detections(scores, masks, classes)

@@ -357,3 +357,11 @@ def load_object(path: str | Path, *, kind: str, only: Collection[str] | None = N
     if type(content) is not dict:
         raise InputError(f"{kind} {path} holds a {type(content).__name__}, expected a dict; make it again.")
     return content
+
+
+def require_size(
+    maps: np.ndarray | Tensor, size: tuple[int, int], *, kind: str, path: str | Path, of: str = "its image"
+) -> None:
+    """Raise `InputError`, calling the file a `kind`, unless its `maps` (K, H, W) have the `size` (H, W) of `of`."""
+    if tuple(maps.shape[1:]) != tuple(size):
+        raise InputError(f"{kind} {path} is not of the size of {of}; make it again.")

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import nn
 from misc.cam import cam_of_image, label_map
 from misc.errors import InputError
 from misc.files import camfile, instancefile
-from misc.files.images import read_image, read_label
+from misc.files.images import label_path, read_image, read_label
 from misc.files.look import folder_at
 from misc.imutils import mirror_pair, normalize, resize_image, scaled_size, to_chw
 from misc.metrics import confusion_matrix, scores
@@ -118,9 +119,10 @@ def example_pictures(
 def miou_of_cam(path: Path, truth: np.ndarray, best_threshold: float, n_classes: int) -> float:
     """Mean IoU, per cent, of the CAM file of one image, whose mask is `truth` (H, W), at a background score.
 
-    Raises `InputError` for a file that can't be read or has other classes, `ValueError` for one of another size.
+    Raises `InputError` for a file that can't be read, has other classes or is of another size, `ValueError` for a mask
+    of other classes.
     """
-    keys, high_res = camfile.load_high_res(path, n_classes)
+    keys, high_res = camfile.load_high_res(path, n_classes, size=truth.shape, of="its ground truth")
     predicted = label_map(high_res, keys, best_threshold)
     return 100 * scores(confusion_matrix(predicted, truth, n_classes + 1))["miou"]
 
@@ -207,8 +209,8 @@ class Sheet:
         data = self.data
         image = data.image(data.image_path(image_id))
         labels = {"ground truth": data.mask_path(image_id)}
-        labels |= {title: folder / f"{image_id}.png" for title, folder in folders.items()}
-        masks = {title: self._label(path, image.shape[:2]) for title, path in labels.items() if path.is_file()}
+        labels |= {title: label_path(folder, image_id) for title, folder in folders.items()}
+        masks = {title: read_label(path, size=image.shape[:2]) for title, path in labels.items() if path.is_file()}
         found = {int(k) for mask in masks.values() for k in np.unique(mask) if 0 < k <= len(data.classes)}
         overlays = [(title, mask_overlay(image, mask, data.palette)) for title, mask in masks.items()]
         return ImageRow(image_id, [data.classes[k - 1] for k in sorted(found)], [("image", image), *overlays])
@@ -240,51 +242,38 @@ class Sheet:
             return None
         return pair[0], pair[1]
 
-    def _maps(self, path: Path, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-        """Classes and full-size maps of a CAM file of an image of `size`; `InputError` if it does not fit."""
-        keys, _, high_res = camfile.load(path, len(self.data.classes))
-        if high_res.shape[1:] != size:
-            raise InputError(f"CAM file {path} is not of the size of its image; make it again.")
-        return keys, high_res
-
-    def _label(self, path: Path, size: tuple[int, int]) -> np.ndarray:
-        """The label map (H, W) of an image of `size`; `InputError` if it does not fit."""
-        label = read_label(path)
-        if label.shape != size:
-            raise InputError(f"mask {path} is not of the size of its image; make it again.")
-        return label
-
     def _row(self, image_id: str, before: float | None, after: float | None) -> ImageRow:
         """All that there is of an image, in the order of the chain."""
         data, folders, networks = self.data, self.folders, self.networks
         image = data.image(data.image_path(image_id))
         size = image.shape[:2]
+        load_maps = partial(camfile.load_high_res, n_classes=len(data.classes), size=size)
         paths = {"CAM, W-OoD": folders.cam, "AdvCAM": folders.advcam}
         paths = {title: camfile.cam_path(folder, image_id) for title, folder in paths.items()}
-        maps_of = {title: self._maps(path, size) for title, path in paths.items() if path.is_file()}
+        maps_of = {title: load_maps(path) for title, path in paths.items() if path.is_file()}
         keys, _ = next(iter(maps_of.values()))
         pictures = [("image", image)]
         if data.mask_path(image_id).is_file():
-            truth = self._label(data.mask_path(image_id), size)
+            truth = read_label(data.mask_path(image_id), size=size)
             pictures.append(("ground truth", mask_overlay(image, truth, data.palette)))
         if networks.before is not None:
             pictures.append(("CAM before W-OoD", heat_overlay(image, networks.cam_before(image, keys))))
         control_cam = camfile.cam_path(self._control_folder, image_id)
         if self._control_folder and control_cam.is_file():
-            pictures.append(("CAM, control", heat_overlay(image, camfile.load(control_cam)[2])))
+            pictures.append(("CAM, control", heat_overlay(image, load_maps(control_cam)[1])))
         pictures += [(title, heat_overlay(image, high_res)) for title, (_, high_res) in maps_of.items()]
-        label_path = Path(folders.ir_label) / f"{image_id}.png"
-        if label_path.is_file():
-            pictures.append(("confident label", mask_overlay(image, self._label(label_path, size), data.palette)))
+        confident_path = label_path(folders.ir_label, image_id)
+        if confident_path.is_file():
+            pictures.append(
+                ("confident label", mask_overlay(image, read_label(confident_path, size=size), data.palette))
+            )
         if networks.irn is not None:
             pictures.append(("boundaries (IRN)", edge_picture(networks.edge(image), size)))
-        mask_path = Path(folders.sem_seg) / f"{image_id}.png"
+        mask_path = label_path(folders.sem_seg, image_id)
         if mask_path.is_file():
-            pictures.append(("final mask", mask_colours(self._label(mask_path, size), data.palette)))
+            pictures.append(("final mask", mask_colours(read_label(mask_path, size=size), data.palette)))
         instances_path = instancefile.instance_path(folders.ins_seg, image_id)
         if instances_path.is_file():
-            detections = instancefile.load(instances_path)
-            if detections.masks.shape[1:] != size:
-                raise InputError(f"instance file {instances_path} is not of the size of its image; make it again.")
+            detections = instancefile.load(instances_path, len(data.classes), size=size)
             pictures.append(("instances", instance_colours(detections, data.palette)))
         return ImageRow(image_id, [data.classes[key] for key in keys], pictures, before, after)
