@@ -64,12 +64,13 @@ def check_chain(config: Config, planned: Plan) -> list[StepModule]:
 def run_chain(config: Config, steps: Sequence[StepModule]) -> None:
     """Run steps whose input was checked, except those whose result is there, and keep a record of them."""
     # Imported here, so that --help and wrong flags answer without loading torch
+    from misc.files.resultfiles import METRICS_FOLDER
     from misc.run.device import resolve_device, set_precision, set_seed
     from misc.run.distributed import first_process_says, is_first_process, on_first_process, wait_for_all
     from misc.run.done import DoneSteps
     from misc.run.limits import limits_told
     from misc.run.memory import keep_freed_memory
-    from misc.run.record import METRICS_FOLDER, RunRecord
+    from misc.run.record import RunRecord
 
     device = resolve_device(config.device)
     precision = set_precision(config.precision, device)

@@ -20,11 +20,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
 from benchmarks.measure import machine_name, synchronize
+from misc.classifier import classification_losses
 from misc.run.device import resolve_device
 from misc.torchutils import two_rate_optimizer
 from net.build import build_network
 from net.classifier import N_VOC_CLASSES
-from step.train_classifier import classification_losses
 
 
 def training_step(

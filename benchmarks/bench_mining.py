@@ -31,9 +31,10 @@ sys.path.insert(0, str(ROOT))
 
 import run_sample  # noqa: E402
 from benchmarks import inputs  # noqa: E402
+from misc.classifier import class_probabilities  # noqa: E402
 from misc.files.images import read_image  # noqa: E402
 from misc.imutils import long_side_size, resize_image, to_chw  # noqa: E402
-from misc.mining import class_probabilities, scoring_size  # noqa: E402
+from misc.mining import scoring_size  # noqa: E402
 from misc.run.config import Config, changed_flags, parse_config, switches, to_arguments  # noqa: E402
 from misc.run.sample_runs import sample_runs  # noqa: E402
 from net.build import load_network  # noqa: E402

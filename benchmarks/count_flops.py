@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from benchmarks.measure import flop_counter
 from misc.advcam import SCALES, climb, iterations_at
+from misc.classifier import classification_losses
 from misc.deeplab import multiscale_losses
 from misc.errors import InputError
 from misc.ood import wood_losses
@@ -27,7 +28,6 @@ from misc.run.config import Config, parse_config
 from net.build import build_network
 from net.deeplab import MultiScale
 from step.train_cam import selection_steps
-from step.train_classifier import classification_losses
 from voc12.classes import VOC_CLASSES, names_with_background
 
 TRAIN, TRAIN_AUG, VAL = 1464, 10582, 1449

@@ -32,16 +32,16 @@ from torch.utils._pytree import tree_leaves
 from benchmarks.count_flops import AVERAGE_SIZE
 from misc.advcam import LARGEST_BATCH, SCALES, advcam_batch
 from misc.cam import batch_scale_maps
+from misc.classifier import classification_losses
 from misc.deeplab import deeplab_optimizer, multiscale_losses
 from misc.errors import InputError
 from misc.ood import wood_losses
 from misc.run.config import STEP_MODULES, Config, parse_config
 from misc.run.gpu_memory import COLUMNS, TABLE, Moment, RunBatches
-from misc.segmentation import class_probabilities
+from misc.segmentation import pixel_probabilities
 from misc.torchutils import two_rate_optimizer
 from net.build import build_network
 from net.deeplab import MultiScale, Segmenter
-from step.train_classifier import classification_losses
 from voc12.classes import VOC_CLASSES, names_with_background
 from voc12.inference import DEVICE_BATCH
 
@@ -204,7 +204,7 @@ def eval_deeplab(config: Config) -> int:
     """A photograph at three scales, up to the probabilities of its pixels."""
     network = Segmenter(MultiScale(_deeplab(config)))
     image = partial(torch.zeros, 3, *AVERAGE_SIZE, dtype=torch.uint8)
-    return inference_peak(network, lambda: class_probabilities(network, image()))
+    return inference_peak(network, lambda: pixel_probabilities(network, image()))
 
 
 STEPS: Mapping[str, Callable[[Config], int]] = {

@@ -55,7 +55,7 @@ def _shifted(x: Tensor, offset: Offset, *, radius: int) -> Tensor:
     return x[..., dy : dy + height, margin + dx : margin + dx + width]
 
 
-def require_room(h: int, w: int, radius: int) -> None:
+def require_pairs(h: int, w: int, radius: int) -> None:
     """Raise `ValueError` if a map of h x w cells has no source cell."""
     if h < radius or w < 2 * radius - 1:
         raise ValueError(f"a {h} x {w} map has no pair of radius {radius}: it needs {radius} x {2 * radius - 1} cells")
@@ -68,7 +68,7 @@ def affinity_labels(labels: Tensor, radius: int) -> tuple[Tensor, Tensor, Tensor
     (`misc.pair_losses`). A pair is valid if both labels are sure: bg-positive if equal and 0, fg-positive if equal and
     > 0, negative if different (IRN equation 5). Offsets in the order of `pair_paths`, sources row by row.
     """
-    require_room(*labels.shape[-2:], radius)
+    require_pairs(*labels.shape[-2:], radius)
     source = _shifted(labels, (0, 0), radius=radius).flatten(1)[:, None]
     destination = torch.stack([_shifted(labels, o, radius=radius).flatten(1) for o in _pair_paths(radius)], dim=1)
     valid = (source != IGNORE_LABEL) & (destination != IGNORE_LABEL)

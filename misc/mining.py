@@ -5,12 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor, nn
 
 from misc.cam import NETWORK_STRIDE
-from misc.imutils import normalize
 from misc.run.loaders import places
 
 HASH_SIDE = 8
@@ -58,20 +55,6 @@ def by_size(items: Iterable[Mapping[str, Any]], batch_size: int) -> Iterator[lis
         if (len(batch) + 1) * places(shape) > batch_size:
             yield waiting.pop(shape)
     yield from waiting.values()
-
-
-@torch.no_grad()
-def class_probabilities(model: nn.Module, images: Tensor) -> Tensor:
-    """(B, 3, h, w) uint8 on the model's device -> (B, C): the probability of each class, independent of the others.
-
-    NaN where the network gives NaN or infinity.
-
-    Args:
-        model: a classifier `Net`, (B, 3, h, w) -> (logits (B, C), features).
-    """
-    logits, _ = model(normalize(images))
-    logits = logits.float()
-    return torch.where(logits.isfinite(), logits.sigmoid(), torch.nan)
 
 
 @dataclass(frozen=True)

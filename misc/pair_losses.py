@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from misc.imutils import IGNORE_LABEL
-from misc.indexing import pair_paths, require_room
+from misc.indexing import pair_paths, require_pairs
 from misc.run.distributed import sum_over_processes
 
 EPSILON = 1e-5
@@ -144,7 +144,7 @@ def pair_losses(edge: Tensor, displacement: Tensor, labels: Tensor, *, radius: i
         ValueError: the map is too small for a pair of this radius.
     """
     h, w = labels.shape[-2:]
-    require_room(h, w, radius)
+    require_pairs(h, w, radius)
     counts, signs = _counts_and_signs(edge, displacement, labels, radius=radius)
 
     affinity = 1 - edge.flatten(1)

@@ -22,7 +22,7 @@ def at_full_size(logits: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 @torch.no_grad()
-def class_probabilities(model: nn.Module, image: Tensor) -> Tensor:
+def pixel_probabilities(model: nn.Module, image: Tensor) -> Tensor:
     """(3, H, W) uint8 RGB on the model's device -> (C, H, W) float32, summing to 1 over the classes.
 
     `model`: as `net.deeplab.Segmenter`, whose `network_logits` takes (1, 3, H, W) uint8.
@@ -43,7 +43,7 @@ def plain_masks(
     """
     for path, image in zip(paths, images, strict=True):
         with one_image(tuple(image.shape[1:]), path):
-            probabilities = class_probabilities(model, to_device(image, device))
+            probabilities = pixel_probabilities(model, to_device(image, device))
             is_finite = probabilities.isfinite().all()
             mask = probabilities.argmax(dim=0).to(torch.uint8).cpu().numpy()  # waits for the device: asking is free
         _require_finite(bool(is_finite), path)
@@ -92,7 +92,7 @@ def _plain_and_refined_on_device(
 ) -> tuple[np.ndarray, np.ndarray]:
     with one_image(tuple(image.shape[1:]), path):
         image = to_device(image, device)
-        probabilities = class_probabilities(model, image)
+        probabilities = pixel_probabilities(model, image)
         _require_finite(bool(probabilities.isfinite().all()), path)
         refined = refine_softmax(image.permute(1, 2, 0), probabilities)
         plain, refined = (mask.to(torch.uint8).cpu().numpy() for mask in (probabilities.argmax(dim=0), refined))

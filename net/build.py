@@ -8,7 +8,7 @@ docs/own_networks.md tells what such a module must offer.
 import importlib
 import inspect
 import operator
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import nn
 
 from misc.errors import InputError, first_three, requirement
 from misc.files.checkpointfile import checkpoint_file
-from misc.run.config import BACKBONE_MARK, Config
+from misc.run.config import BACKBONE_MARK
 from misc.run.step import Files, Inputs
 from net.weights import load_weights
 
@@ -103,10 +103,13 @@ def source_file(module_name: str) -> Files:
     return Files([path for path in paths if path])
 
 
-def inputs_of_network(args: Config, network: str, weights: str, classes: Sequence[str]) -> Inputs:
-    """What all results of a trained network depend on: the flags that name its module and its weights; its classes."""
-    files = {network: source_file(getattr(args, network)), weights: Files([checkpoint_file(getattr(args, weights))])}
-    return {**files, "class_list": classes}
+def inputs_of_network(flags: Mapping[str, str], classes: Sequence[str]) -> Inputs:
+    """What all results of a trained network depend on.
+
+    `flags`: {flag: what it names}, first the network's module, then its checkpoint.
+    """
+    (network, module_name), (weights, path) = flags.items()
+    return {network: source_file(module_name), weights: Files([checkpoint_file(path)]), "class_list": classes}
 
 
 def load_network(module_name: str, class_name: str, weights: str, device: torch.device, **arguments: Any) -> nn.Module:

@@ -30,7 +30,7 @@ from misc.files.fetch import (
     mismatch,
     part_of,
     readable_size,
-    require_room,
+    require_free_space,
     size_fetched,
 )
 from misc.files.images import IMAGE_SUFFIXES
@@ -264,7 +264,7 @@ def _require_room(missing: list[Job]) -> None:
         disks.setdefault(job.place.parent.stat().st_dev, []).append(job)
     for jobs in disks.values():
         try:
-            require_room(jobs[0].place.parent, sum(job.disk() for job in jobs))
+            require_free_space(jobs[0].place.parent, sum(job.disk() for job in jobs))
         except NotFetched as error:
             raise InputError(f"--download {' '.join(job.name for job in jobs)}: {error}.") from error
 

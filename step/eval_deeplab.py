@@ -79,7 +79,7 @@ def check(args: Config, planned: Planned) -> Planned:
 
 def _of_all_files(args: Config, devkit: Devkit) -> Inputs:
     """What every mask depends on."""
-    return inputs_of_network(args, "deeplab_network", "deeplab_weights_name", devkit.classes)
+    return inputs_of_network(args.only(("deeplab_network", "deeplab_weights_name")), devkit.classes)
 
 
 def inputs(args: Config) -> Inputs:

@@ -63,7 +63,7 @@ def check(args: Config, planned: Planned) -> Planned:
 
 def _of_all_files(args: Config, devkit: Devkit) -> Inputs:
     """What every CAM depends on."""
-    return inputs_of_network(args, "cam_network", "cam_weights_name", devkit.classes)
+    return inputs_of_network(args.only(("cam_network", "cam_weights_name")), devkit.classes)
 
 
 def inputs(args: Config) -> Inputs:

@@ -8,6 +8,7 @@ from torch import nn
 
 from misc.errors import InputError
 from misc.files.atomic import atomic_path
+from misc.files.resultfiles import METRICS_FOLDER, PICTURE_FOLDER, REPORT, SCORES_FOLDER, STEPS_FOLDER
 from misc.report.collect import Arm, collect_arm
 from misc.report.page import chart_files, render_page
 from misc.report.pictures import Captioned, contact_sheet
@@ -22,9 +23,8 @@ from misc.run.config import (
     to_arguments,
 )
 from misc.run.device import resolve_device
-from misc.run.done import FOLDER as STEPS_FOLDER
 from misc.run.plan import Planned, require_writable
-from misc.run.record import METRICS_FOLDER, SCORES_FOLDER, UNPRINTABLE
+from misc.run.record import UNPRINTABLE
 from misc.run.step import Files, Inputs, Step
 from net.build import build_network
 from net.weights import load_weights
@@ -45,7 +45,6 @@ STEP = Step(
     flags=("seed", "report_images", "report_scan", "cam_scales"),
     memory_flags=("report_images",),
 )
-PAGE, PICTURE_FOLDER = "report.html", "report"
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +74,7 @@ def _traces(result_dir: str) -> list[Path]:
 
 def outputs(args: Config) -> list[str | Path]:
     """The files that this step writes."""
-    return [Path(args.result_dir) / PAGE]
+    return [Path(args.result_dir) / REPORT]
 
 
 def run(args: Config) -> None:
@@ -118,9 +117,9 @@ def run(args: Config) -> None:
     for name, content in pictures.items():
         with atomic_path(folder / PICTURE_FOLDER / f"{name}.png") as temporary:
             temporary.write_bytes(content)
-    with atomic_path(folder / PAGE) as temporary:
+    with atomic_path(folder / REPORT) as temporary:
         temporary.write_text(page, encoding="utf-8", errors=UNPRINTABLE)
-    log.info("wrote %s", folder / PAGE)
+    log.info("wrote %s", folder / REPORT)
 
 
 def _command(args: Config, step: str) -> str:

@@ -23,7 +23,7 @@ from step import make_ins_seg_labels
 from voc12.classes import voc_palette
 from voc12.devkit import Devkit, open_devkit
 from voc12.images import read_ids_to_segment
-from voc12.inference import IRN_ON_GPU, Masks, WalkInput, inputs_of_walk, kept_outputs, make_masks, require_cams
+from voc12.inference import Masks, WalkInput, inputs_of_walk, make_masks, require_cams
 from voc12.verify import require_readable
 
 PALETTE_FOLDER = "palette"
@@ -50,7 +50,7 @@ STEP = Step(
     shared=True,
     bytes_per_pixel=lambda args: BYTES_PER_PIXEL + args.keep_irn * irnfile.BYTES_PER_PIXEL,
     memory_flags=("num_workers", "irn_infer_batch_size"),
-    on_gpu=IRN_ON_GPU,
+    on_gpu=make_ins_seg_labels.IRN_ON_GPU,
 )
 
 log = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ def check(args: Config, planned: Planned) -> Planned:
 
 def _of_all_files(args: Config, devkit: Devkit) -> Inputs:
     """What every mask depends on."""
-    return inputs_of_network(args, "irn_network", "irn_weights_name", devkit.classes)
+    return inputs_of_network(args.only(("irn_network", "irn_weights_name")), devkit.classes)
 
 
 def inputs(args: Config) -> Inputs:
@@ -138,7 +138,7 @@ def run(args: Config) -> None:
         batch_size=args.irn_infer_batch_size,
         title=title,
         walk_between=partial(RandomWalk, beta=args.beta, exp_times=args.exp_times),
-        kept=kept_outputs(args, _of_all_files(args, devkit)) if args.keep_irn else None,
+        kept=make_ins_seg_labels.kept_outputs(args, devkit),
     )
     advice = "lower --sem_seg_bg_thres, or make better CAMs"
     on_first_process(partial(tell_masks, advice=advice), STEP.name, _mask_paths(args))

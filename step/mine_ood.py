@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from misc.cam import batch_scale_maps, merge_high_res
+from misc.classifier import class_probabilities
 from misc.errors import InputError, first_three
 from misc.files import look
 from misc.files.atomic import atomic_path, background_writer
@@ -25,7 +26,7 @@ from misc.files.images import UPRIGHT, read_image, stored_orientation, write_jpe
 from misc.files.paths import Paths
 from misc.files.scorefile import HASH_BYTES, Score, Scores
 from misc.files.table import write_rows
-from misc.mining import by_size, class_probabilities, rank
+from misc.mining import by_size, rank
 from misc.report.review import (
     REVIEW_FILE,
     Candidate,
@@ -101,7 +102,7 @@ def check(args: Config, planned: Planned) -> Planned:
 
 def _of_all_scores(args: Config, devkit: Devkit) -> Inputs:
     """What every score and every picture depends on, besides its image."""
-    return inputs_of_network(args, "cam_network", "cam_init_weights_name", devkit.classes)
+    return inputs_of_network(args.only(("cam_network", "cam_init_weights_name")), devkit.classes)
 
 
 def inputs(args: Config) -> Inputs:

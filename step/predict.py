@@ -95,7 +95,7 @@ def check(args: Config, planned: Planned) -> Planned:
 
 def _of_all_files(args: Config, names: list[str]) -> Inputs:
     """What every mask depends on."""
-    return inputs_of_network(args, "deeplab_network", "deeplab_weights_name", names)
+    return inputs_of_network(args.only(("deeplab_network", "deeplab_weights_name")), names)
 
 
 def inputs(args: Config) -> Inputs:

@@ -6,9 +6,9 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
+from misc.classifier import classification_losses
 from misc.run.config import Config
 from misc.run.device import to_device
 from misc.run.distributed import mean_over_processes, sum_over_processes
@@ -76,12 +76,6 @@ def inputs(args: Config) -> Inputs:
 def outputs(args: Config) -> list[str | Path]:
     """The files that this step writes."""
     return files_of_network(args.cam_init_weights_name)
-
-
-def classification_losses(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    """(B, 3, H, W) normalised images, (B, C) labels 0/1 -> (B,) multi-label soft margin losses."""
-    logits, _ = model(images)
-    return F.multilabel_soft_margin_loss(logits, labels, reduction="none")
 
 
 def run(args: Config) -> None:

@@ -16,7 +16,7 @@ from misc.files import camfile
 from misc.files.images import read_image, read_label
 from misc.imutils import to_chw
 from misc.run.device import set_precision
-from misc.segmentation import class_probabilities, plain_and_refined_masks, plain_masks
+from misc.segmentation import pixel_probabilities, plain_and_refined_masks, plain_masks
 from net.deeplab import MultiScale, Segmenter, load_segmenter
 from net.efficientnet_lite0_deeplab import DeepLab as EfficientDeepLab
 from net.weights import read_checkpoint, save_weights
@@ -103,7 +103,7 @@ def test_evaluation_with_processes_equals_evaluation_without(trained, crf):
     model = segmenter()
     for image_id in trained.ids[6:]:
         image = read_image(trained.root / "JPEGImages" / f"{image_id}.jpg")
-        probabilities = class_probabilities(model, torch.from_numpy(to_chw(image))).numpy()
+        probabilities = pixel_probabilities(model, torch.from_numpy(to_chw(image))).numpy()
         assert probabilities.shape == (4, *image.shape[:2])
         np.testing.assert_allclose(probabilities.sum(axis=0), 1, rtol=1e-5)
         np.testing.assert_array_equal(read_label(f"result/deeplab/{image_id}.png"), probabilities.argmax(axis=0))
@@ -334,7 +334,7 @@ def test_predictions_with_crf(trained):
     path = photograph(trained.work / "photos/a.png")
     run(trained, predict_pass=True, predict_input=path, predict_crf=True)
     image = read_image(path)
-    probabilities = class_probabilities(segmenter(), torch.from_numpy(to_chw(image))).numpy()
+    probabilities = pixel_probabilities(segmenter(), torch.from_numpy(to_chw(image))).numpy()
     np.testing.assert_array_equal(read_label("result/predict/a.png"), crf_inference_softmax(image, probabilities))
 
 

@@ -11,6 +11,7 @@ from fake_cuda import CUDA, fake_cuda, on_cuda
 from misc import crf, instances
 from misc.advcam import advcam
 from misc.cam import batch_scale_maps, confident_label, merge_scales
+from misc.classifier import classification_losses
 from misc.deeplab import deeplab_optimizer, multiscale_losses
 from misc.imutils import mirror_pair, normalize
 from misc.indexing import RandomWalk
@@ -23,7 +24,6 @@ from misc.segmentation import plain_and_refined_masks, plain_masks
 from misc.torchutils import two_rate_optimizer
 from net import resnet18_cam, resnet18_deeplab, resnet18_irn
 from net.deeplab import MultiScale, Segmenter
-from step.train_classifier import classification_losses
 from tests import own_network
 from voc12.dataloader import images_of
 

@@ -13,8 +13,8 @@ from support import NO_STEPS
 
 import run_sample
 from misc.errors import InputError, message_of
+from misc.files.resultfiles import STATE_FOLDER
 from misc.files.soundness import LARGEST_WEIGHT, unsound_weight
-from misc.run.training_state import FOLDER
 from net.weights import load_starting_weights, load_weights, read_checkpoint, save_weights
 from tests import own_network
 
@@ -153,12 +153,13 @@ KEYS = {
 CHILD = """
 import sys
 from misc.errors import InputError
-from misc.run.training_state import FOLDER, TrainingState, saved_step
+from misc.files.resultfiles import STATE_FOLDER
+from misc.run.training_state import TrainingState, saved_step
 from net.weights import read_checkpoint
 for path in sys.argv[1:]:
     folder, name = path.rsplit("/", 1)
-    assert name.endswith(".pth") and folder.endswith(FOLDER)
-    assert saved_step(folder.removesuffix("/" + FOLDER), name.removesuffix(".pth")) is None
+    assert name.endswith(".pth") and folder.endswith(STATE_FOLDER)
+    assert saved_step(folder.removesuffix("/" + STATE_FOLDER), name.removesuffix(".pth")) is None
     try:
         read_checkpoint(path)
     except InputError as error:
@@ -187,7 +188,7 @@ def with_pickle(path, instructions, *, zipped):
 
 def test_keys_that_crash_python_are_refused(tmp_path):
     """In a child process, which a wrong reader would end."""
-    folder = tmp_path / FOLDER
+    folder = tmp_path / STATE_FOLDER
     folder.mkdir()
     paths = [
         with_pickle(folder / f"{name}, {zipped}.pth", instructions, zipped=zipped)

@@ -99,6 +99,10 @@ SAID = {
         RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"),
         r"make_x: the GPU's memory does not suffice; lower --x_batch_size or",
     ),
+    "oneDNN": (
+        RuntimeError("could not create a primitive"),
+        r"make_x: the memory does not suffice; lower --x_batch_size or",
+    ),
     "killed worker": (
         RuntimeError("DataLoader worker (pid 77) is killed by signal: Killed. "),
         r"make_x: a process that loads images was killed or has died, perhaps for lack of memory \(DataLoader worker "

@@ -14,10 +14,11 @@ from support import CAM_START
 
 import run_sample
 from benchmarks import bench_mining
+from misc.classifier import class_probabilities
 from misc.errors import InputError
 from misc.files.images import read_image
 from misc.imutils import normalize, to_chw
-from misc.mining import NEAR, by_size, class_probabilities, perceptual_hash, rank, scoring_size
+from misc.mining import NEAR, by_size, perceptual_hash, rank, scoring_size
 from misc.report.review import read_review
 from misc.run.config import parse_config, switches, to_arguments
 from misc.run.sample_runs import sample_runs

@@ -12,13 +12,12 @@ import torch
 from benchmarks import count_flops
 from benchmarks.measure import flop_counter
 from misc.advcam import SCALES, climb, iterations_at
+from misc.files.resultfiles import REPORT, SCORES_FOLDER
 from misc.imutils import cells_of
 from misc.run.config import Config, enabled_steps, parse_config, switches, to_arguments
 from misc.run.recipes import DEEPLAB_START
-from misc.run.record import SCORES_FOLDER
 from net.build import build_network
 from net.resnet50_cam import Net
-from step.make_report import PAGE
 from step.make_sem_seg_labels import PALETTE_FOLDER
 from tests.own_network import CAM, FiveConvolutions
 from voc12.classes import VOC_CLASSES, classes_beside
@@ -61,7 +60,7 @@ def known_files(config: Config) -> set[str]:
         DEEPLAB_START,
         str(classes_beside(config.deeplab_weights_name)),
         f"{config.sem_seg_out_dir}/{PALETTE_FOLDER}",
-        f"{config.result_dir}/{PAGE}",
+        f"{config.result_dir}/{REPORT}",
     }
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from misc.imutils import subtract_bgr_mean
-from misc.segmentation import at_full_size, class_probabilities, plain_and_refined_masks, plain_masks
+from misc.segmentation import at_full_size, pixel_probabilities, plain_and_refined_masks, plain_masks
 from net.deeplab import Segmenter
 
 SMALL = [0.0, 8.0, 4.0]
@@ -45,7 +45,7 @@ def test_logits_are_enlarged_between_the_middles_of_cells():
 def test_predictions_are_those_of_enlarged_logits():
     image = torch.zeros(3, *SIZE, dtype=torch.uint8)
     expected = 1 / (1 + np.exp(4.25 - np.array(LARGE)))
-    probabilities = class_probabilities(TwoClasses(), image)
+    probabilities = pixel_probabilities(TwoClasses(), image)
     np.testing.assert_allclose(probabilities[0], np.broadcast_to(expected, SIZE), rtol=1e-6)
     np.testing.assert_allclose(probabilities.sum(dim=0), 1, rtol=1e-6)
     (mask,) = plain_masks(TwoClasses(), [image], device=CPU, paths=["a"])

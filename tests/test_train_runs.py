@@ -14,6 +14,7 @@ import torch
 from support import relative_error, seeded_state
 from torch import Tensor, nn
 
+from misc.classifier import classification_losses
 from misc.deeplab import deeplab_optimizer, multiscale_losses
 from misc.imutils import IMAGENET_MEAN, IMAGENET_STD
 from misc.ood import BOTTLE, wood_losses
@@ -25,7 +26,6 @@ from net.deeplab_v2 import DeepLabV2, MultiScale
 from net.resnet50_cam import Net
 from net.resnet50_irn import AffinityDisplacementLoss
 from net.weights import BACKBONE_PREFIX, load_weights
-from step.train_classifier import classification_losses
 from step.train_irn import _store_mean_displacement
 
 SEED = 31

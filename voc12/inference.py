@@ -12,23 +12,22 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from misc.classifier import class_probabilities
 from misc.errors import InputError
 from misc.files import camfile, irnfile
 from misc.files.atomic import background_writer
 from misc.files.images import image_size, image_sizes
 from misc.imutils import MAP_STRIDE, cells_of, mirror_pair, normalize
 from misc.indexing import RandomWalk
-from misc.mining import class_probabilities
-from misc.run.config import CamSource, Config
+from misc.run.config import CamSource
 from misc.run.depends import source_of_files, source_of_item
 from misc.run.device import Arriving, to_device, when_arrived
-from misc.run.done import finished_files
 from misc.run.fitting import Fitting
-from misc.run.loaders import PIXELS_A_PLACE, GroupedLoader, places, sequential_loader, size_groups
+from misc.run.loaders import GroupedLoader, places, sequential_loader, size_groups
 from misc.run.plan import Planned, require_outputs
 from misc.run.progress import progress
 from misc.run.provenance import FinishedFiles
-from misc.run.step import Files, Inputs, OnGpu, Step
+from misc.run.step import Files, Inputs
 from voc12.dataloader import ImagesWithCams, WholeImages
 from voc12.devkit import Devkit
 from voc12.images import LabelledImages, read_ids_to_segment
@@ -36,21 +35,6 @@ from voc12.labels import Labels
 
 DEVICE_BATCH = 8
 """Images of up to 512 x 512 pixels that run as one batch on a GPU; on the CPU a batch gains nothing."""
-IRN_ON_GPU = OnGpu("irn_network", lambda args, batches: [(args.irn_infer_batch_size or DEVICE_BATCH) * PIXELS_A_PLACE])
-"""Of the steps that run IRN over images, which it pads to 512 x 512 pixels."""
-
-IRN_OUTPUT = Step(
-    name="irn",
-    description="find boundaries and displacements",
-    reads=("irn_network", "irn_weights_name", "class_list"),
-    writes=(),
-    flags=("precision",),
-)
-"""What determines IRN's output for an image, of all that a step that makes masks is declared by.
-
-Its `version` is to be raised, beside those of the two steps, when the code that computes this output changes.
-"""
-IRN_FOLDER = "irn"
 
 log = logging.getLogger(__name__)
 
@@ -138,11 +122,6 @@ class KeptOutputs:
     def path(self, image_id: str) -> Path:
         """The file of an image."""
         return irnfile.irn_path(self.folder, image_id)
-
-
-def kept_outputs(args: Config, of_network: Inputs) -> KeptOutputs:
-    """Where `--keep_irn` keeps IRN's output. `of_network`: what all of it depends on."""
-    return KeptOutputs(Path(args.result_dir, IRN_FOLDER), finished_files(IRN_OUTPUT, args, of_network))
 
 
 def make_masks(

