@@ -1,5 +1,7 @@
 """Wrong input of every kind: one clear sentence before any work, nothing lost."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -358,6 +360,17 @@ def test_cams_of_another_class_list_are_refused(toy):
     save_weights(EdgeDisplacement(), "sess/irn.pth")
     flags = {"make_sem_seg_pass": True, "irn_weights_name": "sess/irn.pth", "infer_list": "voc12/train.txt"}
     assert sentence in refusal(toy.flags(**NO_STEPS | flags))
+
+
+def test_a_class_list_that_is_not_that_of_the_masks_is_refused(toy):
+    own = toy.root / "classes.txt"
+    flags = NO_STEPS | {"eval_ir_label_pass": True, "class_list": "mine.txt"}
+    for names, different in (("aeroplane\ntrain\nbottle\n", "train, but bottle"), ("aeroplane", "missing, but bottle")):
+        Path("mine.txt").write_text(names)
+        sentence = f"--class_list mine.txt: class 2 is {different} in {own}, by which the masks there are numbered"
+        assert sentence in refusal(toy.flags(**flags))
+    Path("mine.txt").write_text(own.read_text())
+    assert "--class_list" not in refusal(toy.flags(**flags))
 
 
 @pytest.mark.parametrize("step", ["make_sem_seg", "make_ins_seg"])

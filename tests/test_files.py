@@ -303,9 +303,11 @@ def test_derived_labels_have_the_originals_format(toy):
 def test_classes_come_from_the_data_set(toy, tmp_path):
     assert open_devkit(str(toy.root), "").classes == ("aeroplane", "bottle", "train")
     (tmp_path / "own.txt").write_text("cat\ndog\n")
-    assert open_devkit(str(toy.root), str(tmp_path / "own.txt")).classes == ("cat", "dog")
+    with pytest.raises(InputError, match="own.txt: class 1 is cat, but aeroplane in .*classes.txt, by which the masks"):
+        open_devkit(str(toy.root), str(tmp_path / "own.txt"))
     (toy.root / "classes.txt").unlink()
     assert open_devkit(str(toy.root), "").classes == VOC_CLASSES
+    assert open_devkit(str(toy.root), str(tmp_path / "own.txt")).classes == ("cat", "dog")
     (tmp_path / "own.txt").write_text("cat\ncat\n")
     with pytest.raises(InputError, match="different names"):
         open_devkit(str(toy.root), str(tmp_path / "own.txt"))

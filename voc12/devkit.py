@@ -1,12 +1,13 @@
 """The data set on disk: a folder in VOC devkit layout, and its classes."""
 
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import zip_longest
 from pathlib import Path
 
 from misc.errors import InputError, requirement
+from misc.files.devkitfiles import CLASS_LIST
 from misc.files.images import IMAGE_SUFFIXES
 from misc.files.look import Folder, folder_at, remembered
 from misc.files.paths import Paths
@@ -87,7 +88,8 @@ class Devkit:
 def open_devkit(voc12_root: str, class_list: str) -> Devkit:
     """The devkit at `voc12_root` with its class names: `class_list`, else the root's `classes.txt`, else VOC's 20.
 
-    Raises `InputError` if the folder is missing or no devkit.
+    Raises `InputError` if the folder is missing or no devkit, or has a `classes.txt`, by which its masks are numbered,
+    with other classes than `class_list`.
     """
     root = Path(voc12_root)
     if not (root / "JPEGImages").is_dir():
@@ -95,12 +97,26 @@ def open_devkit(voc12_root: str, class_list: str) -> Devkit:
         nested = _devkits_near(root)
         hint = f"did you mean --voc12_root {nested[0]}?" if nested else "Data/README.md says what to put there."
         raise InputError(f"--voc12_root {root} {problem}; expected a VOC devkit (JPEGImages, Annotations, ...); {hint}")
-    return Devkit(root, class_names(voc12_root, class_list))
+    devkit = Devkit(root, class_names(voc12_root, class_list))
+    own = root / CLASS_LIST
+    if class_list and own.is_file() and (different := _first_difference(read_classes(own), devkit.classes)):
+        number, theirs, given = different
+        raise InputError(
+            f"--class_list {class_list}: class {number} is {given}, but {theirs} in {own}, by which the masks there "
+            "are numbered; leave --class_list out, or correct one of the two files."
+        )
+    return devkit
+
+
+def _first_difference(ours: Sequence[str], theirs: Sequence[str]) -> tuple[int, str, str] | None:
+    """The number of the first class, from 1, that two lists don't share, and its two names."""
+    pairs = zip_longest(ours, theirs, fillvalue="missing")
+    return next(((number, *pair) for number, pair in enumerate(pairs, start=1) if pair[0] != pair[1]), None)
 
 
 def class_names(voc12_root: str, class_list: str) -> tuple[str, ...]:
     """The class names of `class_list`, else of the root's `classes.txt` where there is one, else VOC's 20."""
-    own_list = Path(voc12_root) / "classes.txt"
+    own_list = Path(voc12_root) / CLASS_LIST
     if class_list:
         return read_classes(class_list)
     return read_classes(own_list) if own_list.is_file() else VOC_CLASSES
@@ -126,14 +142,13 @@ def require_classes_of_network(devkit: Devkit, weights: str, *, planned: Contain
     trained = classes_beside(weights)
     if weights in planned or not trained.is_file():
         return
-    pairs = zip_longest(read_classes(trained), devkit.classes, fillvalue="missing")
-    for number, (theirs, ours) in enumerate(pairs, start=1):
-        if theirs != ours:
-            raise InputError(
-                f"{weights} was trained on other classes than those of --voc12_root {devkit.root}: class {number} is "
-                f"{theirs} in {trained}, {ours} in the data; correct --voc12_root or --class_list, or remove {trained} "
-                "if it is of other weights."
-            )
+    if different := _first_difference(read_classes(trained), devkit.classes):
+        number, theirs, ours = different
+        raise InputError(
+            f"{weights} was trained on other classes than those of --voc12_root {devkit.root}: class {number} is "
+            f"{theirs} in {trained}, {ours} in the data; correct --voc12_root or --class_list, or remove {trained} "
+            "if it is of other weights."
+        )
 
 
 def _devkits_near(path: Path) -> list[Path]:
