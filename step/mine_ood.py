@@ -36,7 +36,7 @@ from misc.report.review import (
     write_pictures,
 )
 from misc.run.config import Config
-from misc.run.depends import checksum, of_same_content, source_of_files
+from misc.run.depends import checksum, source_of_files
 from misc.run.device import resolve_device
 from misc.run.done import finished_files, is_redone, made_with
 from misc.run.fitting import Fitting
@@ -50,6 +50,7 @@ from voc12.derived import derived_file, is_derived
 from voc12.devkit import Devkit, open_devkit, require_classes_of_network
 from voc12.lists import is_text, read_list
 from voc12.pool import Pool, classes_in_pool, pool_images, read_label_names
+from voc12.verify import images_among
 
 STEP = Step(
     name="mine_ood",
@@ -206,8 +207,8 @@ def _labelled(args: Config, devkit: Devkit, pool: Paths) -> tuple[dict[int, str]
 def _leave_out_known(args: Config, devkit: Devkit, pool: Pool) -> None:
     """Leave out what can be no candidate, whatever its score."""
     pool.leave_out(dict.fromkeys((n for n, path in pool if not is_text(path)), "names that no list can hold"))
-    train = devkit.image_paths(read_list(devkit, args.train_list, flag="train_list"))
-    pool.leave_out(dict.fromkeys(of_same_content(pool.paths, train), "training images"))
+    train = read_list(devkit, args.train_list, flag="train_list")
+    pool.leave_out(dict.fromkeys(images_among(pool.paths, devkit, train), "training images"))
     labelled, unnamed = _labelled(args, devkit, pool.paths)
     pool.leave_out({n: f"labelled {name}" for n, name in labelled.items()}, kind="labelled with a class")
     if unnamed:

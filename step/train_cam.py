@@ -22,6 +22,7 @@ from misc.run.config import DEFAULT_IGNORED_CLASS, Config
 from misc.run.device import to_device
 from misc.run.distributed import gather_shares, n_processes, share
 from misc.run.loaders import Stream, sequential_loader
+from misc.run.notices import notice
 from misc.run.plan import Planned, require_writable_file
 from misc.run.progress import progress
 from misc.run.step import Batches, Files, Inputs, OnGpu, Step
@@ -95,12 +96,13 @@ def check(args: Config, planned: Planned) -> Planned:
         load_weights(network, args.cam_init_weights_name)
     require_writable_file(args.cam_weights_name, flag="cam_weights_name")
     require_readable(train.paths, ood_paths, num_workers=args.num_workers)
-    with_class = train.paths[np.flatnonzero(train.labels.counts()).tolist()]
-    require_no_training_images(ood_paths, with_class, list_flag="ood_list", train_flag="train_list")
+    with_class = [train.ids[number] for number in np.flatnonzero(train.labels.counts())]
+    require_no_training_images(ood_paths, devkit, with_class, list_flag="ood_list", train_flag="train_list")
     selection = _selection_images(args, devkit)
     if selection is not None:
         require_readable(selection.paths, num_workers=args.num_workers)
         require_masks(devkit, selection.ids, num_workers=args.num_workers)
+        _tell_long_selection(args, len(train), len(selection))
     return {args.cam_weights_name: frozenset()}
 
 
@@ -248,6 +250,19 @@ def _selection_images(args: Config, devkit: Devkit) -> LabelledImages | None:
         )
         return None
     return images
+
+
+def _tell_long_selection(args: Config, n_images: int, n_selection: int) -> None:
+    """Say so where choosing the weights looks at more images than the training."""
+    steps_per_epoch = n_images // args.cam_batch_size
+    n_steps = steps_per_epoch * args.cam_num_epoches
+    n_looks = len(selection_steps(steps_per_epoch, n_steps, interval=args.cam_select_interval))
+    if n_looks * n_selection > n_steps * args.cam_batch_size:
+        notice(
+            f"train_cam makes the CAMs of {n_selection:,} images {n_looks} times to choose its weights, which takes "
+            f"longer than to train on {n_steps * args.cam_batch_size:,}; raise --cam_select_interval, or pass "
+            "--cam_select last"
+        )
 
 
 def _selection(args: Config, devkit: Devkit, model: nn.Module, training: Training) -> CheckpointSelection | None:

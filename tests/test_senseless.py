@@ -2,12 +2,13 @@
 
 import json
 import logging
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import ExifTags, Image
-from support import ToyData, make_all_inputs
+from support import NO_STEPS, ToyData, make_all_inputs
 
 import run_sample
 from misc.errors import InputError
@@ -20,7 +21,7 @@ from voc12.classes import read_classes
 from voc12.devkit import open_devkit
 from voc12.labels import Labels, read_labels, tell_odd_classes
 from voc12.lists import read_list
-from voc12.verify import record_of, require_masks, require_no_training_images
+from voc12.verify import images_among, record_of, require_masks, require_no_training_images
 
 LABELS = "voc12/cls_labels.npy"
 
@@ -113,8 +114,8 @@ def test_classes_in_no_image_or_in_every_image(told):
 
 
 def same_as(toy: ToyData, ood: list[Path]) -> None:
-    images = [toy.root / "JPEGImages" / f"{image_id}.jpg" for image_id in toy.ids]
-    require_no_training_images(ood, images, list_flag="ood_list", train_flag="train_list")
+    devkit = open_devkit(toy.root, "")
+    require_no_training_images(ood, devkit, toy.ids, list_flag="ood_list", train_flag="train_list")
 
 
 def test_out_of_distribution_images_that_are_training_images(toy, monkeypatch):
@@ -138,6 +139,24 @@ def test_out_of_distribution_images_that_are_training_images(toy, monkeypatch):
     assert sorted(read[2:]) == sorted([str(ood[3]), str(second)])
 
 
+def test_a_photograph_that_the_import_has_turned_is_the_image_that_it_made(toy):
+    """Which has other bytes, since it was written anew."""
+    photograph, turned, upright = "photos/cat/a.jpg", Image.Exif(), Image.Exif()
+    turned[ExifTags.Base.Orientation], upright[ExifTags.Base.Orientation] = 6, 1
+    for number, (name, exif) in enumerate(((photograph, turned), ("photos/dog/b.jpg", turned), ("c.jpg", upright))):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Image.effect_noise((64, 48), 30 + number).save(name, exif=exif)
+    flags = {"import_from": "photos", "voc12_root": "Data/mine", "import_val_share": 0}
+    run_sample.run(toy.flags(**NO_STEPS | flags | {"import_data_pass": True}))
+    devkit = open_devkit("Data/mine", "")
+    shutil.copy(photograph, toy.ood_root / "other_name.jpg")
+    (toy.ood_root / "damaged.jpg").write_bytes(b"no image")
+    pool = [*sorted(toy.ood_root.glob("*.jpg")), "c.jpg"]
+    (number,) = images_among(pool, devkit, sorted(devkit.image_names))
+    assert pool[number].name == "other_name.jpg"
+    assert images_among(pool, devkit, [name for name in devkit.image_names if not name.startswith("a")]) == {}
+
+
 def test_an_equal_checksum_alone_does_not_make_an_image_the_same(toy, monkeypatch):
     first, ood = toy.root / "JPEGImages" / f"{toy.ids[0]}.jpg", toy.ood_root / "scene0.jpg"
     ood.write_bytes(bytes(len(first.read_bytes())))
@@ -151,6 +170,19 @@ def test_train_cam_checks_that(toy, monkeypatch):
     (toy.ood_root / "scene2.jpg").write_bytes((toy.root / "JPEGImages" / f"{toy.ids[0]}.jpg").read_bytes())
     with pytest.raises(InputError, match=r"--ood_list: 1 of 5 .*scene2.jpg is .*2099_000001.jpg\), so the losses"):
         run_sample.run(toy.flags(**switches("train_cam"), redo=()))
+
+
+@pytest.mark.parametrize("interval", [1, 100])
+def test_a_choice_of_weights_that_outlasts_the_training(toy, monkeypatch, interval):
+    monkeypatch.setattr("run_sample.run_chain", lambda config, steps: None)
+    make_all_inputs(toy)
+    monkeypatch.setattr("misc.selection.STARTS", 0)
+    flags = {"cam_num_epoches": 1, "cam_batch_size": 2, "cam_select_interval": interval, "cam_select": "best_miou"}
+    run_sample.run(toy.flags(**{**switches("train_cam"), **flags}, redo=()))
+    said = (
+        "notice: train_cam makes the CAMs of 6 images 3 times to choose its weights, which takes longer than to train"
+    )
+    assert (said in Path("sample_train_eval.log").read_text()) == (interval == 1)
 
 
 def mask_of(toy: ToyData, number: int) -> Path:

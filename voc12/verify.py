@@ -22,6 +22,8 @@ from misc.run.parallel import chunked_map
 from misc.run.progress import progress
 from voc12.derived import DERIVED_FOLDER
 from voc12.devkit import Devkit
+from voc12.importing.devkit import turned_originals
+from voc12.importing.pictures import content_if_turned
 from voc12.instances import instances_of
 
 VERIFIED_FOLDER = DERIVED_FOLDER / ".verified"
@@ -228,16 +230,32 @@ def _as_paths(files: Sequence[str | Path]) -> Paths:
     return files if isinstance(files, Paths) else Paths("", map(str, files))
 
 
-def require_no_training_images(
-    ood_paths: Sequence[str | Path], train_paths: Sequence[str | Path], *, list_flag: str, train_flag: str
-) -> None:
-    """Raise `InputError` if out-of-distribution images are, byte for byte, training images that carry a class.
+def images_among(paths: Sequence[str | Path], devkit: Devkit, ids: Sequence[str]) -> dict[int, int]:
+    """{number of a file: number of an id} of the files that are, byte for byte, an image of the devkit.
 
-    Only images of equal sizes are read, and these once.
+    So are photographs that import_data has turned upright to make an image. Only files that are as large as an image
+    are read, and once, and where there are turned images the headers of the others.
     """
     checksums = look.remembered("verified files", _Verified).checksums
-    same = of_same_content(_as_paths(ood_paths), _as_paths(train_paths), checksums=checksums)
+    same = of_same_content(_as_paths(paths), devkit.image_paths(ids), checksums=checksums)
+    if turned := turned_originals(devkit.root):
+        number_of = {image_id: number for number, image_id in enumerate(ids)}
+        for number, path in enumerate(progress(paths, desc="looking for turned images", unit="image", leave=False)):
+            if number not in same and (original := turned.get(content_if_turned(path))) in number_of:
+                same[number] = number_of[original]
+    return same
+
+
+def require_no_training_images(
+    ood_paths: Sequence[str | Path], devkit: Devkit, ids: Sequence[str], *, list_flag: str, train_flag: str
+) -> None:
+    """Raise `InputError` if out-of-distribution images are, as `images_among` has it, images of `ids` of the devkit.
+
+    `ids`: those of training images that carry a class.
+    """
+    same = images_among(ood_paths, devkit, ids)
     if same:
+        train_paths = devkit.image_paths(ids)
         shown = first_three([f"{ood_paths[number]} is {train_paths[other]}" for number, other in same.items()])
         raise InputError(
             f"--{list_flag}: {len(same)} of {len(ood_paths)} out-of-distribution images are images of --{train_flag} "

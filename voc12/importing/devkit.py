@@ -72,6 +72,14 @@ def read_present(root: Path) -> Present:
     return Present(rows, classes, _labels(root) if rows else {}, tuple(name for name in names if name not in ids))
 
 
+def turned_originals(root: Path) -> dict[str, str]:
+    """{digest of a photograph's bytes: id} of those that were turned upright, so that their images have other bytes.
+
+    Empty for a devkit that was not imported. Raises `InputError` if its record is damaged.
+    """
+    return {row.content: row.image_id for row in _read_rows(root / IMPORT_RECORD) if row.is_turned}
+
+
 def _read_rows(path: Path) -> list[Row]:
     if not path.exists():
         return []

@@ -72,6 +72,21 @@ def facts_of(path: Path) -> Facts | str:
         return reason_of(error)
 
 
+def content_if_turned(path: str | Path) -> str | None:
+    """The digest of the bytes of a photograph that is stored turned, as `Facts` has it; None of any other file.
+
+    Of others no more than the header is read, except of PNGs, whose EXIF data may be at the end.
+    """
+    try:
+        with open_image(path) as image:
+            may_be_turned = image.format == "PNG" or orientation_of(image) != UPRIGHT
+    except Exception as error:  # a damaged file makes PIL fail in any way
+        raise_if_of_the_machine(error, memory=True)
+        return None
+    facts = facts_of(Path(path)) if may_be_turned else None
+    return facts.content if isinstance(facts, Facts) and facts.orientation != UPRIGHT else None
+
+
 def _suffix_of(image_format: str) -> str:
     return SUFFIX_OF.get(image_format, f".{image_format.lower()}")
 
