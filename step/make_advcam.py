@@ -25,7 +25,7 @@ from misc.summary import save_maps, tell_maps
 from net.build import ADVCAM_ATTRIBUTES, inputs_of_network, load_network, require_cell_classifier, require_network
 from voc12.dataloader import ScaledImages
 from voc12.devkit import Devkit, open_devkit, require_classes_of_network
-from voc12.images import read_ids_to_segment, read_images_to_segment
+from voc12.images import cam_bytes_per_pixel, read_ids_to_segment, read_images_to_segment
 from voc12.inference import labelled_by_classifier
 from voc12.verify import require_readable
 
@@ -34,6 +34,11 @@ def _pixels(args: Config, batches: Batches) -> list[float]:
     """Of image and mirror image of each pair of a batch, at the largest scale."""
     n_pairs = args.advcam_batch_size or default_batch_size(resolve_device(args.device))
     return [2 * batches.photographs(n_pairs) * max(SCALES) ** 2]
+
+
+def _bytes_per_pixel(args: Config) -> float:
+    devkit = open_devkit(args.voc12_root, args.class_list)
+    return cam_bytes_per_pixel(devkit, args.train_list, label_file=args.known_labels, numbers=args.cam_files)
 
 
 STEP = Step(
@@ -46,7 +51,7 @@ STEP = Step(
     writes=("advcam_out_dir",),
     flags=("adv_iter", "AD_coeff", "AD_stepsize", "score_th", "precision", "cam_files"),
     shared=True,
-    bytes_per_pixel=lambda args: camfile.BYTES_PER_PIXEL[args.cam_files],
+    bytes_per_pixel=_bytes_per_pixel,
     memory_flags=("num_workers", "advcam_batch_size"),
     on_gpu=OnGpu("cam_network", _pixels),
 )

@@ -25,9 +25,15 @@ from misc.summary import save_maps, tell_maps
 from net.build import inputs_of_network, load_network, require_network
 from voc12.dataloader import ScaledImages
 from voc12.devkit import Devkit, open_devkit, require_classes_of_network
-from voc12.images import read_ids_to_segment, read_images_to_segment
+from voc12.images import cam_bytes_per_pixel, read_ids_to_segment, read_images_to_segment
 from voc12.inference import labelled_by_classifier
 from voc12.verify import require_readable
+
+
+def _bytes_per_pixel(args: Config) -> float:
+    devkit = open_devkit(args.voc12_root, args.class_list)
+    return cam_bytes_per_pixel(devkit, args.train_list, label_file=args.known_labels, numbers=args.cam_files)
+
 
 STEP = Step(
     name="make_cam",
@@ -39,7 +45,7 @@ STEP = Step(
     writes=("cam_out_dir",),
     flags=("cam_scales", "precision", "cam_files"),
     shared=True,
-    bytes_per_pixel=lambda args: camfile.BYTES_PER_PIXEL[args.cam_files],
+    bytes_per_pixel=_bytes_per_pixel,
     memory_flags=("num_workers", "make_cam_batch_size", "cam_scales"),
     on_gpu=OnGpu(
         "cam_network",

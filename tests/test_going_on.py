@@ -4,18 +4,26 @@ import contextlib
 import json
 import os
 from collections import Counter
+from math import prod
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageOps
 from support import ALL_STEPS, NO_STEPS, make_all_inputs, make_toy_data
 
 import run_sample
+from misc.files import camfile
 from misc.files.images import read_label, write_label
+from misc.run.config import parse_config
 from misc.run.provenance import RECORD, FinishedFiles
 from misc.run.record import RunRecord
 from misc.run.training_state import TrainingState
 from net.weights import read_checkpoint
+from step import make_advcam, make_cam
+from voc12.devkit import open_devkit
+from voc12.labels import read_labels
 
 CHAIN = {**ALL_STEPS, "make_advcam_pass": True, "eval_advcam_pass": True, "make_report_pass": True, "adv_iter": 2}
 STEPS = [name.removesuffix("_pass") for name, value in CHAIN.items() if value is True]
@@ -260,6 +268,22 @@ def test_records_that_are_damaged_do_no_harm(done):
     assert "make_cam runs: it has not been done here yet" in said
     assert "eval_cam runs: it has not been done here yet" in said
     assert done.steps_done == ["make_cam", "eval_cam"]
+
+
+@pytest.mark.parametrize("numbers", ["float32", "float16"])
+def test_the_plan_knows_how_large_cam_files_are(toy, numbers):
+    """By the classes that the images carry, of which VOC has few."""
+    size, labels = (400, 600), read_labels(open_devkit(toy.root, ""), "voc12/cls_labels.npy", toy.ids[:6])
+    written = 0
+    for number, n_classes in enumerate(labels.counts().tolist()):
+        maps = torch.rand(n_classes, *size)
+        camfile.save(f"{number}.npy", np.arange(n_classes), maps[:, ::4, ::4], maps, numbers=numbers)
+        written += Path(f"{number}.npy").stat().st_size
+    for step in (make_cam, make_advcam):
+        config = parse_config(toy.flags(cam_files=numbers))
+        assert step.STEP.bytes_per_pixel(config) * prod(size) * len(labels) == pytest.approx(written, rel=0.01)
+        config = parse_config(toy.flags(cam_files=numbers, labels_from="classifier"))
+        assert step.STEP.bytes_per_pixel(config) == {"float32": 6.375, "float16": 3.375}[numbers]
 
 
 def test_the_plan_tells_what_will_be_done_and_does_nothing(done):

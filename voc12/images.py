@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from misc.errors import InputError, requirement
+from misc.files import camfile
 from misc.files.paths import Paths
 from misc.run.depends import checksum
 from misc.run.distributed import n_processes, share
@@ -13,6 +14,9 @@ from misc.run.provenance import source_digest
 from voc12.devkit import Devkit
 from voc12.labels import Labels, ids_without_class, read_labels, require_some_class
 from voc12.lists import read_list
+
+CLASSES_OF_VOC = 1.5
+"""Of an image, on average."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,12 @@ class LabelledImages:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+
+def cam_bytes_per_pixel(devkit: Devkit, list_path: str | Path, *, label_file: str | None, numbers: str) -> float:
+    """What the CAM files of the images of `train_list` take, by the classes that these carry; VOC's where none know."""
+    images = read_images_to_segment(devkit, list_path, flag="train_list", label_file=label_file)
+    return camfile.bytes_per_pixel(numbers, CLASSES_OF_VOC if label_file is None else images.labels.counts().mean())
 
 
 def read_labelled_images(devkit: Devkit, list_path: str | Path, *, flag: str, label_file: str | None) -> LabelledImages:

@@ -14,8 +14,11 @@ from misc.files.paths import Paths
 
 NUMBERS = {"float32": np.float32, "float16": np.float16}
 """{name: type} of the numbers in `high_res`."""
-BYTES_PER_PIXEL = {"float32": 6, "float16": 3.2}
-"""Of the files of VOC's images, which carry 1.5 classes: a number a pixel and class, and a float32 for stride 4."""
+
+
+def bytes_per_pixel(numbers: str, n_classes: float) -> float:
+    """Of the files of images that carry `n_classes` each: a number a pixel and class, and a float32 at stride 4."""
+    return n_classes * (np.dtype(NUMBERS[numbers]).itemsize + 4 / 16)
 
 
 def cam_path(folder: str | Path, image_id: str) -> Path:
