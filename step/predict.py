@@ -8,15 +8,16 @@ from pathlib import Path
 import numpy as np
 
 from misc.crf import require_backend
-from misc.errors import InputError
+from misc.errors import InputError, first_three
 from misc.files.atomic import LONGEST_NAME, write_json
 from misc.files.images import IMAGE_SUFFIXES, read_image, read_label, write_jpeg, write_palette
+from misc.files.jsonfile import read_dict
 from misc.imutils import resize_label
 from misc.report.pictures import mask_overlay, with_legend
 from misc.run.config import Config
 from misc.run.depends import source_of_files
 from misc.run.device import resolve_device
-from misc.run.done import finished_files
+from misc.run.done import finished_files, is_redone
 from misc.run.loaders import sequential_loader
 from misc.run.plan import Planned, require_writable
 from misc.run.progress import progress
@@ -56,7 +57,8 @@ def _photographs(predict_input: str) -> list[Path]:
     try:
         if path.is_file():
             return [path]
-        found = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+        files = (file for file in path.iterdir() if not file.name.startswith("."))  # such as those of macOS
+        found = sorted(file for file in files if file.suffix.lower() in IMAGE_SUFFIXES)
     except OSError as error:
         problem = "is missing" if isinstance(error, FileNotFoundError) else f"can't be read ({error.strerror})"
         raise InputError(f"--predict_input {predict_input} {problem}; {expected}.") from error
@@ -116,10 +118,23 @@ def _written(folder: Path, photographs: list[Path]) -> list[list[Path]]:
     return [[folder / f"{name}.png", folder / f"{name}{OVERLAY}"] for name in _output_names(photographs)]
 
 
+def _require_no_others(out: Path, photographs: Path, masks: list[Path]) -> None:
+    """Raise `InputError` if `masks` that are to be made would replace those of another folder of photographs.
+
+    Cameras call different photographs by one name.
+    """
+    known, replaced = read_dict(out / CLASSES).get("photographs"), [path.name for path in masks if path.is_file()]
+    if replaced and isinstance(known, str) and known != str(photographs.resolve()):
+        raise InputError(
+            f"--predict_out_dir {out} has masks of the photographs in {known}, of which some would be replaced "
+            f"({first_three(replaced)}); name another folder, or pass --redo predict."
+        )
+
+
 def run(args: Config) -> None:
     """Write `predict_out_dir`/NAME.png (ids, palette), NAME_overlay.jpg with a legend, and classes.json.
 
-    Finished photographs are kept.
+    Finished photographs are kept. Raises `InputError` if masks of photographs in another folder would be replaced.
     """
     device = resolve_device(args.device)
     paths, out = _photographs(args.predict_input), Path(args.predict_out_dir)
@@ -127,6 +142,8 @@ def run(args: Config) -> None:
     finished = finished_files(STEP, args, _of_all_files(args, names))
     items = _written(out, paths)
     pending = finished.pending(items, lambda number: source_of_files(paths[number]))
+    if not is_redone(STEP, args):
+        _require_no_others(out, paths[0].parent, [items[number][0] for number in pending])
     model = load_segmenter(args.deeplab_network, args.deeplab_weights_name, device, n_classes=len(names))
 
     pending_paths = [paths[number] for number in pending]
@@ -150,7 +167,8 @@ def run(args: Config) -> None:
         counts = np.bincount(read_label(mask_path).ravel(), minlength=len(names))
         of_classes = (k for k in np.argsort(-counts, kind="stable") if counts[k])
         shares[path.name] = {names[k]: counts[k] / counts.sum() for k in of_classes}
-    write_json(out / CLASSES, {"classes": colours_of(names), "shares": shares})
+    content = {"photographs": str(paths[0].parent.resolve()), "classes": colours_of(names), "shares": shares}
+    write_json(out / CLASSES, content)
     tell_masks(STEP.name, [mask_path for mask_path, _ in items])
     log.info("segmented %d photographs: masks, overlays and classes.json are in %s", len(paths), out)
 

@@ -1,6 +1,7 @@
 """Training, evaluation, export of DeepLab, and its predictions for photographs, as a user runs them."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -183,12 +184,12 @@ def test_a_network_keeps_its_class_names(trained):
         assert shares.keys() - {"background"}
 
     evaluate = {"eval_deeplab_pass": True, "deeplab_crf": False}
+    of_data = trained.root / "classes.txt"
     sentence = "class 1 is aeroplane in sess/deeplab_v2_ood.classes.txt, cat in the data; correct --voc12_root or"
-    assert sentence in refusal(trained, **evaluate, class_list=own)
-    own.write_text("aeroplane\nbottle\n")
-    assert "class 3 is train in sess/deeplab_v2_ood.classes.txt, missing in the data" in refusal(
-        trained, **evaluate, class_list=own
-    )
+    shutil.copy(own, of_data)
+    assert sentence in refusal(trained, **evaluate)
+    of_data.write_text("aeroplane\nbottle\n")
+    assert "class 3 is train in sess/deeplab_v2_ood.classes.txt, missing in the data" in refusal(trained, **evaluate)
     Path("sess/deeplab_v2_ood.classes.txt").unlink()
     hint = "expected (21, 64, 3, 3); pass the --class_list of the classes that it was trained on."
     assert refusal(trained, **predict, voc12_root="nowhere").endswith(hint)
@@ -303,6 +304,22 @@ def test_photographs_of_every_kind_are_segmented(trained):
     assert len(expected) > 1
     assert shares["turned.jpg"] == pytest.approx(expected)
     assert list(shares["turned.jpg"].values()) == sorted(expected.values(), reverse=True)
+
+
+def test_masks_of_other_photographs_are_not_replaced(trained):
+    """Cameras repeat the names of their files."""
+    first = photograph(trained.work / "photos/IMG_1.png")
+    (first.parent / "._IMG_1.png").write_bytes(b"what macOS adds")
+    run(trained, predict_pass=True, predict_input=first.parent)
+    other = photograph(trained.work / "others/IMG_1.png", size=(50, 50))
+    sentence = f"--predict_out_dir result/predict has masks of the photographs in {first.parent.resolve()}, of which"
+    assert sentence in refusal(trained, predict_pass=True, predict_input=other, redo=())
+    assert read_label("result/predict/IMG_1.png").shape == (40, 60)
+    for path, how in ((photograph(first, size=(31, 31)), {"redo": ()}), (other, {"redo": "predict"})):
+        run(trained, predict_pass=True, predict_input=path, **how)  # the same one, changed; another one, as asked for
+        assert read_label("result/predict/IMG_1.png").shape == read_image(path).shape[:2]
+    moved = shutil.copytree(other.parent, trained.work / "moved") / other.name
+    run(trained, predict_pass=True, predict_input=moved, redo=())  # nothing is to be replaced
 
 
 def test_a_photograph_is_segmented_as_it_is_seen(trained):
