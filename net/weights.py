@@ -20,7 +20,7 @@ from misc.errors import InputError, first_three, raise_if_of_the_machine, reason
 from misc.files.atomic import atomic_path
 from misc.files.checkpointfile import checkpoint_file
 from misc.files.objectfile import NUMPY_STAND_INS
-from misc.files.pickles import load_tensors
+from misc.files.pickles import A_SET, load_tensors
 from misc.files.regular import regular
 from misc.files.soundness import LARGEST_WEIGHT, unsound_weight
 from misc.run.step import Files
@@ -86,7 +86,7 @@ MXNET_START = (0x112).to_bytes(8, "little")
 # The last block of ResNet-101's third stage, in torchvision's and in MSRA's names
 _TORCHVISION_RESNET101, _MSRA_RESNET101 = "layer3.22.conv1.weight", "layer4.block23.reduce.conv.weight"
 ANOTHER_START = "pass another --deeplab_init_weights, or a --deeplab_network such as net.resnet101_deeplab"
-# Names, without `module.`, that one layout alone has, and what stands for what in it
+# Names, without what wraps them, that one layout alone has, and what stands for what in it
 _LAYOUTS = (
     (re.compile(r"(fc_edge|fc_dp|edge_layers|dp_layers)"), _IRN_ALIASES),
     (re.compile(r"backbone\.0\.4\."), _WHOLE_CLASSIFIER_ALIASES),
@@ -95,8 +95,12 @@ _LAYOUTS = (
 _DROPPED = re.compile(r"(.*\.)?num_batches_tracked|path_indices\d*|disp_target|_?fc\.(weight|bias)")
 
 
+_WRAPPED = re.compile(r"\A((module|_orig_mod)\.)+")
+"""What DataParallel and torch.compile put before the names of the network that they wrap."""
+
+
 def _bare_name(name: str) -> str:
-    return name.removeprefix("module.").removeprefix(MULTISCALE_PREFIX)
+    return _WRAPPED.sub("", name).removeprefix(MULTISCALE_PREFIX)
 
 
 def _aliases(names: Iterable[str]) -> tuple[tuple[str, str], ...]:
@@ -232,8 +236,9 @@ def _fill(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor], *, kind: st
     """Copy `given` into `wanted`, tensors by canonical name, if they fit name by name; else raise `InputError`."""
     missing, extra = sorted(wanted.keys() - given.keys()), sorted(given.keys() - wanted.keys())
     if missing:
+        others = f" and has {len(extra)} others ({first_three(extra)})" if extra else ""
         raise InputError(
-            f"{origin} is no checkpoint of {kind}: it lacks {len(missing)} tensors ({first_three(missing)})."
+            f"{origin} is no checkpoint of {kind}: it lacks {len(missing)} tensors ({first_three(missing)}){others}."
         )
     if extra:
         raise InputError(
@@ -290,6 +295,8 @@ def read_checkpoint(path: str | Path, *, instead: str = "train it") -> dict[str,
     except Exception as error:  # foreign bytes make the parser fail in any way
         if foreign := re.search(r"GLOBAL (\S+) was not an allowed", str(error)):
             advice = f"it holds {foreign[1]}, which is no plain data and is never loaded; save its state dict alone."
+        elif str(error) == A_SET:
+            advice = "it holds a set, as a whole network does, which is never loaded; save its state dict alone."
         raise InputError(f"checkpoint {path} can't be read: {advice}") from error
     if _is_state_dict(content):
         return _of_plain_tensors(content, path)

@@ -1,5 +1,6 @@
 """Checkpoints of every layout, and what is said of those that don't fit."""
 
+import re
 from argparse import Namespace
 from urllib.error import URLError
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from support import seeded_state
+from torch import nn
 
 from misc.errors import InputError
 from net.backbone import resnet18, resnet50
@@ -212,6 +214,23 @@ def test_what_a_checkpoint_may_not_hold_is_named(tmp_path):
     torch.save({"state_dict": {"a": torch.ones(1)}, "args": Namespace(lr=0.1)}, tmp_path / "c.pth")
     with pytest.raises(InputError, match=r"c.pth can't be read: it holds argparse.Namespace, which is no plain data"):
         read_checkpoint(tmp_path / "c.pth")
+    for whole in (resnet18(), nn.DataParallel(resnet18())):
+        torch.save(whole, tmp_path / "whole.pth")
+        with pytest.raises(InputError, match=r"it holds a set, as a whole network does, .*; save its state dict alone"):
+            read_checkpoint(tmp_path / "whole.pth")
+
+
+@pytest.mark.parametrize("prefix", ["module.", "module.module.", "_orig_mod.", "module._orig_mod."])
+def test_names_of_a_wrapped_network_are_known(tmp_path, prefix):
+    network = DeepLab(n_classes=3)
+    state = {f"{prefix}{name}": torch.full_like(tensor, 2) for name, tensor in network.state_dict().items()}
+    torch.save(state, tmp_path / "c.pth")
+    load_weights(network, tmp_path / "c.pth")
+    assert all((parameter == 2).all() for parameter in network.parameters())
+    torch.save({f"model.{name}": tensor for name, tensor in state.items()}, tmp_path / "c.pth")
+    sentence = rf"it lacks \d+ tensors \(.*\) and has \d+ others \(model\.{re.escape(prefix)}"
+    with pytest.raises(InputError, match=sentence):
+        load_weights(network, tmp_path / "c.pth")
 
 
 def test_missing_and_doubled_names(tmp_path):

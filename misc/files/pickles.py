@@ -13,6 +13,8 @@ from misc.files.regular import regular
 
 DEEPEST_TUPLE = 8
 """Arrays and tensors have tuples within tuples, three deep."""
+A_SET = "a set"
+"""What the error says of a pickle that would make one."""
 OLD_FORMAT_PICKLES = 5
 """Pickles at the start of a file of `torch.save` before PyTorch 1.6: magic number, version, system, content, keys."""
 
@@ -60,7 +62,7 @@ def _with_plain_keys(load: Callable[[Any], None], *, items: slice) -> Callable[[
 
 
 def _refuse_set(_: Any) -> NoReturn:
-    raise pickle.UnpicklingError("a set")
+    raise pickle.UnpicklingError(A_SET)
 
 
 _LOAD = pickle._Unpickler.dispatch
@@ -119,7 +121,7 @@ class _DryRun(BoundedUnpickler):
     """Goes through a pickle without making anything of it."""
 
     def find_class(self, module: str, name: str) -> Any:
-        require(name not in ("set", "frozenset", "Counter"), "a set")
+        require(name not in ("set", "frozenset", "Counter"), A_SET)
         return _unbuilt_dict if name == "OrderedDict" else _Unbuilt
 
     def persistent_load(self, pid: object) -> Any:
