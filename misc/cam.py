@@ -55,7 +55,11 @@ def batch_scale_maps(model: nn.Module, images: Sequence[Tensor]) -> list[Tensor]
         model: a `CAM` network, (2, 3, h, w) -> (C, h', w'). Where it offers `activation(images (B, 3, h, w), mirrored)
             -> (B, C, h', w')`, the images run as one batch.
         images: the images at each scale, (B, 3, h_s, w_s) uint8 on the model's device.
+
+    Raises `ValueError` for images that are not uint8, whose numbers could be of any range.
     """
+    if any(at_scale.dtype != torch.uint8 for at_scale in images):
+        raise ValueError(f"images must be uint8, RGB in 0 .. 255, not {images[0].dtype}")
     normalized = [normalize(at_scale) for at_scale in images]
     if hasattr(model, "activation"):
         return [model.activation(at_scale, at_scale.flip(-1)) for at_scale in normalized]

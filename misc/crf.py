@@ -94,6 +94,8 @@ def crf_inference_label(
 
     Returns:
         (H, W) int64 labels of the highest marginal.
+
+    Raises `ValueError` for an image that is not uint8, or not of the labels' size.
     """
     return crf_inference_labels(image, [labels], n_labels, n_iter, gt_prob, backend=backend, device=device)[0]
 
@@ -108,7 +110,12 @@ def crf_inference_labels(
     backend: Backend = "auto",
     device: torch.device = CPU,
 ) -> list[np.ndarray]:
-    """`crf_inference_label` for several label maps of one image, which share what depends on the image alone."""
+    """`crf_inference_label` for several label maps of one image, which share what depends on the image alone.
+
+    Raises `ValueError` for an image that is not uint8, or not of the maps' size.
+    """
+    for of_one in labels:
+        _require_image(image, of_one.shape)
     if n_labels == 1:  # the unary term divides by n_labels - 1
         return [np.zeros(of_one.shape, dtype=np.int64) for of_one in labels]
     if backend == "pydensecrf":
@@ -120,6 +127,14 @@ def crf_inference_labels(
     logits = logits_of_labels(given, n_labels, gt_prob=gt_prob)
     refined = _most_probable(torch.from_numpy(image).to(device), logits, CAM_KERNELS, n_iter)
     return list(refined.cpu().numpy())
+
+
+def _require_image(image: np.ndarray, size: tuple[int, ...]) -> None:
+    """Raise `ValueError` unless the image is (H, W, 3) uint8 and of `size`: others would give senseless labels."""
+    if image.dtype != np.uint8 or image.shape != (*size, 3):
+        raise ValueError(
+            f"the image must be {(*size, 3)} of uint8, RGB in 0 .. 255, not {image.shape} of {image.dtype}"
+        )
 
 
 def crf_inference_softmax(
@@ -134,7 +149,10 @@ def crf_inference_softmax(
 
     Returns:
         (H, W) int64 labels of the highest marginal.
+
+    Raises `ValueError` for an image that is not uint8, or not of the probabilities' size.
     """
+    _require_image(image, probabilities.shape[1:])
     if backend == "pydensecrf":
         from pydensecrf.utils import unary_from_softmax
 

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from misc.cam import label_map
-from misc.imutils import MAP_STRIDE
+from misc.imutils import MAP_STRIDE, cells_of
 from misc.indexing import RandomWalk
 
 
@@ -43,7 +43,11 @@ def semantic_mask(
 
     Returns:
         (H, W) uint8, 0 for background; all background if K is 0.
+
+    Raises `ValueError` if the CAM is not one of `keys` and `size`.
     """
+    if tuple(cam.shape) != (len(keys), *cells_of(size)):
+        raise ValueError(f"the CAM must be {(len(keys), *cells_of(size))} for these keys and size, not {(*cam.shape,)}")
     if len(keys) == 0:
         return np.zeros(size, dtype=np.uint8)
     scores = divide_by_maximum(upsample(walk(cam**power), size))

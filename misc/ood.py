@@ -29,6 +29,8 @@ def _group_means(parts: Iterable[Tensor], membership: Tensor, *, over_processes:
         sums = sums + members.T @ rows.double()
         counts = counts + members.sum(dim=0)
         first += len(rows)
+    if first != len(membership):
+        raise ValueError(f"{first} rows of features have {len(membership)} rows of labels")
     if over_processes:
         sums, counts = sum_over_processes(sums), sum_over_processes(counts)
     return (sums / counts[:, None]).to(rows.dtype)
@@ -43,6 +45,8 @@ def class_prototypes(features: Tensor | Iterable[Tensor], labels: Tensor) -> Ten
         features: (N, D), or parts of it of (n, D), one after the other, so that those of many images need not be held
             at once.
         labels: (N, C) 0/1.
+
+    Raises `ValueError` for labels of another number of images.
     """
     parts = [features] if isinstance(features, Tensor) else features
     return _group_means(parts, labels, over_processes=True)

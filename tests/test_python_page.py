@@ -8,6 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
+from misc.cam import scale_maps
+from misc.crf import crf_inference_label, crf_inference_softmax
+from misc.indexing import RandomWalk
+from misc.masks import semantic_mask
+from misc.ood import class_prototypes
 from net.weights import save_weights
 from tests import own_network
 
@@ -73,3 +78,23 @@ def test_a_step_of_the_losses_changes_the_network(names):
     torch.testing.assert_close(losses["total"], expected)
     changed = [not torch.equal(a, b) for a, b in zip(names["before"], names["network"].parameters(), strict=True)]
     assert all(changed)
+
+
+IMAGE, LABELS = np.zeros((8, 12, 3), dtype=np.uint8), np.zeros((8, 12), dtype=np.int64)
+CAM = torch.rand(2, 2, 3)
+WALK = {"power": 1.0, "background_score": 0.25}
+SENSELESS = {
+    "image of 0 .. 1": lambda: crf_inference_label(IMAGE / 255, LABELS, 2),
+    "image that lies across": lambda: crf_inference_label(IMAGE.transpose(1, 0, 2), LABELS, 2),
+    "grey image": lambda: crf_inference_softmax(IMAGE[..., 0], np.full((2, 8, 12), 0.5, dtype=np.float32)),
+    "scaled images of 0 .. 1": lambda: scale_maps(lambda pair: pair[0], [torch.rand(3, 8, 12)]),
+    "another size": lambda: semantic_mask(CAM, RandomWalk(torch.rand(1, 2, 3)), [0, 1], (8, 13), **WALK),
+    "another number of classes": lambda: semantic_mask(CAM, RandomWalk(torch.rand(1, 2, 3)), [0], (8, 12), **WALK),
+    "labels of other images": lambda: class_prototypes(torch.rand(4, 5), torch.ones(6, 3)),
+}
+
+
+@pytest.mark.parametrize("given", SENSELESS)
+def test_what_would_give_senseless_results_is_refused(given):
+    with pytest.raises(ValueError, match="must be|rows of features have"):
+        SENSELESS[given]()
