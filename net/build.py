@@ -5,11 +5,14 @@
 docs/own_networks.md tells what such a module must offer.
 """
 
+import ast
 import importlib
 import inspect
 import operator
+import sys
 from collections.abc import Container, Mapping, Sequence
-from importlib.util import find_spec
+from importlib.util import find_spec, resolve_name
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -45,6 +48,7 @@ ATTRIBUTES = {
 ADVCAM_ATTRIBUTES = ("logit_maps", "classifier.weight")
 """What AdvCAM uses of `CAM` as well."""
 TIMM_MODULES = {"cam_network": "net.timm_cam", "irn_network": "net.timm_irn", "deeplab_network": "net.timm_deeplab"}
+OUR_PACKAGES = ("misc", "net", "step", "voc12")
 GUIDE = "docs/own_networks.md says what a network must offer"
 
 
@@ -94,13 +98,56 @@ def _has(network: nn.Module, dotted_name: str) -> bool:
 
 
 def source_file(module_name: str) -> Files:
-    """The files on which a network's results depend: that of its module, and of timm's models the one that holds timm's
-    version. `build_network` has found them."""
+    """The files on which a network's results depend. `build_network` has found them.
+
+    That of its module; of timm's models also the one that holds timm's version; of a module of somebody's own also
+    those in its folder and below that it imports, and these, in turn.
+    """
     name = module_name.partition(BACKBONE_MARK)[0]
-    paths = [getattr(importlib.import_module(name), "__file__", None)]
+    importlib.import_module(name)
+    paths = [_file_of(name)] if _is_ours(name) else _files_with(name)
     if name in TIMM_MODULES.values():
         paths.append(find_spec("timm.version").origin)
     return Files([path for path in paths if path])
+
+
+def _file_of(name: str) -> str | None:
+    """The file of a module that is imported."""
+    return getattr(sys.modules.get(name), "__file__", None)
+
+
+def _is_ours(name: str) -> bool:
+    """Whether a module is of this project, whose steps have versions."""
+    return name.partition(".")[0] in OUR_PACKAGES
+
+
+def _files_with(name: str) -> list[str]:
+    """The file of a module, and of those that it imports from its folder; neither of this project nor installed."""
+    folder, found, pending = Path(_file_of(name) or "").parent, [], [name]
+    while pending:
+        each = pending.pop()
+        path = _file_of(each)
+        if path is None or path in found:
+            continue
+        is_near = Path(path).is_relative_to(folder) and "site-packages" not in Path(path).parts
+        if each == name or (is_near and not _is_ours(each)):
+            found.append(path)
+            pending += _imported_by(each, path)
+    return found
+
+
+def _imported_by(name: str, path: str) -> list[str]:
+    """Names of what a module's file imports, among them some of what is in these modules."""
+    if not path.endswith(".py"):
+        return []
+    imported, package = [], sys.modules[name].__package__
+    for node in ast.walk(ast.parse(Path(path).read_bytes())):
+        if isinstance(node, ast.Import):
+            imported += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = resolve_name("." * node.level + (node.module or ""), package) if node.level else node.module
+            imported += [base, *(f"{base}.{alias.name}" for alias in node.names)]
+    return imported
 
 
 def inputs_of_network(flags: Mapping[str, str], classes: Sequence[str]) -> Inputs:

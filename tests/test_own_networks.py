@@ -10,7 +10,7 @@ from support import ALL_STEPS, NO_STEPS
 import run_sample
 from misc.errors import InputError
 from misc.files import camfile
-from net.build import ADVCAM_ATTRIBUTES, ATTRIBUTES, FLAGS, build_network
+from net.build import ADVCAM_ATTRIBUTES, ATTRIBUTES, FLAGS, build_network, source_file
 from net.weights import read_checkpoint
 from tests import bare_network
 
@@ -32,6 +32,28 @@ def networks(module):
 
 def test_the_guides_example_is_the_tested_one():
     assert f"```python\n{(ROOT / 'tests/own_network.py').read_text()}```" in GUIDE
+
+
+def test_a_change_of_what_a_network_imports_is_noticed(tmp_path, monkeypatch):
+    """Of its own folder: neither of this project, nor of what is installed there, nor of what it does not import."""
+    files = {
+        "mine_network.py": "import mine_package.gain\nfrom net import irn\nimport mine_installed\nimport torch",
+        "mine_package/__init__.py": "",
+        "mine_package/gain.py": "from . import base\nfrom .other import VALUE\nimport mine_network",
+        "mine_package/base.py": "",
+        "mine_package/other.py": "VALUE = 1",
+        "mine_package/unused.py": "",
+        "site-packages/mine_installed.py": "",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    for folder in (tmp_path, tmp_path / "site-packages"):
+        monkeypatch.syspath_prepend(folder)
+    found = {Path(path).relative_to(tmp_path).as_posix() for path in source_file("mine_network").paths}
+    assert found == files.keys() - {"mine_package/unused.py", "site-packages/mine_installed.py"}
+    assert len(source_file("mine_installed").paths) == 1
+    assert len(source_file("net.resnet50_irn").paths) == 1
 
 
 def test_the_guide_names_all_that_is_needed():
