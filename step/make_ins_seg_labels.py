@@ -99,10 +99,8 @@ def outputs(args: Config) -> list[str | Path]:
     return instancefile.instance_paths(args.ins_seg_out_dir, ids)
 
 
-def kept_outputs(args: Config, devkit: Devkit) -> KeptOutputs | None:
-    """Where IRN's output is kept, for both steps that make masks of it; None without `--keep_irn`."""
-    if not args.keep_irn:
-        return None
+def kept_outputs(args: Config, devkit: Devkit) -> KeptOutputs:
+    """Where `--keep_irn` keeps IRN's output, for both steps that make masks of it."""
     return KeptOutputs(Path(args.result_dir, IRN_FOLDER), finished_files(IRN_OUTPUT, args, _of_all_files(args, devkit)))
 
 
@@ -143,7 +141,7 @@ def run(args: Config) -> None:
         batch_size=args.irn_infer_batch_size,
         title="make_ins_seg_labels",
         walk_between=partial(RandomWalk, beta=args.beta, exp_times=args.exp_times),
-        kept=kept_outputs(args, devkit),
+        kept=kept_outputs(args, devkit) if args.keep_irn else None,
     )
     advice = "lower --ins_seg_bg_thres, or make better CAMs"
     on_first_process(partial(tell_masks, advice=advice), STEP.name, outputs(args))

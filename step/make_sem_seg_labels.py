@@ -138,7 +138,7 @@ def run(args: Config) -> None:
         batch_size=args.irn_infer_batch_size,
         title=title,
         walk_between=partial(RandomWalk, beta=args.beta, exp_times=args.exp_times),
-        kept=make_ins_seg_labels.kept_outputs(args, devkit),
+        kept=make_ins_seg_labels.kept_outputs(args, devkit) if args.keep_irn else None,
     )
     advice = "lower --sem_seg_bg_thres, or make better CAMs"
     on_first_process(partial(tell_masks, advice=advice), STEP.name, _mask_paths(args))

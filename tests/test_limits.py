@@ -101,7 +101,7 @@ SAID = {
     ),
     "oneDNN": (
         RuntimeError("could not create a primitive"),
-        r"make_x: the memory does not suffice; lower --x_batch_size or",
+        r"make_x: the memory does not suffice; lower --num_workers, --x_batch_size or",
     ),
     "killed worker": (
         RuntimeError("DataLoader worker (pid 77) is killed by signal: Killed. "),

@@ -320,7 +320,7 @@ def _size_of(part: Path) -> int:
 
 
 def _bytes_in(path: Path) -> int | None:
-    """The size of a file; None where there is none, or none any more, as another run has given it its name meanwhile."""
+    """The size of a file; None where there is none, or none any more, since another run has just renamed it."""
     try:
         state = path.stat()
     except (FileNotFoundError, NotADirectoryError):
