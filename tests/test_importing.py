@@ -138,6 +138,44 @@ def test_tables(text, classes):
     assert all(image.path.is_file() for image in found.images)
 
 
+@pytest.mark.parametrize("kind", ["csv", "json"])
+@pytest.mark.parametrize(
+    ("names", "folder", "advice"),
+    [
+        (("a/000.png", "b/000.png"), "images/a", ", --import_images images"),
+        (("b/000.png", "a/000.png"), "images/c", ", --import_images images"),
+        (("000.png", "b/000.png"), "images/c", ""),
+        (("b\\000.png", "c/000.png"), "images/c", ", --import_images images"),
+    ],
+)
+def test_names_that_are_one_file_by_their_last_part_are_refused(kind, names, folder, advice):
+    for number, name in enumerate("abc"):
+        picture(f"images/{name}/000.png", number)
+    if kind == "csv":
+        path = Path("t.csv")
+        path.write_text(f"file,labels\n{names[0]},cat\n{names[1]},dog\n")
+    else:
+        path = coco(
+            [{"id": number, "file_name": name} for number, name in enumerate(names)],
+            [{"image_id": number, "category_id": (3, 90)[number]} for number in (0, 1)],
+        )
+    one, other = (name.replace("\\", "/") for name in names)
+    sentence = (
+        f"--import_images {folder}: {one} and {other} are both {folder}/000.png by the last part of their names; "
+    )
+    with pytest.raises(InputError, match=f"^{sentence}pass the folder that both names are relative to{advice}\\.$"):
+        import_data(path, import_images=folder)
+
+
+def test_names_that_are_found_by_their_last_part_are_told():
+    sorted_pictures()
+    Path("t.csv").write_text("file,labels\n0.png,cat\nx/1.png,cat\ny/2.png,dog\nz/12.png,dog\n")
+    import_data("t.csv", import_images="photos/cat")
+    assert "notice: 2 of 4 names were found by their last part alone, such as x/1.png -> photos/cat/1.png\n" in log()
+    assert lines("labels.csv")[1:] == ["0.png,cat", "1.png,cat", "2.png,dog"]
+    assert lines("left_out.csv")[1:] == ["z/12.png,not in photos/cat,"]
+
+
 SQUARE = [[2, 2, 8, 2, 8, 8, 2, 8]]
 
 

@@ -26,8 +26,8 @@ def read_coco(path: Path, images: Path) -> Source:
     """The images of a COCO file, in the folder `images`, with the classes of their annotations.
 
     An image has masks if each of its annotations has a segmentation, and any of the file has. Classes are the
-    categories in the file's order. Raises `InputError` for a file that is no such JSON, or contradicts itself, or if
-    none of its images is there.
+    categories in the file's order. Raises `InputError` for a file that is no such JSON, or contradicts itself, if none
+    of its images is there, or if the folder is not the one that their names are relative to.
     """
     try:
         content = parse(read_text(path))
@@ -54,8 +54,9 @@ def read_coco(path: Path, images: Path) -> Source:
         of_image[image_id].append(item)
     has_masks = any(item.get("segmentation") for item in annotations)
     folder, found = ImageFolder(images), []
-    for item, image_id in zip(entries, ids, strict=True):
-        if (place := folder.find(item["file_name"])) is None:
+    places = folder.find_all([item["file_name"] for item in entries])
+    for item, image_id, place in zip(entries, ids, places, strict=True):
+        if place is None:
             continue
         labels = dict.fromkeys(name_of[_key(note["category_id"])] for note in of_image[image_id])
         objects = [_object(note, name_of, path) for note in of_image[image_id]]

@@ -1,10 +1,12 @@
 """Finding the images that a file names."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
-from misc.errors import InputError, first_three
+from misc.errors import InputError, first_three, printable
 from misc.files.look import Folder, folder_at
+from misc.run.notices import notice
 from voc12.importing.source import LeftOut
 
 
@@ -22,17 +24,48 @@ class ImageFolder:
         self._listed: dict[str, Folder] = {}
         self.missing: list[LeftOut] = []
 
-    def find(self, name: str) -> Path | None:
-        """The file of a name: a path from the folder on, an absolute one, or one whose last part is in the folder."""
-        plain = name.replace("\\", "/")
-        for candidate in (os.path.join(self._root, plain), os.path.join(self._root, plain.rpartition("/")[2])):
-            folder, file = os.path.split(candidate)
-            if folder not in self._listed:
-                self._listed[folder] = folder_at(folder)
-            if file in self._listed[folder]:
-                return Path(candidate)
-        self.missing.append(LeftOut(name, f"not in {self._root}"))
-        return None
+    def find_all(self, names: Sequence[str]) -> list[Path | None]:
+        """The file of each name: a path from the folder on, an absolute one, or one whose last part is in the folder.
+
+        None for a name without a file. Tells the log of names that were found by their last part alone. Raises
+        `InputError` if that gives a name the file of another, since one of them lies elsewhere.
+        """
+        plain = [name.replace("\\", "/") for name in names]
+        whole = {name: path for name in plain if (path := self._file_at(name))}
+        others = [name for name in dict.fromkeys(plain) if name not in whole]
+        by_last_part = {name: path for name in others if (path := self._file_at(name.rpartition("/")[2]))}
+        owners = {os.path.normpath(path): name for name, path in whole.items()}
+        for name, path in by_last_part.items():
+            if (owner := owners.setdefault(os.path.normpath(path), name)) != name:
+                raise InputError(
+                    f"--import_images {self._root}: {owner} and {name} are both {path} by the last part of their "
+                    f"names; {self._advice(owner, name)}."
+                )
+        if by_last_part:
+            name, path = next(iter(by_last_part.items()))
+            notice(
+                f"{len(by_last_part)} of {len({*plain})} names were found by their last part alone, such as "
+                f"{printable(f'{name} -> {path}')}"
+            )
+        found = [whole.get(name) or by_last_part.get(name) for name in plain]
+        self.missing += [
+            LeftOut(name, f"not in {self._root}") for name, path in zip(names, found, strict=True) if path is None
+        ]
+        return [path and Path(path) for path in found]
+
+    def _file_at(self, name: str) -> str | None:
+        """The path of a file that the folder has under a name."""
+        path = os.path.join(self._root, name)
+        folder, file = os.path.split(path)
+        if folder not in self._listed:
+            self._listed[folder] = folder_at(folder)
+        return path if file in self._listed[folder] else None
+
+    def _advice(self, *names: str) -> str:
+        """What to pass instead of a folder in which two names are one file."""
+        above = (folder for folder in self._root.parents if all((folder / name).is_file() for name in names))
+        advice = "pass the folder that both names are relative to"
+        return f"{advice}, --import_images {found}" if (found := next(above, None)) else advice
 
     def require_some(self, n_found: int, *, source: Path) -> None:
         """Raise `InputError` if none of the images that were asked for is there."""

@@ -12,7 +12,8 @@ def read_label_table(path: Path, images: Path, *, no_class: str) -> Source:
     """The images that a table names, in the folder `images`.
 
     `no_class`: a label that stands for none of the classes; empty: there is none. Classes are in the order of the
-    columns where each has one, else sorted. Raises `InputError` for a bad table, or if none of its images is there.
+    columns where each has one, else sorted. Raises `InputError` for a bad table, if none of its images is there, or
+    if the folder is not the one that their names are relative to.
     """
     table = read_table(path, kind="--import_from")
     if no_class and no_class not in table.classes:
@@ -23,8 +24,8 @@ def read_label_table(path: Path, images: Path, *, no_class: str) -> Source:
     classes = require_classes([*name_of.values()], place=str(path))
     folder = ImageFolder(images)
     found = []
-    for file, labels in zip(table.files, table.labels, strict=True):
-        if (place := folder.find(file)) is not None:
+    for file, labels, place in zip(table.files, table.labels, folder.find_all(table.files), strict=True):
+        if place is not None:
             found.append(SourceImage(place, file, tuple(name_of[name] for name in labels if name != no_class)))
     folder.require_some(len(found), source=path)
     return Source(classes, found, folder.missing)
