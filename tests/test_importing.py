@@ -176,6 +176,28 @@ def test_names_that_are_found_by_their_last_part_are_told():
     assert lines("left_out.csv")[1:] == ["z/12.png,not in photos/cat,"]
 
 
+def test_names_without_their_suffix_are_those_of_the_one_image_that_has_them():
+    for number, name in enumerate(("a/000.jpg", "a/001.PNG", "a/002.v1.png", "b/000.jpg", "a/003.jpg.png")):
+        picture(f"images/{name}", number)
+    Path("images/a/000.txt").touch()
+    Path("t.csv").write_text("id,labels\na/000,cat\na/001,dog\na/002.v1,\nb/000,dog\na/003.jpg,cat\na/004,cat\n")
+    found = read_label_table(Path("t.csv"), Path("images"), no_class="")
+    names = ["a/000.jpg", "a/001.PNG", "a/002.v1.png", "b/000.jpg"]
+    assert [image.path for image in found.images] == [Path("images", name) for name in names]
+    assert [item.name for item in found.left_out] == ["a/003.jpg", "a/004"]
+    picture("images/a/000.png")
+    sentence = r"images: a/000 may be 000.jpg, 000.png in images/a; expected the names of files with their suffix\.$"
+    with pytest.raises(InputError, match=sentence):
+        read_label_table(Path("t.csv"), Path("images"), no_class="")
+    Path("t.csv").write_text("id,labels\nx/000,cat\nx/001,dog\n")
+    sentence = (
+        r"none of its 2 images is in images/b/x \(.*\); expected the names of files with their suffix; pass --import"
+    )
+    Path("images/b/x").mkdir()
+    with pytest.raises(InputError, match=sentence):
+        read_label_table(Path("t.csv"), Path("images/b/x"), no_class="")
+
+
 SQUARE = [[2, 2, 8, 2, 8, 8, 2, 8]]
 
 

@@ -5,9 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from misc.errors import InputError, first_three, printable
+from misc.files.images import IMAGE_SUFFIXES, without_image_suffix
 from misc.files.look import Folder, folder_at
 from misc.run.notices import notice
 from voc12.importing.source import LeftOut
+
+SUFFIX_EXPECTED = "expected the names of files with their suffix"
 
 
 class ImageFolder:
@@ -54,12 +57,24 @@ class ImageFolder:
         return [path and Path(path) for path in found]
 
     def _file_at(self, name: str) -> str | None:
-        """The path of a file that the folder has under a name."""
+        """The path of a file that the folder has under a name, or of the one image that has it before its suffix.
+
+        Raises `InputError` if several images have it.
+        """
         path = os.path.join(self._root, name)
         folder, file = os.path.split(path)
         if folder not in self._listed:
             self._listed[folder] = folder_at(folder)
-        return path if file in self._listed[folder] else None
+        listed = self._listed[folder]
+        if file in listed:
+            return path
+        image = None if _has_suffix(file) else listed.by_stem(IMAGE_SUFFIXES).get(file)
+        if image and (others := listed.hidden(IMAGE_SUFFIXES).get(file)):
+            raise InputError(
+                f"--import_images {self._root}: {name} may be {first_three([image, *others])} in {folder}; "
+                f"{SUFFIX_EXPECTED}."
+            )
+        return image and os.path.join(folder, image)
 
     def _advice(self, *names: str) -> str:
         """What to pass instead of a folder in which two names are one file."""
@@ -71,7 +86,12 @@ class ImageFolder:
         """Raise `InputError` if none of the images that were asked for is there."""
         if not n_found:
             names = [item.name for item in self.missing]
+            expected = "" if all(map(_has_suffix, names)) else f"{SUFFIX_EXPECTED}; "
             raise InputError(
                 f"--import_from {source}: none of its {len(names)} images is in {self._root} ({first_three(names)}); "
-                "pass --import_images FOLDER, the one that these names are relative to."
+                f"{expected}pass --import_images FOLDER, the one that these names are relative to."
             )
+
+
+def _has_suffix(name: str) -> bool:
+    return without_image_suffix(name) != name
