@@ -39,6 +39,14 @@ def test_what_is_written_is_read(toy):
     assert (table.files, table.labels) == ([name for name, _ in rows], [names for _, names in rows])
 
 
+def test_a_table_in_another_encoding_is_to_be_saved_as_utf_8(toy):
+    Path("labels.csv").write_text("file,labels\né.jpg,bottle\n", encoding="cp1252")
+    with pytest.raises(
+        InputError, match=r"labels.csv can't be read \(.*0xe9.*\); save it as UTF-8: expected a first line"
+    ):
+        read_labels(open_devkit(str(toy.root), ""), "labels.csv", ["é"])
+
+
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [

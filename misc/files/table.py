@@ -41,6 +41,8 @@ def read_rows(path: str | Path, *, kind: str, advice: str) -> Iterator[tuple[int
             for cells in lines:
                 if any(map(str.strip, cells)):
                     yield lines.line_num, cells
+    except UnicodeError as error:
+        raise InputError(f"{kind} {path} can't be read ({reason_of(error)}); save it as UTF-8: {advice}.") from error
     except (OSError, ValueError, csv.Error) as error:
         raise InputError(f"{kind} {path} can't be read ({reason_of(error)}); {advice}.") from error
 
