@@ -277,6 +277,27 @@ WRONG: dict[str, list[tuple]] = {
         (*table("file,labels\ncat/a.jpg\n"), "t.csv, line 2: expected 2 columns"),
         (*table("file,cat\ncat/a.jpg,-1\n"), "t.csv, line 2: class cat has the value '-1', expected 0 or 1"),
         (*table("file,labels\n"), "t.csv names no image"),
+        (
+            *table('file,labels\na.jpg,"cat,dog"\nb.jpg,dog\n'),
+            r"t.csv has the label 'cat,dog', .* goes ; or \|, without",
+        ),
+        (
+            *table('file,labels\na.jpg,"cow, cat"\nb.jpg,dog;cat\n'),
+            "has the label 'cow, cat', which looks like several;",
+        ),
+        (*table("file;labels\na.jpg;['cat', 'dog']\n"), r't.csv has the label "\[\'cat\', \'dog\'\]", which looks'),
+        (*table("file,labels\na.jpg,[]\n"), r"t.csv has the label '\[\]', which looks like several; between"),
+        *(
+            (
+                *table(f"file,{name}\ncat/a.jpg,{value}\n"),
+                f"column '{name}' alone, which names no class; call it `labels`",
+            )
+            for name, value in (("class", 1), ("Category", "cat"), ("target", 0), ("y", "dog"))
+        ),
+        (
+            *table("file,class,split\ncat/a.jpg,cat,train\n"),
+            "class class has the value 'cat', expected 0 or 1; a column with the names of classes is called `labels`",
+        ),
         (*table("file,labels\nb.jpg,cat\n"), r"none of its 1 images is in sorted \(b.jpg\); pass --import_images"),
         (*table("file,labels\na.jpg,\n", images="sorted/cat"), "t.csv has no class"),
         (*table("file,labels\na.jpg,cat\n", images="nowhere"), "--import_images nowhere is no folder"),

@@ -176,6 +176,16 @@ def test_names_that_are_found_by_their_last_part_are_told():
     assert lines("left_out.csv")[1:] == ["z/12.png,not in photos/cat,"]
 
 
+def test_classes_of_folders_may_look_like_lists():
+    for number, name in enumerate(("maillot, tank suit", "maillot", "[x]")):
+        picture(f"photos/{name}/{number}.png", number)
+    import_data()
+    assert lines("labels.csv")[1:] == ["2.png,[x]", "1.png,maillot", '0.png,"maillot, tank suit"']
+    import_data()
+    labels = read_labels(open_devkit(str(ROOT), ""), ROOT / "labels.csv", ["0", "1", "2"])
+    assert labels.tolist() == [[0, 0, 1], [0, 1, 0], [1, 0, 0]]
+
+
 def test_names_without_their_suffix_are_those_of_the_one_image_that_has_them():
     for number, name in enumerate(("a/000.jpg", "a/001.PNG", "a/002.v1.png", "b/000.jpg", "a/003.jpg.png")):
         picture(f"images/{name}", number)

@@ -59,6 +59,11 @@ def test_a_table_in_another_encoding_is_to_be_saved_as_utf_8(toy):
             "file,labels\n2099_000001,x\n",
             "'x' is no class of the class list; the classes are ",
         ),
+        (
+            'file,labels\n2099_000001,"bottle,train"\n',
+            "labels.csv has the label 'bottle,train', which looks like several",
+        ),
+        ("file,class\n2099_000001,bottle\n", "labels.csv has the column 'class' alone, which names no class; call it"),
         ("file,aeroplane,bottle\n2099_000001,1,0\n", "has no column for train"),
         ("file,aeroplane,bottle,train\n2099_000001,1,0,2\n", "line 2: class train has the value '2', expected 0 or 1"),
         ("file,aeroplane,bottle,train\n2099_000001,1,0,\n", "line 2: class train has the value '', expected 0 or 1"),

@@ -10,7 +10,7 @@ On the left the names of the classes of each image, with `;` or `|` between them
 
 import difflib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,8 @@ from misc.files.table import read_rows, truth_of, write_rows
 TABLE_SUFFIXES = (".csv", ".tsv")
 FILE_COLUMNS = ("file", "filename", "file_name", "image", "id")
 LABEL_COLUMNS = ("labels", "label")
+NO_CLASS_COLUMNS = ("class", "classes", "category", "categories", "target", "y")
+"""What other programs call the column of labels, so that none of these is taken for the name of a class."""
 SEPARATORS = (";", "|")
 """Between the names of an image's classes: no name has one of these."""
 EXPECTED = (
@@ -48,11 +50,12 @@ def is_table(path: str | Path) -> bool:
     return Path(path).suffix.lower() in TABLE_SUFFIXES
 
 
-def read_table(path: str | Path, *, kind: str) -> LabelTable:
+def read_table(path: str | Path, *, kind: str, known: Collection[str] = ()) -> LabelTable:
     """A table of labels; `kind` is what it is called in messages. A file on several lines has the labels of all.
 
-    Commas, semicolons or tabs are between the columns. Raises `InputError` if the file is missing, no such table, or a
-    value of a class is neither 0 nor 1.
+    Commas, semicolons or tabs are between the columns. `known`: names that are classes however odd they look.
+    Raises `InputError` if the file is missing, no such table, a value of a class is neither 0 nor 1, or if the name of
+    a class looks like a list of several, or like the heading of such a column.
     """
     rows = ((n, [cell.strip() for cell in row]) for n, row in read_rows(path, kind=kind, advice=EXPECTED))
     _, header = next(rows, (0, []))
@@ -66,6 +69,11 @@ def read_table(path: str | Path, *, kind: str) -> LabelTable:
     if has_columns and ("" in classes or len({*classes}) < len(classes)):
         raise InputError(
             f"{kind} {path} names a class twice, or one with an empty name, in its first line; {EXPECTED}."
+        )
+    if has_columns and len(classes) == 1 and _is_heading(classes[0]) and classes[0] not in known:
+        raise InputError(
+            f"{kind} {path} has the column {_shown(classes[0])} alone, which names no class; call it `labels` if it "
+            "holds the names of classes, or by the name of the class if it holds 0 and 1."
         )
     found: dict[str, dict[str, None]] = {}
     for number, row in rows:
@@ -82,6 +90,8 @@ def read_table(path: str | Path, *, kind: str) -> LabelTable:
     if not found:
         raise InputError(f"{kind} {path} names no image; {EXPECTED}.")
     labels = [tuple(names) for names in found.values()]
+    if not has_columns:
+        _require_single({name for names in labels for name in names}, known, table=f"{kind} {path}")
     everything = tuple(classes) if has_columns else tuple(sorted({name for names in labels for name in names}))
     return LabelTable([*found], labels, everything, has_columns)
 
@@ -89,6 +99,21 @@ def read_table(path: str | Path, *, kind: str) -> LabelTable:
 def names_in(cell: str) -> list[str]:
     """The names of classes in a cell, which has one of `SEPARATORS` between them."""
     return [name for part in re.split("[;|]", cell) if (name := part.strip())]
+
+
+def _is_heading(column: str) -> bool:
+    return column.lower() in NO_CLASS_COLUMNS
+
+
+def _require_single(names: Collection[str], known: Collection[str], *, table: str) -> None:
+    """Raise `InputError` for the first label, in the order of the alphabet, that is several in one."""
+    for name in sorted({*names} - {*known}):
+        parts = {part.strip() for part in name.split(",")} - {name}
+        if name.startswith("[") or not parts.isdisjoint({*names, *known}):
+            raise InputError(
+                f"{table} has the label {_shown(name)}, which looks like several; between the labels of an image goes "
+                "; or |, without brackets or quotes."
+            )
 
 
 def _without_empty_end(cells: Sequence[str], *, keep: int = 0) -> list[str]:
@@ -101,7 +126,8 @@ def _classes_of(values: Sequence[str], classes: Sequence[str], *, place: str) ->
     """The classes whose value is 1."""
     for name, value in zip(classes, values, strict=True):
         if truth_of(value) is None:
-            raise InputError(f"{place}: class {name} has the value {_shown(value)}, expected 0 or 1.")
+            hint = "; a column with the names of classes is called `labels`" if _is_heading(name) else ""
+            raise InputError(f"{place}: class {name} has the value {_shown(value)}, expected 0 or 1{hint}.")
     return [name for name, value in zip(classes, values, strict=True) if truth_of(value)]
 
 
@@ -115,7 +141,7 @@ def labels_by_file(path: str | Path, classes: Sequence[str]) -> dict[str, np.nda
 
     Raises `InputError` as `read_table` does, and for a class that the data set lacks, or that has no column.
     """
-    table = read_table(path, kind="label file")
+    table = read_table(path, kind="label file", known=classes)
     place_of = {name: place for place, name in enumerate(classes)}
     if unknown := [name for name in table.classes if name not in place_of]:
         near = difflib.get_close_matches(unknown[0], classes, 1)

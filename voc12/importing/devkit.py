@@ -69,7 +69,9 @@ def read_present(root: Path) -> Present:
     classes = read_classes(root / CLASS_LIST) if rows else ()
     ids = {row.image_id for row in rows} | unfinished
     names = Devkit(root, classes).image_names
-    return Present(rows, classes, _labels(root) if rows else {}, tuple(name for name in names if name not in ids))
+    return Present(
+        rows, classes, _labels(root, classes) if rows else {}, tuple(name for name in names if name not in ids)
+    )
 
 
 def turned_originals(root: Path) -> dict[str, str]:
@@ -97,9 +99,9 @@ def _row(image_id: str, file: str, source: str, split: str, content: str, turned
     return Row(image_id, file, source, split == VAL, content, turned == "1")
 
 
-def _labels(root: Path) -> dict[str, tuple[str, ...]]:
+def _labels(root: Path, classes: Sequence[str]) -> dict[str, tuple[str, ...]]:
     """{file in the devkit: names of its classes}, of the table of labels."""
-    table = read_table(root / LABEL_TABLE, kind="label file")
+    table = read_table(root / LABEL_TABLE, kind="label file", known=classes)
     return dict(zip(table.files, table.labels, strict=True))
 
 
