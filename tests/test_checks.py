@@ -266,6 +266,16 @@ WRONG: dict[str, list[tuple]] = {
             Text("work/splits/train/cat/a.jpg", ""),
             "--import_from splits has the subfolders train; .* did you mean --import_from splits/train",
         ),
+        (
+            {"import_from": "splits"},
+            *(Text(f"work/splits/{name}/cat/a.jpg", "") for name in ("Val", "extra", "train")),
+            "splits has the subfolders Val, train; expected one subfolder a class, .* did you mean .* splits/Val",
+        ),
+        (
+            {"import_from": "yolo"},
+            *(Text(f"work/yolo/{name}", "") for name in ("Images/train/a.jpg", "labels/train/a.txt")),
+            "--import_from yolo: of its subfolders Images alone has images, which names no class; expected",
+        ),
         ({"import_from": "empty"}, Text("work/empty/cat/a.txt", ""), "the subfolders cat have no images"),
         (Text("work/sorted/background/a.jpg", ""), "folder 'background' would become a class .*--import_no_class"),
         (Text("work/sorted/a;b/a.jpg", ""), "folder 'a;b' has ;, which no class name may"),

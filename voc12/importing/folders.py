@@ -9,6 +9,8 @@ from misc.files.images import IMAGE_SUFFIXES
 from voc12.importing.source import LeftOut, Source, SourceImage, class_name, require_classes
 
 SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "test", "testing"}
+NO_CLASS_NAMES = {"images", "image", "imgs", "img", "jpegimages"}
+"""Of folders that hold images of all classes, as those of YOLO do."""
 NO_FOLDERS = {"__MACOSX"}
 """What archives of a Mac bring along, beside all whose names begin with a dot."""
 DEBRIS = {"thumbs.db", "desktop.ini"}
@@ -19,7 +21,8 @@ def read_folders(root: Path, *, no_class: str) -> Source:
 
     `no_class`: the subfolder whose images show none of the classes; empty: there is none. Links to files are followed,
     links to folders only where they are subfolders of `root`.
-    Raises `InputError` if there is no subfolder with images, or no class.
+    Raises `InputError` if there is no subfolder with images, or no class, if subfolders are splits, or if one named
+    `images` holds all images.
     """
     try:
         entries = sorted(entry.name for entry in root.iterdir() if not _is_hidden(entry.name))
@@ -29,10 +32,11 @@ def read_folders(root: Path, *, no_class: str) -> Source:
     expected = f"expected one subfolder a class, such as {root}/cat and {root}/dog"
     if not folders:
         raise InputError(f"--import_from {root} has no subfolders; {expected}.")
-    if {name.lower() for name in folders} <= SPLIT_NAMES:
+    splits = [name for name in folders if name.lower() in SPLIT_NAMES]
+    if len(splits) > 1 or splits == folders:
         raise InputError(
-            f"--import_from {root} has the subfolders {first_three(folders)}; {expected}: did you mean "
-            f"--import_from {root / folders[0]}?"
+            f"--import_from {root} has the subfolders {first_three(splits)}; {expected}: did you mean "
+            f"--import_from {root / splits[0]}?"
         )
     if no_class and no_class not in folders:
         near = difflib.get_close_matches(no_class, folders, 1)
@@ -56,6 +60,11 @@ def read_folders(root: Path, *, no_class: str) -> Source:
         images += [SourceImage(file, _relative(file, root), labels) for file in kept]
     if not images:
         raise InputError(f"--import_from {root}: the subfolders {first_three(folders)} have no images; {expected}.")
+    if len(classes) == 1 and classes[0].lower() in NO_CLASS_NAMES:
+        raise InputError(
+            f"--import_from {root}: of its subfolders {classes[0]} alone has images, which names no class; {expected}, "
+            "or a COCO file or a table that names them."
+        )
     return Source(require_classes(classes, place=str(root)), images, left_out)
 
 
