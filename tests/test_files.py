@@ -237,10 +237,12 @@ def test_ids_that_are_one_number_keep_their_own_labels(toy):
     devkit = open_devkit(str(toy.root), "")
     labels = read_labels(devkit, "voc12/cls_labels.npy", ["1_12", "11_2", "01"])
     assert labels.tolist() == [[0, 0, 1], [0, 1, 0], [1, 0, 0]]
-    np.save("theirs.npy", {112: np.ones(3, np.float32)})
-    assert read_labels(devkit, "theirs.npy", ["1_12"]).tolist() == [[1, 1, 1]]
-    with pytest.raises(InputError, match="1_12 and 11_2 are one number"):
-        read_labels(devkit, "theirs.npy", ["1_12", "11_2"])
+    np.save("theirs.npy", {112: np.ones(3, np.float32), "2020010112.jpg": np.zeros(3, np.float32)})
+    assert read_labels(devkit, "theirs.npy", ["0112"]).tolist() == [[1, 1, 1]]
+    with pytest.raises(InputError, match="0112 and 112 are one number"):
+        read_labels(devkit, "theirs.npy", ["0112", "112"])
+    with pytest.raises(InputError, match=r"2 of 3 images have no labels in theirs.npy \(1_12, 20200101_1_2\)"):
+        read_labels(devkit, "theirs.npy", ["1_12", "20200101_1_2", "2020_010112"])
 
 
 def test_val_never_leaks_into_train_aug(devkit, toy):

@@ -16,7 +16,7 @@ from voc12.labels import ids_without_class, read_labels
 
 TABLES = {
     "names": "file,labels\n2099_000001,aeroplane\n2099_000002.jpg,bottle;train\nx/2099_000003.jpg,\n",
-    "columns": "file,aeroplane,bottle,train\n2099000001,1,0,0\n2099_000002,0,1,1\n2099_000003,0,0,0\n",
+    "columns": "file,aeroplane,bottle,train\n2099_000001,1,0,0\n2099_000002,0,1,1\n2099_000003,0,0,0\n",
     "a spreadsheet's": "File;Labels;;\r\n2099_000001;aeroplane;;\r\n2099_000002;train|bottle;\r\n2099_000003;;;\r\n",
     "tabs": "image\ttrain\taeroplane\tbottle\n2099_000001\t0\tTrue\t0\n2099_000002\t1\t0\t1\n2099_000003\t0\t0\t0\n",
     "several lines": 'id,labels\n"2099_000001",aeroplane\n2099_000002,train\n2099_000002,bottle\n2099_000003,\n',
@@ -30,6 +30,23 @@ def test_tables_are_label_files(toy, name, encoding):
     devkit = open_devkit(str(toy.root), "")
     labels = read_labels(devkit, "labels.csv", ["2099_000002", "2099_000001", "2099_000003"])
     assert labels.tolist() == [[0, 1, 1], [1, 0, 0], [0, 0, 0]]
+
+
+@pytest.mark.parametrize(
+    ("file", "image_id"),
+    [
+        ("123.jpg", "1_23"),
+        ("2020010112.jpg", "20200101_1_2"),
+        ("0123.jpg", "123"),
+        ("2099000001", "2099_000001"),
+        ("9", "COCO_train2014_000000000009"),
+    ],
+)
+def test_images_of_a_table_are_found_by_their_names_alone(toy, file, image_id):
+    write_table("labels.csv", [(file, ["bottle"])])
+    with pytest.raises(InputError, match=rf"1 of 1 images have no labels in labels.csv \({image_id}\), whose keys"):
+        read_labels(open_devkit(str(toy.root), ""), "labels.csv", [image_id])
+    assert ids_without_class(open_devkit(str(toy.root), ""), "labels.csv", [image_id]) == set()
 
 
 def test_what_is_written_is_read(toy):

@@ -179,18 +179,16 @@ def _number_of(key: object) -> int | None:
     return None
 
 
-def _number_of_id(image_id: str) -> int | None:
-    """The same of an image's id, in which underscores may stand anywhere."""
-    digits = image_id.replace("_", "")
-    return int(digits) if digits.isascii() and digits.isdigit() else _number_of(image_id)
-
-
 class _LabelFile:
-    """A label file: each key's label, found by an image's id: the id itself, its name in a key, or its number."""
+    """A label file: each key's label, found by an image's id: the id itself, its name in a key, or its number.
+
+    In a table, which people write, not by its number: to them `123` and `0123` are two images.
+    """
 
     def __init__(self, path: Path, classes: Sequence[str]) -> None:
         self._file, self._n_classes = path, (n_classes := len(classes))
-        known = labels_by_file(path, classes) if is_table(path) else load_object(path, kind="label file")
+        has_numbers = not is_table(path)
+        known = load_object(path, kind="label file") if has_numbers else labels_by_file(path, classes)
         self._row_of, self._bits = _rows_of_bits(known, n_classes)
         self._others = {key: label for key, label in known.items() if key not in self._row_of}
         self.keys = list(known)
@@ -200,14 +198,14 @@ class _LabelFile:
             if isinstance(key, str):
                 name = _name_in(key)
                 self._by_name[name] = (*self._by_name.get(name, ()), key)
-            if (number := _number_of(key)) is not None:
+            if has_numbers and (number := _number_of(key)) is not None:
                 self._by_number[number] = (*self._by_number.get(number, ()), key)
 
     def key_of(self, image_id: str) -> object | None:
         """The image's key, None if it has none. Raises `InputError` if keys with different labels stand for it."""
         if image_id in self._row_of or image_id in self._others:
             return image_id
-        keys = self._by_name.get(image_id) or self._by_number.get(_number_of_id(image_id)) or (None,)
+        keys = self._by_name.get(image_id) or self._by_number.get(_number_of(image_id)) or (None,)
         for key in keys[1:]:
             if not np.array_equal(self._label(key), self._label(keys[0])):
                 raise InputError(
@@ -297,7 +295,7 @@ def read_labels(devkit: Devkit, label_file: str | Path, ids: Sequence[str]) -> L
 
     From a label file of the IRN family: a pickled dict {id: (C,) 0/1}. Its keys are ids, names of files, or numbers
     (VOC's ids without underscore, COCO's without zeros), as numbers or text. One in `voc12/` is made from the devkit's
-    XML files where it is missing. Or from a table (`voc12/labelcsv.py`), in which images are found in the same way.
+    XML files where it is missing. Or from a table (`voc12/labelcsv.py`), in which images are found by id or file alone.
 
     Raises `InputError` for an unreadable file, labels that are not 0 or 1 for each class, a key of several images, or
     images that it lacks.
