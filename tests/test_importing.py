@@ -553,6 +553,23 @@ def test_coco_becomes_a_devkit_with_masks_and_its_ids_come_back():
     assert [(item["image_id"], item["category_id"]) for item in content["annotations"]] == [(7, 3), (9, 3)]
 
 
+def test_ids_of_a_second_coco_file_that_others_have_are_told():
+    import_data(coco_of_three(), import_images="images")
+    before = json.loads((ROOT / "coco_ids.json").read_text())
+    entries = [{"id": number, "file_name": picture(f"more/{number}.png", number + 20).name} for number in (8, 9, 12)]
+    content = json.loads(coco(entries, []).read_text()) | {
+        "categories": [{"id": 3, "name": "cow"}, {"id": 90, "name": "dog"}]
+    }
+    Path("c.json").write_text(json.dumps(content))
+    import_data("c.json", import_images="more")
+    sentence = (
+        "notice: 2 images and 1 categories have ids in the COCO file that others have in mine/coco_ids.json, and get"
+    )
+    assert log().count(sentence) == 1
+    before["images"]["8"] = 8
+    assert json.loads((ROOT / "coco_ids.json").read_text()) == before
+
+
 def arguments_of(flags: dict[str, object]) -> list[str]:
     return [word for name, value in flags.items() for word in (f"--{name}", str(value))]
 

@@ -25,10 +25,11 @@ from misc.files.devkitfiles import (
 from misc.files.images import turned_upright, without_image_suffix, write_palette
 from misc.files.table import read_rows, write_rows
 from misc.files.text import read_text
+from misc.run.notices import notice
 from misc.run.parallel import chunked_map
 from misc.run.progress import progress
 from voc12.classes import read_classes, voc_palette, write_classes
-from voc12.cocoids import read_coco_ids, write_coco_ids
+from voc12.cocoids import COCO_IDS, read_coco_ids, write_coco_ids
 from voc12.devkit import Devkit
 from voc12.importing.masks import masks_of
 from voc12.importing.pictures import Facts, facts_of, place_image, suffix_in_devkit
@@ -227,15 +228,21 @@ def _write_tables(
 
 
 def _write_coco_ids(root: Path, plan: ImportPlan, added: Sequence[Addition], unfinished: Container[str]) -> None:
-    """Ids that are known already stay, and a new one that another has is not remembered."""
+    """Ids that are known already stay; a new one that another has is not remembered, and the log is told of it."""
     categories, images = read_coco_ids(root)
     images = {image_id: number for image_id, number in images.items() if image_id not in unfinished}
-    for known, new in (
-        (categories, plan.category_ids),
-        (images, {addition.row.image_id: addition.image.coco_id for addition in added}),
-    ):
+    new_images = {addition.row.image_id: addition.image.coco_id for addition in added}
+    n_taken = []
+    for known, new in ((images, new_images), (categories, plan.category_ids)):
         taken = {*known.values()}
-        known |= {name: n for name, n in new.items() if n is not None and name not in known and n not in taken}
+        unknown = {name: number for name, number in new.items() if number is not None and name not in known}
+        known |= {name: number for name, number in unknown.items() if number not in taken}
+        n_taken.append(sum(number in taken for number in unknown.values()))
+    if any(n_taken):
+        notice(
+            f"{n_taken[0]} images and {n_taken[1]} categories have ids in the COCO file that others have in "
+            f"{root / COCO_IDS}, and get new ones in make_cocoann"
+        )
     if categories or images:
         write_coco_ids(root, categories, images)
 
