@@ -307,7 +307,7 @@ def test_ids():
     assert len(new_ids(["x" * 300 + ".jpg"], [])[0]) == 100
 
 
-@pytest.mark.parametrize("share", [0, 0.2, 0.5])
+@pytest.mark.parametrize("share", [0, 0.2, 0.5, 1])
 def test_each_class_has_its_share_held_out(share):
     rng = np.random.default_rng(1)
     labels = rng.random((400, 6)) < [0.5, 0.3, 0.2, 0.1, 0.05, 0.02]
@@ -317,7 +317,7 @@ def test_each_class_has_its_share_held_out(share):
     np.testing.assert_allclose(groups[result].sum(axis=0), share * groups.sum(axis=0), atol=2)
     assert abs(result.sum() - share * 400) <= 3
     np.testing.assert_array_equal(result, held_out(labels, share, seed=3, settled=settled))
-    assert share == 0 or (result != held_out(labels, share, seed=4, settled=settled)).any()
+    assert share in (0, 1) or (result != held_out(labels, share, seed=4, settled=settled)).any()
 
 
 def test_what_is_settled_stays_and_counts():
@@ -326,6 +326,21 @@ def test_what_is_settled_stays_and_counts():
     result = held_out(labels, 0.25, seed=0, settled=settled)
     assert result.tolist() == settled[:10] + [False] * 10
     assert not held_out(np.ones((1, 1), dtype=bool), 0.4, seed=0, settled=[None]).any()
+
+
+@pytest.mark.parametrize("names", [("train", "val"), ("val", "train")])
+def test_the_split_of_two_coco_files_is_kept(names):
+    ids = {"train": ["1", "2", "3", "4", "5"], "val": ["6", "7", "8"]}
+    for name in names:
+        images = [{"id": int(k), "file_name": picture(f"{name}2017/{k}.png", int(k)).name} for k in ids[name]]
+        notes = [
+            {"image_id": int(k), "category_id": category, "bbox": [0, 0, 4, 4]}
+            for k in ids[name][:-1]
+            for category in (3, 90, 5)[int(k) % 2 : 1 + int(k) % 3]
+        ]
+        source = coco(images, notes).rename(f"instances_{name}2017.json")
+        import_data(source, import_images=f"{name}2017", import_val_share=int(name == "val"))
+    assert {name: lines(f"ImageSets/Main/{name}.txt") for name in names} == ids
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tiff"])

@@ -196,7 +196,10 @@ class Config:
     import_images: str = flag("", "folder of the images that the COCO file or the table names; empty: the file's own")
     import_no_class: str = flag("", "the subfolder, or the label, of images that show none of the classes")
     import_val_share: float = flag(
-        0.2, "share of the images of each class that import_data holds out for validation; 0: none", low=0, high=0.9
+        0.2,
+        "share of the images of each class that import_data holds out for validation; 0: none, 1: all",
+        low=0,
+        high=1,
     )
 
     # Classifier and CAM
