@@ -18,6 +18,7 @@ from voc12.importing.devkit import (
     remove_unfinished,
     require_own_folder,
     require_room_for,
+    without_mask,
     write_additions,
     write_left_out,
 )
@@ -124,6 +125,13 @@ def run(args: Config) -> None:
         plan.n_known,
     )
     _tell(left_out, root)
+    with_class = [image_id for image_id, names in after.labels_of_ids.items() if names]
+    if unmasked := without_mask(root, with_class):
+        log.info(
+            "notice: %d of %d images with a class have no mask: they are trained with, and no evaluation counts them",
+            len(unmasked),
+            len(with_class),
+        )
     if present.classes and after.classes != present.classes:
         log.info(
             "notice: new classes: %s; networks that were trained before do not know them",

@@ -78,6 +78,10 @@ def log() -> str:
     return Path("sample_train_eval.log").read_text()
 
 
+def lists_of(split: str) -> dict[str, list[str]]:
+    return {kind: lines(f"ImageSets/{kind}/{split}.txt") for kind in ("Main", "Segmentation")}
+
+
 def lists() -> dict[str, list[str]]:
     return {
         f"{kind}/{split}": lines(f"ImageSets/{kind}/{split}.txt")
@@ -677,6 +681,74 @@ def test_masks_of_a_coco_file_choose_weights_and_evaluate_cams(toy):
     run_sample.run(toy.flags(voc12_root="mine", redo=(), cam_batch_size=8))
     assert "kept the weights of step" in log()
     assert json.loads(Path("result/scores/eval_cam.json").read_text())["images"] == 7
+
+
+def boxes(number: int, folder: str) -> Path:
+    """A COCO file of three images in a folder, with boxes alone."""
+    names = [picture(f"{folder}/{k}.png", k).name for k in range(number, number + 3)]
+    notes = [{"image_id": k, "category_id": 3, "bbox": [0, 0, 4, 4]} for k in range(number, number + 3)]
+    return coco([{"id": number + k, "file_name": name} for k, name in enumerate(names)], notes)
+
+
+@pytest.mark.parametrize("masks_come", ["first", "last"])
+def test_where_some_images_have_masks_evaluations_have_no_others(masks_come):
+    def with_masks():
+        import_data(coco_of_three(), import_images="images", import_val_share=0)
+
+    def without():
+        import_data(boxes(100, "more"), import_images="more", import_val_share=0)
+
+    for step in (with_masks, without) if masks_come == "first" else (without, with_masks):
+        step()
+    assert sorted(lines("ImageSets/Main/train.txt")) == ["100", "101", "102", "a", "b", "c"]
+    assert sorted(lines("ImageSets/Segmentation/train.txt")) == ["a", "b"]
+    assert "notice: 3 of 5 images with a class have no mask: they are trained with, and no evaluation counts" in log()
+    require_masks(open_devkit(str(ROOT), ""), lines("ImageSets/Segmentation/train.txt"), num_workers=0)
+    small = parse_config(["--voc12_root", "mine", "--recipe", "small"])
+    assert small.train_list == small.infer_list == "mine/ImageSets/Main/train.txt"
+    assert (small.cam_batch_size, small.deeplab_batch_size) == (6, 5)
+
+
+def test_a_list_of_which_no_image_has_a_mask_is_left_out():
+    import_data(boxes(100, "more"), import_images="more", import_val_share=0)
+    assert len(lines("ImageSets/Segmentation/train.txt")) == 3
+    import_data(coco_of_three(), import_images="images", import_val_share=1)
+    assert not (ROOT / "ImageSets/Segmentation/train.txt").exists()
+    assert lines("ImageSets/Segmentation/val.txt") == ["a", "b"]
+    said: list[str] = []
+    assert enabled_steps(parse_config(["--voc12_root", "mine"], explain=said.append)) == ["train_cam", "make_cam"]
+    assert said[1:] == [
+        "evaluations that need it are left out: there is no list mine/ImageSets/Segmentation/train.txt of images with "
+        "masks."
+    ]
+
+
+def test_polygons_of_fewer_than_three_points_are_no_segmentations():
+    names = [picture(f"images/{name}.png", number).name for number, name in enumerate("abc")]
+    segmentations = ([[1, 1, 2, 2]], [[1, 1, 2, 2], *SQUARE], SQUARE)
+    path = coco(
+        [{"id": number, "file_name": name} for number, name in enumerate(names)],
+        [{"image_id": number, "category_id": 3, "segmentation": each} for number, each in enumerate(segmentations)],
+    )
+    import_data(path, import_images="images", import_val_share=0)
+    assert lines("left_out.csv")[1:] == []
+    assert lists_of("train") == {"Main": ["a", "b", "c"], "Segmentation": ["b", "c"]}
+    assert (read_label(ROOT / "SegmentationClass/b.png") == read_label(ROOT / "SegmentationClass/c.png")).all()
+
+
+def test_images_without_masks_are_trained_with(toy):
+    images, annotations = [], []
+    for number, image_id in enumerate(toy.ids):
+        height, width = read_label(toy.root / f"SegmentationClass/{image_id}.png").shape
+        images.append({"id": number, "file_name": f"{image_id}.jpg", "height": height, "width": width})
+        of_image = {"image_id": number, "category_id": (90, 3, 5)[number % 3], "bbox": [0, 0, 4, 4]}
+        annotations.append(of_image | ({"segmentation": SQUARE} if number > 1 else {}))
+    import_data(coco(images, annotations), import_images=toy.root / "JPEGImages", import_val_share=0)
+    save_weights(own_network.Net(n_classes=3), CAM_START)
+    run_sample.run(toy.flags(voc12_root="mine", redo=(), cam_batch_size=8))
+    assert "kept the weights of step" in log()
+    assert sorted(path.stem for path in Path("result/cam_ood").glob("*.npy")) == toy.ids
+    assert json.loads(Path("result/scores/eval_cam.json").read_text())["images"] == 6
 
 
 def test_the_road_of_own_data_knows_its_images_again(tmp_path, monkeypatch):

@@ -184,12 +184,20 @@ def test_small_fits_batches_clusters_and_epochs_to_the_images(photographs):
     ) == {"cluster_K": 2, "cam_num_epoches": 3}
 
 
-def test_small_fits_irn_and_deeplab_to_the_images_with_a_class(photographs):
+@pytest.mark.parametrize(
+    "table",
+    [
+        "file,labels\n" + "".join(f"{k}.png,{'no;0' if k < 3 else ''}\n" for k in range(12)) + "1.png,\n",
+        "File;cat;dog\n" + "".join(f"{k}.png;{int(k == 2)};{'yes' if k < 2 else 'no'}\n" for k in range(12)),
+    ],
+)
+def test_small_fits_irn_and_deeplab_to_the_images_with_a_class(photographs, table):
     """The classifier of an imported folder is trained on the others, too."""
     Path("mine/ImageSets/Main").mkdir()
     Path("mine/ImageSets/Main/train.txt").write_text("".join(f"{k}\n" for k in range(12)))
     Path("mine", IMPORT_RECORD).touch()
-    Path("mine/ImageSets/Segmentation/train.txt").write_text("".join(f"{k}\n" for k in range(3)))
+    Path("mine/ImageSets/Segmentation/train.txt").write_text("0\n")  # the only one with a mask
+    Path("mine/labels.csv").write_text(table)
     config = parse_config(photographs)
     assert config.train_list == "mine/ImageSets/Main/train.txt"
     assert (config.cam_batch_size, config.irn_batch_size, config.deeplab_batch_size) == (12, 3, 3)

@@ -17,11 +17,11 @@ from pathlib import Path
 import numpy as np
 
 from misc.errors import InputError, first_three, printable
+from misc.files.devkitfiles import LABEL_COLUMNS
 from misc.files.table import read_rows, truth_of, write_rows
 
 TABLE_SUFFIXES = (".csv", ".tsv")
 FILE_COLUMNS = ("file", "filename", "file_name", "image", "id")
-LABEL_COLUMNS = ("labels", "label")
 NO_CLASS_COLUMNS = ("class", "classes", "category", "categories", "target", "y")
 """What other programs call the column of labels, so that none of these is taken for the name of a class."""
 SEPARATORS = (";", "|")

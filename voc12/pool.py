@@ -6,11 +6,12 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from misc.errors import InputError, first_three
+from misc.files.devkitfiles import LABEL_COLUMNS
 from misc.files.images import IMAGE_SUFFIXES, without_image_suffix
 from misc.files.paths import Paths
 from misc.files.table import read_rows, read_table
 from voc12.classes import spelling
-from voc12.labelcsv import FILE_COLUMNS, LABEL_COLUMNS, names_in
+from voc12.labelcsv import FILE_COLUMNS, names_in
 
 POOL_FILE_COLUMNS = ("imageid", "image_id", *FILE_COLUMNS, "path")
 POOL_LABEL_COLUMNS = ("labelname", "label_name", *LABEL_COLUMNS, "classes", "class")

@@ -6,8 +6,11 @@ IMPORT_RECORD = "import.csv"
 """Which file became which image: it tells an imported devkit from any other."""
 LABEL_TABLE = "labels.csv"
 CLASS_LIST = "classes.txt"
-ALL_IMAGES, WITH_CLASS = "Main", "Segmentation"
-"""As in VOC: lists for classification, and for segmentation. Images without any class are in the first alone."""
+LABEL_COLUMNS = ("labels", "label")
+"""Of the table of labels, where one column holds the names of an image's classes."""
+ALL_IMAGES, TO_EVALUATE = "Main", "Segmentation"
+"""As in VOC: lists for classification, and for segmentation. Images without any class are in the first alone, and so
+are those without a mask where others have one."""
 
 
 def list_path(root: str | Path, kind: str, split: str) -> Path:

@@ -14,8 +14,9 @@ from typing import Any
 
 from misc.errors import InputError
 from misc.files.checkpointfile import checkpoint_file
-from misc.files.devkitfiles import ALL_IMAGES, IMPORT_RECORD, LABEL_TABLE, WITH_CLASS, list_path
+from misc.files.devkitfiles import ALL_IMAGES, IMPORT_RECORD, LABEL_COLUMNS, LABEL_TABLE, TO_EVALUATE, list_path
 from misc.files.regular import regular
+from misc.files.table import read_rows, truth_of
 
 Flags = Mapping[str, Any]
 """{flag name: value}, values as in `Config`."""
@@ -118,6 +119,7 @@ LEAST_STEPS = {"cam": 76, "irn": 304}
 
 EVALUATIONS = tuple(f"eval_{what}_pass" for what in ("cam", "advcam", "ir_label", "sem_seg", "ins_seg", "deeplab"))
 _WITHOUT_MASKS = "evaluations are left out: there are no masks in {}."
+_WITHOUT_LIST = "evaluations that need it are left out: there is no list {} of images with masks."
 
 
 def _classifier(values: Flags) -> dict[str, Any]:
@@ -161,7 +163,7 @@ def _fit_to_few_images(values: Flags, given: Flags) -> tuple[dict[str, Any], lis
     read here keeps its default: the steps' own checks say what is wrong.
     """
     root = Path(values["voc12_root"])
-    train, val = (list_path(root, WITH_CLASS, split) for split in ("train", "val"))
+    train, val = (list_path(root, TO_EVALUATE, split) for split in ("train", "val"))
     flags: dict[str, Any] = {
         **_classifier(values),
         "train_list": str(train),
@@ -173,9 +175,9 @@ def _fit_to_few_images(values: Flags, given: Flags) -> tuple[dict[str, Any], lis
         flags |= {"ood_root": str(root / "OoD_images"), "ood_list": str(root / "ood_list.txt")}
     lists = {**values, **flags, **given}
     n_train, n_ood = _n_lines(lists["train_list"]), _n_lines(lists["ood_list"])
-    # Images without a class are for the classifier alone; of an imported folder the images with one are listed, too
+    # Images without a class are for the classifier alone; an imported folder has a table that names them
     is_imported = lists["train_list"] == str(list_path(root, ALL_IMAGES, "train"))
-    n_with_class = _n_lines(str(train)) if is_imported else n_train
+    n_with_class = len(_lines(lists["train_list"]) - _without_class(root / LABEL_TABLE)) if is_imported else n_train
     for name, n_images in (("cam", n_train), ("irn", n_with_class), ("deeplab", n_with_class)):
         if not n_images:
             continue
@@ -187,10 +189,10 @@ def _fit_to_few_images(values: Flags, given: Flags) -> tuple[dict[str, Any], lis
         flags |= {name: min(values[name], n_ood) for name in ("ood_batch_size", "cluster_K")}
 
     has_masks = any((root / "SegmentationClass").glob("*.png"))
-    evaluated = has_masks and list_path(root, WITH_CLASS, values["chainer_eval_set"]).is_file()
+    evaluated = has_masks and list_path(root, TO_EVALUATE, values["chainer_eval_set"]).is_file()
     flags |= dict.fromkeys(("eval_cam_pass", "eval_ir_label_pass", "eval_sem_seg_pass"), evaluated)
     flags["eval_ins_seg_pass"] = evaluated and any((root / "SegmentationObject").glob("*.png"))
-    flags["eval_deeplab_pass"] = has_masks and list_path(root, WITH_CLASS, values["deeplab_eval_set"]).is_file()
+    flags["eval_deeplab_pass"] = has_masks and list_path(root, TO_EVALUATE, values["deeplab_eval_set"]).is_file()
     shows = given.get("show_pass", False)
     # What comes after mining is for the images that a person has chosen, and what is there is shown as it is
     if mines or shows:
@@ -221,20 +223,43 @@ def fit_to_imported(values: Flags, given: Flags) -> tuple[dict[str, Any], list[s
         + ", ".join(f"--{name} {path}" for name, path in flags.items() if name not in given)
         + ")."
     ]
-    if not any((root / "SegmentationClass").glob("*.png")):
-        on = [name for name in EVALUATIONS if values[name] and name not in given]
-        flags |= dict.fromkeys(on, False)
-        sentences += [_WITHOUT_MASKS.format(root / "SegmentationClass")] if on else []
+    has_masks = any((root / "SegmentationClass").glob("*.png"))
+    for name in EVALUATIONS:
+        path = list_path(root, TO_EVALUATE, values["deeplab_eval_set" if "deeplab" in name else "chainer_eval_set"])
+        if not values[name] or name in given or (has_masks and path.is_file()):
+            continue
+        flags[name] = False
+        sentence = _WITHOUT_LIST.format(path) if has_masks else _WITHOUT_MASKS.format(root / "SegmentationClass")
+        sentences += [sentence] if sentence not in sentences else []
     return flags, sentences
 
 
 def _n_lines(path: str) -> int:
-    """Different lines of a list that are not blank; 0 for a file that is missing or no text."""
+    """How many different lines a list has that are not blank."""
+    return len(_lines(path))
+
+
+def _lines(path: str) -> set[str]:
+    """Lines of a list that are not blank; none for a file that is missing or no text."""
     try:
         text = regular(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError):
-        return 0
-    return len({line.strip() for line in text.splitlines()} - {""})
+        return set()
+    return {line.strip() for line in text.splitlines()} - {""}
+
+
+def _without_class(table: Path) -> set[str]:
+    """Ids of the images that a table of labels gives no class; none for a file that can't be read."""
+    try:
+        rows = [[cell.strip() for cell in cells] for _, cells in read_rows(table, kind="label file", advice="")]
+    except InputError:
+        return set()
+    has_names = any(name.lower() in LABEL_COLUMNS for row in rows[:1] for name in row[1:2])
+    has_class: dict[str, bool] = {}
+    for file, *cells in rows[1:]:
+        is_labelled = any(cells) if has_names else any(map(truth_of, cells))
+        has_class[Path(file).stem] = has_class.get(Path(file).stem, False) or is_labelled
+    return {image_id for image_id, is_labelled in has_class.items() if not is_labelled}
 
 
 RECIPES = {

@@ -10,6 +10,7 @@ from misc.files.text import read_text
 from voc12.classes import means_no_class
 from voc12.cocoids import is_id
 from voc12.importing.finding import ImageFolder
+from voc12.importing.masks import LEAST_NUMBERS
 from voc12.importing.source import (
     Source,
     SourceImage,
@@ -52,7 +53,7 @@ def read_coco(path: Path, images: Path) -> Source:
             what = f"image_id {item.get('image_id')!r}" if image_id not in known else f"category_id {category!r}"
             raise InputError(f"--import_from {path}: an annotation has the {what}, which the file does not list.")
         of_image[image_id].append(item)
-    has_masks = any(item.get("segmentation") for item in annotations)
+    has_masks = any(map(_segmentation, annotations))
     folder, found = ImageFolder(images), []
     places = folder.find_all([item["file_name"] for item in entries])
     for item, image_id, place in zip(entries, ids, places, strict=True):
@@ -108,9 +109,17 @@ def _size(item: dict[str, Any]) -> tuple[int, int] | None:
 
 def _object(note: dict[str, Any], name_of: dict[int, str], path: Path) -> SourceObject | None:
     """An annotation's object; None if it has no segmentation."""
-    segmentation = note.get("segmentation")
+    segmentation = _segmentation(note)
     if not segmentation:
         return None
     if not isinstance(segmentation, list | dict):
         raise InputError(f"--import_from {path}: annotation {note.get('id')!r} has no polygons or run lengths.")
     return SourceObject(name_of[note["category_id"]], segmentation, bool(note.get("iscrowd")))
+
+
+def _segmentation(note: dict[str, Any]) -> Any:
+    """An annotation's segmentation, without polygons of fewer than three points, which outline nothing."""
+    segmentation = note.get("segmentation")
+    if not isinstance(segmentation, list):
+        return segmentation
+    return [points for points in segmentation if not (isinstance(points, list) and len(points) < LEAST_NUMBERS)]

@@ -19,7 +19,7 @@ from misc.files.devkitfiles import (
     CLASS_LIST,
     IMPORT_RECORD,
     LABEL_TABLE,
-    WITH_CLASS,
+    TO_EVALUATE,
     list_path,
 )
 from misc.files.images import turned_upright, without_image_suffix, write_palette
@@ -204,9 +204,13 @@ def _write_image(addition: Addition, *, root: Path, class_ids: Mapping[str, int]
 
 
 def _write_tables(
-    root: Path, plan: ImportPlan, present: Present, added: Sequence[Addition], unfinished: Container[str]
+    root: Path, plan: ImportPlan, present: Present, added: Sequence[Addition], unfinished: set[str]
 ) -> None:
-    """Classes, labels, ids and the record; then the lists. What is there stays, except lines of `unfinished` images."""
+    """Classes, labels, ids and the record; then the lists.
+
+    What is there stays, except lines of `unfinished` images and, where any image has a mask, those of images without
+    one in the lists of evaluations.
+    """
     rows = [*present.rows, *(addition.row for addition in added)]
     labels = [(file, names) for file, names in present.labels.items() if without_image_suffix(file) not in unfinished]
     labels += [(file_name(addition), addition.image.labels) for addition in added]
@@ -215,16 +219,27 @@ def _write_tables(
     _write_coco_ids(root, plan, added, unfinished)
     _write_record(root, rows)
     has_class = {without_image_suffix(file) for file, names in labels if names}
+    unmasked = without_mask(root, has_class)
     new = {addition.row.image_id for addition in added}
-    for kind, wanted in ((ALL_IMAGES, rows), (WITH_CLASS, [row for row in rows if row.image_id in has_class])):
+    to_evaluate = has_class - unmasked
+    evaluated = [row for row in rows if row.image_id in to_evaluate]
+    for kind, wanted, dropped in ((ALL_IMAGES, rows, unfinished), (TO_EVALUATE, evaluated, unfinished | unmasked)):
         for split in (TRAIN, VAL):
             path = list_path(root, kind, split)
             is_there, of_split = path.exists(), [row.image_id for row in wanted if row.is_held_out == (split == VAL)]
-            lines = [line for line in _lines(path) if line not in unfinished]
+            lines = [line for line in _lines(path) if line not in dropped]
             lines += [image_id for image_id in of_split if image_id in new or not is_there]
-            if lines or is_there:
+            if lines:
                 with atomic_path(path) as temporary:
                     temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+            else:
+                path.unlink(missing_ok=True)
+
+
+def without_mask(root: Path, ids: Iterable[str]) -> set[str]:
+    """Those of the images that have no ground-truth mask; none of them where the devkit has no masks at all."""
+    masked = {path.stem for path in Devkit(root, ()).mask_folder.glob("*.png")}
+    return {*ids} - masked if masked else set()
 
 
 def _write_coco_ids(root: Path, plan: ImportPlan, added: Sequence[Addition], unfinished: Container[str]) -> None:

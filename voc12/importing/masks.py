@@ -11,6 +11,8 @@ from misc.files.coco import decode
 from misc.imutils import IGNORE_LABEL
 from voc12.importing.source import SourceObject
 
+LEAST_NUMBERS = 6
+"""Of a polygon: the coordinates of three points."""
 LARGEST_COORDINATE = 1e6
 """Of polygons, in pixels: beyond there is no image, and pycocotools would count in its own way."""
 
@@ -78,7 +80,7 @@ def _run_lengths(text: str) -> list[int]:
 def _is_polygon(points: Any) -> bool:
     return (
         isinstance(points, list)
-        and len(points) >= 6
+        and len(points) >= LEAST_NUMBERS
         and len(points) % 2 == 0
         and all(isinstance(n, int | float) and abs(n) <= LARGEST_COORDINATE for n in points)
     )
