@@ -30,6 +30,28 @@ def run(parts, folder, *, seconds):
     return run_parts(parts, folder, end=time.monotonic() + seconds, **how), said
 
 
+def let_time_be_up(monkeypatch, is_up, *, grace):
+    """Let the time of a part be up once `is_up(its last argument)`: no number of seconds suits every machine.
+
+    A part that heeds a signal has half of `grace` seconds to end.
+    """
+    wait = subprocess.Popen.wait
+
+    def waited(process, timeout=None):
+        if timeout is None or timeout <= grace:
+            return wait(process, timeout)
+        end = time.monotonic() + timeout
+        while True:
+            try:
+                return wait(process, 0.05)
+            except subprocess.TimeoutExpired:
+                if is_up(process.args[-1]) or time.monotonic() > end:
+                    raise
+
+    monkeypatch.setattr(gpu_day, "GRACE", grace)
+    monkeypatch.setattr(subprocess.Popen, "wait", waited)
+
+
 SLOW = (
     "import subprocess, sys, time; print('three'); subprocess.Popen([sys.executable, '-c', {child!r}]); time.sleep(60)"
 )
@@ -66,13 +88,14 @@ def test_parts_run_in_order_and_none_stops_the_rest(tmp_path):
     ]
 
 
-def test_tests_that_run_out_of_their_time_tell_which_failed_and_why(tmp_path):
+def test_tests_that_run_out_of_their_time_tell_which_failed_and_why(tmp_path, monkeypatch):
     (tmp_path / "test_toy.py").write_text(
         "import time\n\n\ndef test_one():\n    assert 1 == 2, 'for this reason'\n\n\n"
-        "def test_two():\n    time.sleep(60)\n"
+        "def test_two():\n    time.sleep(600)\n"
     )
     command = [sys.executable, "-m", "pytest", str(tmp_path), "-v", "--tb=short", "-p", "no:cacheprovider"]
-    ((outcome,), _) = run([Part("tests", command, share=1)], tmp_path, seconds=15)
+    let_time_be_up(monkeypatch, lambda _: "::test_two" in (tmp_path / LOG).read_text(), grace=120)
+    ((outcome,), _) = run([Part("tests", command, share=1)], tmp_path, seconds=2000)
     assert outcome.result == "timed out"
     log = (tmp_path / LOG).read_text()
     assert "test_toy.py::test_one FAILED" in log
