@@ -53,26 +53,30 @@ def let_time_be_up(monkeypatch, is_up, *, grace):
 
 
 SLOW = (
-    "import subprocess, sys, time; print('three'); subprocess.Popen([sys.executable, '-c', {child!r}]); time.sleep(60)"
+    "import subprocess, sys, time; print('three'); subprocess.Popen([sys.executable, '-c', {child!r}]); time.sleep(600)"
 )
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
-def test_parts_run_in_order_and_none_stops_the_rest(tmp_path):
+def test_parts_run_in_order_and_none_stops_the_rest(tmp_path, monkeypatch):
     """One that fails, one that hangs with a process of its own, one that does not heed when it is told to end."""
     started = tmp_path / "child"
-    child = f"import os, time; open({str(started)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    written, whole = f"{started}.part", str(started)
+    child = f"open({written!r}, 'w').write(str(os.getpid())); os.replace({written!r}, {whole!r}); time.sleep(600)"
     deaf = "import time; from signal import *; [signal(s, SIG_IGN) for s in (SIGINT, SIGTERM)]; print('deaf')"
     parts = [
         script("first", "import os; print('one', os.environ['GIVEN'])", 3),
         script("second", "print('two'); raise SystemExit(3)", 3),
-        script("third", SLOW.format(child=child), 2),
-        script("fourth", f"{deaf}; time.sleep(60)"),
+        script("third", SLOW.format(child=f"import os, time; {child}"), 2),
+        script("fourth", f"{deaf}; time.sleep(600)"),
         script("fifth", "print('five')", 4),
     ]
-    before = time.monotonic()
-    outcomes, _ = run(parts, tmp_path, seconds=8)
-    assert time.monotonic() - before < 10
+    hangs = {
+        parts[2].command[-1]: started.is_file,
+        parts[3].command[-1]: lambda: "deaf\n" in (tmp_path / LOG).read_text(),
+    }
+    let_time_be_up(monkeypatch, lambda code: code in hangs and hangs[code](), grace=1)
+    outcomes, _ = run(parts, tmp_path, seconds=2000)
     expected = ["passed", "failed (exit code 3)", "timed out", "timed out", "passed"]
     assert [(each.name, each.result) for each in outcomes] == [*zip((p.name for p in parts), expected, strict=True)]
     log = (tmp_path / LOG).read_text()
