@@ -15,7 +15,7 @@ from torch import distributed as dist
 import run_sample
 from misc.errors import InputError
 from misc.files import camfile, instancefile
-from misc.files.images import read_label, write_label
+from misc.files.images import label_path, read_label, write_label
 from misc.run.device import resolve_device
 from misc.run.distributed import backends_of, sum_over_processes, sums_when_it_returns
 from misc.run.parallel import SHARE_GPUS, usable_cores
@@ -294,7 +294,31 @@ def test_a_connection_that_fails_is_told_and_a_memory_that_does_not_suffice_is_i
         sum_over_processes(torch.ones(1))
 
 
-def test_bad_input_of_one_process_stops_all_and_keeps_what_is_done(toy):
+READ_LAST = """
+import sys, time
+from pathlib import Path
+import run_sample
+from misc.files import camfile
+
+damaged, last_of_the_other, *flags = sys.argv[1:]
+load = camfile.load_high_res
+
+def load_last(path, *args, **kwargs):
+    end = time.monotonic() + 300
+    while str(path) == damaged and not Path(last_of_the_other).is_file():
+        assert time.monotonic() < end, "the other process does not finish"
+        time.sleep(0.01)
+    return load(path, *args, **kwargs)
+
+camfile.load_high_res = load_last
+sys.argv[1:] = flags
+run_sample.leave(run_sample.main())
+"""
+
+
+def test_bad_input_of_one_process_stops_all_and_keeps_what_is_done(toy, monkeypatch):
+    """The one meets it when the other has written its last label: else chance would tell how much is done by then."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     for image_id in toy.ids[:6]:
         mask = read_label(toy.root / "SegmentationClass" / f"{image_id}.png")
         maps = np.zeros((1, *mask.shape), dtype=np.float32)
@@ -302,7 +326,10 @@ def test_bad_input_of_one_process_stops_all_and_keeps_what_is_done(toy):
     write_label("result/cam_ood/damaged.png", np.zeros((1, 1), dtype=np.uint8))
     damaged = camfile.cam_path("result/cam_ood", toy.ids[1])
     Path("result/cam_ood/damaged.png").rename(damaged)
-    done = run_in_processes(toy, 2, cam_to_ir_label_pass=True)
+    Path("read_last.py").write_text(READ_LAST)
+    last = label_path("result/ir_label", toy.ids[4])
+    flags = toy.flags(**NO_STEPS | {"cam_to_ir_label_pass": True})
+    done = torchrun("read_last.py", damaged, last, *flags, n=2, cwd=toy.work)
     assert done.returncode != 0
     assert f"process 1: error: CAM file {damaged} can't be read" in done.stderr
     assert 'run_sample.py", line' not in done.stderr, "no traceback of ours"
