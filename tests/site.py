@@ -22,6 +22,7 @@ class Page:
         length: whether it tells how long the answer is.
         cuts: after how many bytes the connection ends, for the first answers in turn; then no more.
         pause: seconds before the first byte of the content; `rest`: between two pieces of `PIECE` bytes.
+        silent_until: an event before which no byte of the content comes, for a minute at most.
     """
 
     content: bytes
@@ -34,6 +35,7 @@ class Page:
     length: bool = True
     cuts: list[int] = field(default_factory=list)
     pause: float = 0
+    silent_until: threading.Event | None = None
     rest: float = 0
     headers: dict[str, str] = field(default_factory=dict)
 
@@ -82,6 +84,8 @@ def serving() -> Iterator[Site]:
             self.end_headers()
             self.wfile.flush()
             time.sleep(page.pause)
+            if page.silent_until is not None:
+                page.silent_until.wait(60)
             content = content[: page.cuts.pop(0)] if page.cuts else content
             with suppress(ConnectionError):  # where the client has given up
                 for start in range(0, len(content), PIECE):
