@@ -197,41 +197,59 @@ def test_a_browser_that_keeps_nothing_is_told_of(page, opened):
     assert shown(opened)[:2] == [8, 1]
 
 
-MANY, MOST_SECONDS = 1000, 2.0  # beside other work
+MANY, FEW = 1000, 40
+FRAME = 1 / 60
+"""Seconds, the least that is told apart: a browser draws no sooner."""
+
+
+def page_of_many(n, folder):
+    """A page of `n` candidates that share the pictures of eight."""
+    eight = candidates_of(8, folder=folder)
+    many = [eight[number % 8] for number in range(n)]
+    many = [Candidate(f"p/{k}.jpg", f"{k:08x}", c.name, 0.9, f"{c.picture}?{k}") for k, c in enumerate(many)]
+    return page_of(many, folder)
+
+
+def slowest_work(opened):
+    """Seconds until the slowest of some clicks, keys and jumps is drawn; of three rounds each counts with its best."""
+    return opened.run(
+        """(async () => {
+          const frame = () => new Promise((done) => requestAnimationFrame(() => setTimeout(done)));
+          const middle = cards[cards.length / 2];
+          const works = [
+            () => cards[0].click(),
+            () => middle.scrollIntoView(),
+            () => middle.click(),
+            () => { middle.focus(); document.dispatchEvent(new KeyboardEvent("keydown", {key: "ArrowDown"})); },
+            () => window.scrollTo(0, document.body.scrollHeight),
+            () => cards.at(-1).click(),
+          ];
+          const least = works.map(() => Infinity);
+          for (let round = 0; round < 3; round++)
+            for (const [n, work] of works.entries()) {
+              await frame();
+              const from = performance.now();
+              work();
+              await frame();
+              least[n] = Math.min(least[n], performance.now() - from);
+            }
+          return Math.max(...least) / 1000;
+        })()"""
+    )
 
 
 def test_a_thousand_candidates_stay_smooth(opened, tmp_path):
-    """Pictures are loaded as one scrolls; a mark, a move and a jump to the end each take a moment."""
-    few = candidates_of(8, folder=tmp_path)
-    many = [few[number % 8] for number in range(MANY)]
-    many = [Candidate(f"p/{n}.jpg", f"{n:08x}", c.name, 0.9, f"{c.picture}?{n}") for n, c in enumerate(many)]
-    page = page_of(many, tmp_path)
-    opened.open(page)
+    """Pictures are loaded as one scrolls; a mark, a move and a jump to the end take no longer in proportion to a few.
+
+    Most of it takes as long for any number, and what the machine is slow at it is slow at on both pages.
+    """
+    opened.open(page_of_many(FEW, tmp_path / "few"))
+    of_few = max(slowest_work(opened), FRAME)
+    opened.open(page_of_many(MANY, tmp_path / "many"))
     loaded = "[...document.images].filter((image) => image.complete && image.naturalWidth).length"
     opened.wait_for(f"{loaded} > 0")
     assert opened.run(loaded) < MANY / 2
-    slowest = opened.run(
-        """(async () => {
-          const frame = () => new Promise((done) => requestAnimationFrame(() => setTimeout(done)));
-          let slowest = 0;
-          for (const work of [
-            () => cards[0].click(),
-            () => cards[500].scrollIntoView(),
-            () => cards[500].click(),
-            () => { cards[500].focus(); document.dispatchEvent(new KeyboardEvent("keydown", {key: "ArrowDown"})); },
-            () => window.scrollTo(0, document.body.scrollHeight),
-            () => cards.at(-1).click(),
-          ]) {
-            await frame();
-            const from = performance.now();
-            work();
-            await frame();
-            slowest = Math.max(slowest, performance.now() - from);
-          }
-          return slowest / 1000;
-        })()"""
-    )
-    assert slowest < MOST_SECONDS
+    assert slowest_work(opened) < of_few * MANY / FEW
     assert shown(opened)[:2] == [MANY - 3, 3]
 
 
