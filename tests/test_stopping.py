@@ -30,8 +30,13 @@ STATE, LOSSES = Path("result/state/train_classifier.pth"), Path("result/metrics/
 TRAINING = {"train_classifier_pass": True, "cam_num_epoches": 40, "redo": ()}  # 120 steps
 
 
-def wait_until(condition, process, *, seconds=120):
-    deadline = time.monotonic() + seconds
+PATIENCE = 600
+"""Seconds that hangs alone exceed: to start PyTorch takes a minute and a half on a slow machine."""
+
+
+def wait_until(condition, process):
+    """Wait for what a process brings about; one that has ended is noticed at once."""
+    deadline = time.monotonic() + PATIENCE
     while not condition():
         assert process.poll() is None, process.stderr and process.stderr.read()
         assert time.monotonic() < deadline
@@ -53,8 +58,16 @@ def children_of(process):
 def is_alive(number):
     try:
         return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # the latter where it ends between opening and reading
         return False
+
+
+def wait_until_none_is_alive(processes, *, seconds=60):
+    """Those that were told to end, or killed, are still there for a moment."""
+    deadline = time.monotonic() + seconds
+    while any(map(is_alive, processes)):
+        assert time.monotonic() < deadline, processes
+        time.sleep(0.01)
 
 
 def start(toy, *launcher, **flags):
@@ -73,12 +86,10 @@ def test_a_training_that_is_told_to_end_saves_its_state_and_ends_its_workers(toy
     wait_until(lambda: n_lines(LOSSES) >= 2, process)
     workers = children_of(process.pid)
     assert len(workers) == 2
-    told_at = time.monotonic()
     process.send_signal(number)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 128 + number
-    assert time.monotonic() - told_at < 20  # mostly within one second; other work may run beside this test
-    assert not any(map(is_alive, workers))
+    wait_until_none_is_alive(workers)
     assert f"{number.name}: the run ends " in said
     assert "the same command goes on from there" in said
     assert "Traceback" not in said
@@ -123,6 +134,7 @@ dataloader._BaseDataLoaderIter.__init__ = told_meanwhile
 items = [{"x": torch.ones(2)}] * 4
 try:
     with ending_when_told():
+        print("started", flush=True)
         list(batch_loader(items, batch_size=2, num_workers=2, device=torch.device("cpu")))
 except Told as told:
     sys.exit(told.exit_code)
@@ -131,6 +143,7 @@ except Told as told:
 
 def test_told_to_end_while_a_loader_starts_its_workers():
     process = run_script(STARTING_WORKERS)
+    assert process.stdout.readline() == "started\n"
     _, said = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM
     assert "Traceback" not in said
@@ -158,9 +171,9 @@ def test_work_under_way_in_other_processes_is_not_waited_for(number):
     wait_until(lambda: len(children_of(process.pid)) == 2, process)
     workers = children_of(process.pid)
     process.send_signal(number)
-    process.communicate(timeout=20)
+    process.communicate(timeout=60)  # the work takes 200 s
     assert process.returncode == 128 + number
-    assert not any(map(is_alive, workers))
+    wait_until_none_is_alive(workers)
 
 
 def test_a_second_signal_ends_a_run_on_the_spot():
@@ -358,7 +371,7 @@ def test_a_killed_process_of_several_ends_the_job_and_the_next_start_goes_on(toy
         process.communicate(timeout=60)
         assert process.returncode == 1
         process = start(toy, *launcher, **TRAINING)
-    process.communicate(timeout=300)
+    process.communicate(timeout=PATIENCE)
     assert process.returncode == 0
     assert Path("sample_train_eval.log").read_text().count("train_classifier goes on after step") == 1
     given, expected = (read_checkpoint(f"sess/{name}.pth") for name in ("res50_cam_orig", "expected"))
