@@ -1,10 +1,8 @@
 """A training that was interrupted goes on where it was saved, and ends as if nothing had happened."""
 
 import json
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -120,22 +118,37 @@ def test_what_was_chosen_before_the_interruption_counts(ready, monkeypatch):
     assert expected.keys() == kept.keys()
 
 
-def test_a_killed_process_loses_what_came_after_the_last_save(ready):
+KILLED = """
+import time
+import run_sample
+from misc.run.training_state import TrainingState
+
+save = TrainingState.save
+
+def save_or_wait(state, done):
+    if done == 3:
+        print("is to be killed", flush=True)
+        time.sleep(600)
+    save(state, done)
+
+TrainingState.save = save_or_wait
+run_sample.leave(run_sample.main())
+"""
+
+
+def test_a_killed_process_loses_what_came_after_the_last_save(ready, monkeypatch):
+    """It waits to be killed where it has taken its third step and saved two."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(run_sample.__file__).parent))
     arguments = {"deeplab_max_iter": 40, "state_minutes": 0}
     expected, _ = train(ready, "train_deeplab", **arguments)
     line = ready.flags(**NO_STEPS | {"train_deeplab_pass": True} | arguments)
-    state = Path("result/state/train_deeplab.pth")
-    process = subprocess.Popen([sys.executable, run_sample.__file__, *line], stdout=subprocess.DEVNULL, stderr=-3)
-    deadline = time.monotonic() + 120
-    while not state.is_file():
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    done = torch.load(state, weights_only=True)["step"]
+    process = subprocess.Popen([sys.executable, "-c", KILLED, *line], stdout=subprocess.PIPE, text=True)
+    assert "is to be killed\n" in process.stdout
+    process.kill()
+    process.communicate()
+    assert torch.load("result/state/train_deeplab.pth", weights_only=True)["step"] == 2
     weights, lines = train(ready, "train_deeplab", **arguments)
-    assert f"train_deeplab goes on after step {done} " in messages()
+    assert "train_deeplab goes on after step 2 " in messages()
     assert [line["step"] for line in lines] == [*range(1, 41)]
     assert all(torch.equal(tensor, expected[name]) for name, tensor in weights.items())
 
