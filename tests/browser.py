@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import select
 import shutil
 import subprocess
 import time
@@ -40,7 +41,11 @@ class Browser:
         self._n_calls, self._session = 0, None
         self.errors: list[str] = []
         """What the page says of errors in its scripts."""
-        (page,) = (t for t in self._call("Target.getTargets")["targetInfos"] if t["type"] == "page")
+        end = time.monotonic() + PATIENCE
+        while not (pages := [t for t in self._call("Target.getTargets")["targetInfos"] if t["type"] == "page"]):
+            assert time.monotonic() < end, "the browser has opened no page"
+            time.sleep(0.05)
+        (page,) = pages
         self._session = self._call("Target.attachToTarget", targetId=page["targetId"], flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log"):
             self._call(f"{domain}.enable")
@@ -61,6 +66,8 @@ class Browser:
 
     def _next(self) -> dict[str, Any]:
         while b"\0" not in self._unread:
+            readable, _, _ = select.select([self._receive], [], [], PATIENCE)
+            assert readable, f"the browser has said nothing for {PATIENCE} s"
             more = os.read(self._receive, 2**16)
             assert more, "the browser has ended"
             self._unread += more
