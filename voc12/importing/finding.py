@@ -79,8 +79,7 @@ class ImageFolder:
     def _advice(self, *names: str) -> str:
         """What to pass instead of a folder in which two names are one file."""
         above = (folder for folder in self._root.parents if all((folder / name).is_file() for name in names))
-        advice = "pass the folder that both names are relative to"
-        return f"{advice}, --import_images {found}" if (found := next(above, None)) else advice
+        return f"pass --import_images {next(above, 'FOLDER')}, the one that both names are relative to"
 
     def require_some(self, n_found: int, *, source: Path) -> None:
         """Raise `InputError` if none of the images that were asked for is there."""
