@@ -1,5 +1,11 @@
 """The memory that steps take at their peak, counted without computing anything, is what they take on the CPU."""
 
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -75,13 +81,38 @@ def profiled_peak(work):
     return peak
 
 
+SIZE = (47, 62)
+MEASURED = """
+import sys
+from benchmarks import count_memory
+from misc.run.config import parse_config
+from tests.test_count_memory import SIZE, TINY, profiled_peak
+
+count_memory.AVERAGE_SIZE = SIZE
+print(profiled_peak(lambda: count_memory.STEPS[sys.argv[1]](parse_config(TINY))))
+"""
+
+
+def has_avx2():
+    cpu = Path("/proc/cpuinfo")
+    return cpu.is_file() and re.search(r"^flags\b.*\bavx2\b", cpu.read_text(), re.M) is not None
+
+
+@pytest.mark.skipif(not has_avx2(), reason="/proc/cpuinfo names no AVX2, for which the bounds hold")
 @pytest.mark.parametrize(
     "name", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in STEPS]
 )
 def test_a_forecast_is_what_the_profiler_sees_on_the_cpu(name, monkeypatch):
-    """Which also sees what a convolution takes for itself."""
-    monkeypatch.setattr(count_memory, "AVERAGE_SIZE", (47, 62))
-    expected, found = forecast(name), profiled_peak(lambda: STEPS[name](parse_config(TINY)))
+    """Which also sees what a convolution takes for itself.
+
+    That depends on the instructions: with SSE 4.1 alone, training the classifier takes 1.19 times the forecast.
+    """
+    monkeypatch.setattr(count_memory, "AVERAGE_SIZE", SIZE)
+    settings = {"PYTHONPATH": str(Path(__file__).parents[1]), "ONEDNN_MAX_CPU_ISA": "AVX2", "OMP_NUM_THREADS": "1"}
+    line = [sys.executable, "-c", MEASURED, name]
+    done = subprocess.run(line, env={**os.environ, **settings}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    expected, found = forecast(name), int(done.stdout)
     print(f"{name}: {found / expected:.2f} times the forecast")  # for docs/speed.md
     assert 0.85 <= expected / found <= 1.02
 
