@@ -95,6 +95,7 @@ def test_a_training_that_is_told_to_end_saves_its_state_and_ends_its_workers(toy
     assert "Traceback" not in said
     done, n_steps = saved_step("result", "train_classifier")
     assert n_steps == 120
+    assert done < n_steps  # it ends after the step under way, and not at its end
     assert done - n_lines(LOSSES) in (0, 1)  # told between a step and what is said of it, it says that when it goes on
     run_sample.run(toy.flags(**NO_STEPS | TRAINING))
     log = Path("sample_train_eval.log").read_text()
