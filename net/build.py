@@ -9,9 +9,9 @@ import ast
 import importlib
 import inspect
 import operator
-import sys
+import warnings
 from collections.abc import Container, Mapping, Sequence
-from importlib.util import find_spec, resolve_name
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,7 @@ ATTRIBUTES = {
 ADVCAM_ATTRIBUTES = ("logit_maps", "classifier.weight")
 """What AdvCAM uses of `CAM` as well."""
 TIMM_MODULES = {"cam_network": "net.timm_cam", "irn_network": "net.timm_irn", "deeplab_network": "net.timm_deeplab"}
+INIT = "__init__.py"
 OUR_PACKAGES = ("misc", "net", "step", "voc12")
 GUIDE = "docs/own_networks.md says what a network must offer"
 
@@ -98,56 +99,64 @@ def _has(network: nn.Module, dotted_name: str) -> bool:
 
 
 def source_file(module_name: str) -> Files:
-    """The files on which a network's results depend. `build_network` has found them.
+    """The files on which a network's results depend. `build_network` has found its module.
 
-    That of its module; of timm's models also the one that holds timm's version; of a module of somebody's own also
-    those in its folder and below that it imports, and these, in turn.
+    That module's; of timm's models also the one that holds timm's version; of a module of somebody's own also those
+    that it imports and that lie with it, and these, in turn.
     """
     name = module_name.partition(BACKBONE_MARK)[0]
-    importlib.import_module(name)
-    paths = [_file_of(name)] if _is_ours(name) else _files_with(name)
-    if name in TIMM_MODULES.values():
-        paths.append(find_spec("timm.version").origin)
-    return Files([path for path in paths if path])
+    file = getattr(importlib.import_module(name), "__file__", None)
+    if file is None:
+        return Files([])
+    if name.partition(".")[0] not in OUR_PACKAGES:
+        return Files(_files_with(name, Path(file)))
+    return Files([file, find_spec("timm.version").origin] if name in TIMM_MODULES.values() else [file])
 
 
-def _file_of(name: str) -> str | None:
-    """The file of a module that is imported."""
-    return getattr(sys.modules.get(name), "__file__", None)
+def _files_with(name: str, file: Path) -> list[str]:
+    """The `file` of a module, and those that it imports from the folder that it was found in, from there on.
 
-
-def _is_ours(name: str) -> bool:
-    """Whether a module is of this project, whose steps have versions."""
-    return name.partition(".")[0] in OUR_PACKAGES
-
-
-def _files_with(name: str) -> list[str]:
-    """The file of a module, and of those that it imports from its folder; neither of this project nor installed."""
-    folder, found, pending = Path(_file_of(name) or "").parent, [], [name]
+    They are looked for on the disk, so that it does not matter which of them have been imported yet. Neither modules of
+    this project are among them, whose steps have versions, nor installed ones.
+    """
+    root = file.parents[name.count(".") + (file.name == INIT)]
+    if {"site-packages", "dist-packages"} & {*root.parts}:
+        return [str(file)]
+    found, pending = [], [file, *_places(root, name)]
     while pending:
-        each = pending.pop()
-        path = _file_of(each)
-        if path is None or path in found:
-            continue
-        is_near = Path(path).is_relative_to(folder) and "site-packages" not in Path(path).parts
-        if each == name or (is_near and not _is_ours(each)):
-            found.append(path)
-            pending += _imported_by(each, path)
+        path = pending.pop()
+        if str(path) not in found and path.is_file():
+            found.append(str(path))
+            pending += [place for imported in _imported_by(path, root) for place in _places(root, imported)]
     return found
 
 
-def _imported_by(name: str, path: str) -> list[str]:
-    """Names of what a module's file imports, among them some of what is in these modules."""
-    if not path.endswith(".py"):
+def _places(root: Path, name: str) -> list[Path]:
+    """Where below `root` a module `a.b` may lie, and the packages that it is in."""
+    parts = name.split(".")
+    if parts[0] in OUR_PACKAGES:
         return []
-    imported, package = [], sys.modules[name].__package__
-    for node in ast.walk(ast.parse(Path(path).read_bytes())):
+    folders = [root.joinpath(*parts[:n]) for n in range(1, len(parts) + 1)]
+    return [*(folder / INIT for folder in folders), folders[-1].with_name(f"{parts[-1]}.py")]
+
+
+def _imported_by(path: Path, root: Path) -> list[str]:
+    """Names of the modules that a file may import, counted from `root`; none where it is no sound Python."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what the module's own import has warned already
+            tree = ast.parse(path.read_bytes())
+    except (OSError, SyntaxError, ValueError):
+        return []
+    names, package = [], path.relative_to(root).parent.parts
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            imported += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            base = resolve_name("." * node.level + (node.module or ""), package) if node.level else node.module
-            imported += [base, *(f"{base}.{alias.name}" for alias in node.names)]
-    return imported
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level <= len(package):
+            above = package[: len(package) - node.level + 1] if node.level else ()
+            base = [*above, *(node.module or "").split(".")] if node.module else [*above]
+            names += [".".join([*base, *of]) for of in ([], *([alias.name] for alias in node.names)) if [*base, *of]]
+    return names
 
 
 def inputs_of_network(flags: Mapping[str, str], classes: Sequence[str]) -> Inputs:

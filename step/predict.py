@@ -123,12 +123,19 @@ def _require_no_others(out: Path, photographs: Path, masks: list[Path]) -> None:
 
     Cameras call different photographs by one name.
     """
-    known, replaced = read_dict(out / CLASSES).get("photographs"), [path.name for path in masks if path.is_file()]
-    if replaced and isinstance(known, str) and known != str(photographs.resolve()):
+    known, folder = _folders_of(out), str(photographs.resolve())
+    replaced = [path.name for path in masks if path.is_file() and known.get(path.name, folder) != folder]
+    if replaced:
         raise InputError(
-            f"--predict_out_dir {out} has masks of the photographs in {known}, of which some would be replaced "
-            f"({first_three(replaced)}); name another folder, or pass --redo predict."
+            f"--predict_out_dir {out} has masks of the photographs in {known[replaced[0]]}, of which some would be "
+            f"replaced ({first_three(replaced)}); name another folder, or pass --redo predict."
         )
+
+
+def _folders_of(out: Path) -> dict[str, str]:
+    """{mask that is there: the folder of its photograph}, as the runs that have ended say."""
+    known = read_dict(out / CLASSES).get("photographs")
+    return {name: folder for name, folder in known.items() if (out / name).is_file()} if isinstance(known, dict) else {}
 
 
 def run(args: Config) -> None:
@@ -167,8 +174,8 @@ def run(args: Config) -> None:
         counts = np.bincount(read_label(mask_path).ravel(), minlength=len(names))
         of_classes = (k for k in np.argsort(-counts, kind="stable") if counts[k])
         shares[path.name] = {names[k]: counts[k] / counts.sum() for k in of_classes}
-    content = {"photographs": str(paths[0].parent.resolve()), "classes": colours_of(names), "shares": shares}
-    write_json(out / CLASSES, content)
+    folders = _folders_of(out) | {mask.name: str(paths[0].parent.resolve()) for mask, _ in items}
+    write_json(out / CLASSES, {"photographs": folders, "classes": colours_of(names), "shares": shares})
     tell_masks(STEP.name, [mask_path for mask_path, _ in items])
     log.info("segmented %d photographs: masks, overlays and classes.json are in %s", len(paths), out)
 

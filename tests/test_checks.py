@@ -137,7 +137,7 @@ def wrong_order(weights: str) -> tuple:
 
 
 def missing_class(weights: str) -> tuple:
-    return other_names(weights, OTHER_CLASSES, "class 3 is train in {}, missing in the data")
+    return other_names(weights, OTHER_CLASSES, "class 3 is train in {}, no class in the data")
 
 
 def not_writable(flag: str) -> tuple:

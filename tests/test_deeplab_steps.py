@@ -189,7 +189,7 @@ def test_a_network_keeps_its_class_names(trained):
     shutil.copy(own, of_data)
     assert sentence in refusal(trained, **evaluate)
     of_data.write_text("aeroplane\nbottle\n")
-    assert "class 3 is train in sess/deeplab_v2_ood.classes.txt, missing in the data" in refusal(trained, **evaluate)
+    assert "class 3 is train in sess/deeplab_v2_ood.classes.txt, no class in the data" in refusal(trained, **evaluate)
     Path("sess/deeplab_v2_ood.classes.txt").unlink()
     hint = "expected (21, 64, 3, 3); pass the --class_list of the classes that it was trained on."
     assert refusal(trained, **predict, voc12_root="nowhere").endswith(hint)

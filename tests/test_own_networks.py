@@ -35,23 +35,28 @@ def test_the_guides_example_is_the_tested_one():
 
 
 def test_a_change_of_what_a_network_imports_is_noticed(tmp_path, monkeypatch):
-    """Of its own folder: neither of this project, nor of what is installed there, nor of what it does not import."""
+    """Of what lies with it: nothing of this project, nothing installed; whether it has been imported yet or not."""
+    fallback = "try:\n    from .mine_package import gain\nexcept ImportError:\n    import mine_package.gain\n"
     files = {
-        "mine_network.py": "import mine_package.gain\nfrom net import irn\nimport mine_installed\nimport torch",
+        "mine_network.py": f"{fallback}from net import irn\nimport mine_installed\nimport torch",
         "mine_package/__init__.py": "",
         "mine_package/gain.py": "from . import base\nfrom .other import VALUE\nimport mine_network",
-        "mine_package/base.py": "",
+        "mine_package/base.py": "def later():\n    from ..too_far import up\n    from .inner.lazy import VALUE",
+        "mine_package/inner/__init__.py": "",
+        "mine_package/inner/lazy.py": "this is no Python",
         "mine_package/other.py": "VALUE = 1",
         "mine_package/unused.py": "",
-        "site-packages/mine_installed.py": "",
+        "site-packages/mine_installed.py": "import mine_other",
+        "site-packages/mine_other.py": "",
     }
     for name, text in files.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
         (tmp_path / name).write_text(text)
     for folder in (tmp_path, tmp_path / "site-packages"):
         monkeypatch.syspath_prepend(folder)
-    found = {Path(path).relative_to(tmp_path).as_posix() for path in source_file("mine_network").paths}
-    assert found == files.keys() - {"mine_package/unused.py", "site-packages/mine_installed.py"}
+    expected = {name for name in files if "site-packages" not in name} - {"mine_package/unused.py"}
+    for module in ("mine_network", "mine_package.gain"):
+        assert {Path(path).relative_to(tmp_path).as_posix() for path in source_file(module).paths} == expected
     assert len(source_file("mine_installed").paths) == 1
     assert len(source_file("net.resnet50_irn").paths) == 1
 

@@ -110,7 +110,7 @@ def open_devkit(voc12_root: str, class_list: str) -> Devkit:
 
 def _first_difference(ours: Sequence[str], theirs: Sequence[str]) -> tuple[int, str, str] | None:
     """The number of the first class, from 1, that two lists don't share, and its two names."""
-    pairs = zip_longest(ours, theirs, fillvalue="missing")
+    pairs = zip_longest(ours, theirs, fillvalue="no class")
     return next(((number, *pair) for number, pair in enumerate(pairs, start=1) if pair[0] != pair[1]), None)
 
 

@@ -112,7 +112,7 @@ def _require_single(names: Collection[str], known: Collection[str], *, table: st
         if name.startswith("[") or not parts.isdisjoint({*names, *known}):
             raise InputError(
                 f"{table} has the label {_shown(name)}, which looks like several; between the labels of an image goes "
-                "; or |, without brackets or quotes."
+                "; or |, without brackets or quotes (if it is the name of one class, call that otherwise)."
             )
 
 

@@ -16,7 +16,7 @@ from misc.files.images import ON_ITS_SIDE, image_size, open_image, pixel_problem
 from misc.files.jsonfile import read_dict
 from misc.files.paths import Paths
 from misc.imutils import IGNORE_LABEL
-from misc.run.depends import checksum, of_same_content
+from misc.run.depends import checksum, checksums, of_same_content
 from misc.run.notices import notice
 from misc.run.parallel import chunked_map
 from misc.run.progress import progress
@@ -230,13 +230,18 @@ def _as_paths(files: Sequence[str | Path]) -> Paths:
     return files if isinstance(files, Paths) else Paths("", map(str, files))
 
 
-def images_among(paths: Sequence[str | Path], devkit: Devkit, ids: Sequence[str]) -> dict[int, int]:
+def images_among(
+    paths: Sequence[str | Path],
+    devkit: Devkit,
+    ids: Sequence[str],
+    *,
+    checksums: Callable[[Sequence[str]], list[str]] = checksums,
+) -> dict[int, int]:
     """{number of a file: number of an id} of the files that are, byte for byte, an image of the devkit.
 
     So are photographs that import_data has turned upright to make an image. Only files that are as large as an image
-    are read, and once, and where there are turned images the headers of the others.
+    are read, and where there are turned images the headers of the others. `checksums`: gives those of files.
     """
-    checksums = look.remembered("verified files", _Verified).checksums
     same = of_same_content(_as_paths(paths), devkit.image_paths(ids), checksums=checksums)
     if turned := turned_originals(devkit.root):
         number_of = {image_id: number for number, image_id in enumerate(ids)}
@@ -251,9 +256,10 @@ def require_no_training_images(
 ) -> None:
     """Raise `InputError` if out-of-distribution images are, as `images_among` has it, images of `ids` of the devkit.
 
-    `ids`: those of training images that carry a class.
+    `ids`: those of training images that carry a class. A file is read once, until it changes.
     """
-    same = images_among(ood_paths, devkit, ids)
+    checksums = look.remembered("verified files", _Verified).checksums
+    same = images_among(ood_paths, devkit, ids, checksums=checksums)
     if same:
         train_paths = devkit.image_paths(ids)
         shown = first_three([f"{ood_paths[number]} is {train_paths[other]}" for number, other in same.items()])

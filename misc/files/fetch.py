@@ -5,6 +5,7 @@ What is fetched grows under a name that ends in `.part`, with a note of the addr
 there is another one now, or if the server cannot tell, everything is fetched anew.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -323,8 +324,10 @@ def _bytes_in(path: Path) -> int | None:
     """The size of a file; None where there is none, or none any more, since another run has just renamed it."""
     try:
         state = path.stat()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            return None
+        raise
     return state.st_size if stat.S_ISREG(state.st_mode) else None
 
 

@@ -70,9 +70,7 @@ def checksums(paths: Sequence[str | Path]) -> list[str]:
     return [next(read) if of_file is None else of_file for of_file in known]
 
 
-def of_same_content(
-    paths: Paths, others: Paths, *, checksums: Callable[[Sequence[str]], list[str]] = checksums
-) -> dict[int, int]:
+def of_same_content(paths: Paths, others: Paths, *, checksums: Callable[[Sequence[str]], list[str]]) -> dict[int, int]:
     """{number of one of `paths`: number of one of the `others` that has the same bytes}, under whatever names.
 
     Only files whose sizes occur on both sides are read. `checksums`: gives those of files.

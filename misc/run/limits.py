@@ -30,7 +30,7 @@ _NO_MEMORY = re.compile(
     r"can't allocate memory|cannot allocate memory|insufficient memory|out of memory|unable to allocate|bad_alloc"
     r"|failed to allocate|_ALLOC(ATION)?_FAILED|storage size calculation overflowed|array is too big|MemoryError"
     # PyTorch where no algorithm of cuDNN, or oneDNN, has room for its work; cuBLAS where there is none for its handle
-    r"|unable to find an engine|could not (create|execute) a primitive|CUBLAS_STATUS_NOT_INITIALIZED",
+    r"|unable to find an engine|could not (create|execute) a primitive(?! descriptor)|CUBLAS_STATUS_NOT_INITIALIZED",
     re.IGNORECASE,
 )
 _AMOUNT = re.compile(r"allocate ([\d.]+ (?:bytes|[KMGTPE]iB))", re.IGNORECASE)
