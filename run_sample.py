@@ -18,6 +18,7 @@ os.environ.setdefault("OPENCV_FOR_THREADS_NUM", "1")
 from misc.errors import InputError, ProcessLost, message_of, raise_all, reason_of, told_together
 from misc.files.disk import GOES_ON
 from misc.files.look import forget, one_look
+from misc.files.resultfiles import METRICS_FOLDER
 from misc.run.config import STEP_MODULES, Config, enabled_steps, parse_config
 from misc.run.parallel import launched_rank
 from misc.run.plan import EVERYTHING, Plan, require_writable, require_writable_file, require_writable_results
@@ -64,7 +65,6 @@ def check_chain(config: Config, planned: Plan) -> list[StepModule]:
 def run_chain(config: Config, steps: Sequence[StepModule]) -> None:
     """Run steps whose input was checked, except those whose result is there, and keep a record of them."""
     # Imported here, so that --help and wrong flags answer without loading torch
-    from misc.files.resultfiles import METRICS_FOLDER
     from misc.run.device import resolve_device, set_precision, set_seed
     from misc.run.distributed import first_process_says, is_first_process, on_first_process, wait_for_all
     from misc.run.done import DoneSteps

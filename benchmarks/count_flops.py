@@ -29,6 +29,7 @@ from net.build import build_network
 from net.deeplab import MultiScale
 from step.train_cam import selection_steps
 from voc12.classes import VOC_CLASSES, names_with_background
+from voc12.images import CLASSES_AN_IMAGE
 
 TRAIN, TRAIN_AUG, VAL = 1464, 10582, 1449
 """Images of VOC 2012's lists; `train_aug` with SBD's masks."""
@@ -36,8 +37,6 @@ OOD_IMAGES = 5000
 """Assumed; their features are taken once, which is little."""
 AVERAGE_SIZE = (375, 500)
 """(H, W) of VOC's photographs, about."""
-CLASSES_AN_IMAGE = 1.5
-"""About."""
 RATES = (10, 50)
 """TFLOP/s that are sustained, for the hours of the table."""
 

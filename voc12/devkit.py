@@ -8,7 +8,7 @@ from pathlib import Path
 
 from misc.errors import InputError, requirement
 from misc.files.devkitfiles import CLASS_LIST
-from misc.files.images import IMAGE_SUFFIXES
+from misc.files.images import IMAGE_SUFFIXES, label_path
 from misc.files.look import Folder, folder_at, remembered
 from misc.files.paths import Paths
 from voc12.classes import VOC_CLASSES, classes_beside, names_with_background, read_classes
@@ -56,7 +56,7 @@ class Devkit:
 
     def mask_path(self, image_id: str) -> Path:
         """`SegmentationClass/ID.png`."""
-        return self.mask_folder / f"{image_id}.png"
+        return label_path(self.mask_folder, image_id)
 
     def mask_paths(self, ids: Iterable[str]) -> Paths:
         """The paths of many masks."""
@@ -69,7 +69,7 @@ class Devkit:
 
     def object_path(self, image_id: str) -> Path:
         """`SegmentationObject/ID.png`."""
-        return self.object_folder / f"{image_id}.png"
+        return label_path(self.object_folder, image_id)
 
     def object_paths(self, ids: Iterable[str]) -> Paths:
         """The paths of many instance masks."""

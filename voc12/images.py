@@ -15,8 +15,8 @@ from voc12.devkit import Devkit
 from voc12.labels import Labels, ids_without_class, read_labels, require_some_class
 from voc12.lists import read_list
 
-CLASSES_OF_VOC = 1.5
-"""Of an image, on average."""
+CLASSES_AN_IMAGE = 1.5
+"""Of VOC, about."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class LabelledImages:
 def cam_bytes_per_pixel(devkit: Devkit, list_path: str | Path, *, label_file: str | None, numbers: str) -> float:
     """What the CAM files of the images of `train_list` take, by the classes that these carry; VOC's where none know."""
     images = read_images_to_segment(devkit, list_path, flag="train_list", label_file=label_file)
-    return camfile.bytes_per_pixel(numbers, CLASSES_OF_VOC if label_file is None else images.labels.counts().mean())
+    return camfile.bytes_per_pixel(numbers, CLASSES_AN_IMAGE if label_file is None else images.labels.counts().mean())
 
 
 def read_labelled_images(devkit: Devkit, list_path: str | Path, *, flag: str, label_file: str | None) -> LabelledImages:
