@@ -257,7 +257,7 @@ def page(steps: Mapping[str, Step], report: Report, other: Report | None) -> str
 
 {machines}
 
-Medians of {on.repeats} runs (fastest - slowest); ResNet-50 with random weights, drawn images. The page is printed by
+Medians of {on.repeats} runs (fastest - slowest); random weights, ResNet-50 where no other network is named; drawn images. Printed by
 `python benchmarks/bench_steps.py`.
 
 {summary_table(steps, reports)}
