@@ -148,11 +148,13 @@ def plan_chains(chains: Sequence[tuple[str, Config]]) -> list[list[StepModule]]:
 
     def show() -> None:
         maker_of: dict[str, str] = {}
+        of_all = []
         for (title, config), steps in zip(chains, steps_of, strict=True):
             rows = forecast(config, steps, maker_of)
-            log.info("%s\n%s", title or "the plan", table_of(rows, config))
-            require_room(rows, config)
+            log.info("%s\n%s", title or "the plan", table_of(rows))
             tell_gpu_room(rows, config, steps)
+            of_all += rows
+        require_room(of_all)
 
     on_first_process(show)
     return steps_of

@@ -257,8 +257,8 @@ def page(steps: Mapping[str, Step], report: Report, other: Report | None) -> str
 
 {machines}
 
-Medians of {on.repeats} runs (fastest - slowest); random weights, ResNet-50 where no other network is named; drawn images. Printed by
-`python benchmarks/bench_steps.py`.
+Medians of {on.repeats} runs (fastest - slowest); random weights, ResNet-50 where no other network is named; drawn
+images. Printed by `python benchmarks/bench_steps.py`.
 
 {summary_table(steps, reports)}
 

@@ -15,6 +15,7 @@ from torchvision.models import ResNet50_Weights, ResNet101_Weights, WeightsEnum
 from misc.errors import InputError
 from misc.files.archives import BadArchive, is_damaged_zip, missing_members, obstacle_to, place_folder, root_in, unpack
 from misc.files.checkpointfile import checkpoint_names
+from misc.files.disk import readable_size, room_for
 from misc.files.fetch import (
     GDOWN,
     WEB_PAGE,
@@ -29,8 +30,6 @@ from misc.files.fetch import (
     is_web_page,
     mismatch,
     part_of,
-    readable_size,
-    require_free_space,
     size_fetched,
 )
 from misc.files.images import IMAGE_SUFFIXES
@@ -259,14 +258,9 @@ def _require_the_published(job: Job) -> None:
 
 def _require_room(missing: list[Job]) -> None:
     """Raise `InputError` if a disk has no room for all that goes there."""
-    disks: dict[int, list[Job]] = {}
-    for job in missing:
-        disks.setdefault(job.place.parent.stat().st_dev, []).append(job)
-    for jobs in disks.values():
-        try:
-            require_free_space(jobs[0].place.parent, sum(job.disk() for job in jobs))
-        except NotFetched as error:
-            raise InputError(f"--download {' '.join(job.name for job in jobs)}: {error}.") from error
+    for room in room_for((job.place.parent, job.disk()) for job in missing):
+        if not room.suffices:
+            raise InputError(f"--download {' '.join(job.name for job in missing)}: it needs {room}.")
 
 
 def run(args: Config) -> None:

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ import run_sample
 from misc.errors import InputError
 from misc.files import atomic, camfile
 from misc.files.atomic import atomic_path, json_list_writer, write_json
+from misc.files.disk import Room, room_for
 from misc.files.images import write_jpeg, write_label, write_palette
 from misc.files.objectfile import save_object
 from misc.run import record
@@ -262,6 +264,41 @@ def test_a_training_goes_on_from_its_last_good_state(toy, room, monkeypatch):
     lines = Path("result/metrics/train_classifier.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
     assert not [*Path().rglob("*.part*")]
+
+
+@pytest.fixture
+def other_disk(tmp_path):
+    """A folder on another disk than the test's: in shared memory."""
+    memory = Path("/dev/shm")
+    if not memory.is_dir() or memory.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("there is one disk alone: /dev/shm is missing")
+    with TemporaryDirectory(dir=memory) as folder:
+        yield Path(folder)
+
+
+def test_what_is_needed_is_summed_disk_by_disk(tmp_path, other_disk):
+    rooms = room_for([(tmp_path / "a" / "b", 3), (other_disk, 5), (tmp_path, 4)])
+    assert [(room.folder, room.needed) for room in rooms] == [(tmp_path / "a" / "b", 7), (other_disk, 5)]
+    assert [room.free for room in rooms] == pytest.approx([shutil.disk_usage(f).free for f in (tmp_path, other_disk)])
+    assert str(Room(Path("/maps"), 4_100_000_000, 2_000)) == "4.10 GB of disk in /maps, where 2.00 kB are free"
+
+
+@pytest.mark.parametrize("full", ["that of the maps", "that of the results"])
+def test_the_plan_asks_the_disk_that_a_step_writes_to(toy, other_disk, monkeypatch, full):
+    make_all_inputs(toy)
+    of_maps, usage = other_disk.stat().st_dev, shutil.disk_usage
+
+    def disk_usage(path):
+        is_of_maps = Path(path).stat().st_dev == of_maps
+        return usage(path)._replace(free=0 if is_of_maps == (full == "that of the maps") else 10**12)
+
+    monkeypatch.setattr(shutil, "disk_usage", disk_usage)
+    line = toy.flags(**NO_STEPS | {"make_cam_pass": True, "plan": True, "cam_out_dir": str(other_disk / "cams")})
+    if full == "that of the results":
+        run_sample.run(line)
+    else:
+        with pytest.raises(InputError, match=rf"about .* of disk in {other_disk}/cams, where 0 bytes are free; make"):
+            run_sample.run(line)
 
 
 @pytest.fixture

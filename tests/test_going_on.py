@@ -254,7 +254,7 @@ def test_the_report_is_made_again_after_any_step(done, flags):
     start = len(log.read_text())
     run_sample.run(done.toy.flags(**alone))
     name = next(iter(flags)).removesuffix("_pass")
-    planned, _, said = log.read_text()[start:].partition("disk:")
+    planned, _, said = log.read_text()[start:].partition("maps and masks")
     assert f"depends on what {name} will make" in planned
     assert "make_report runs: " in said
     assert "make_report took" in said

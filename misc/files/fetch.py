@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import stat
 import time
 import warnings
@@ -22,6 +21,7 @@ from pathlib import Path
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
+from misc.files.disk import readable_size, room_for
 from misc.files.jsonfile import read_dict
 
 Report = Callable[[int, int | None], None]
@@ -116,22 +116,9 @@ def finish(part: Path, path: Path) -> None:
 
 def require_free_space(folder: Path, n_bytes: int) -> None:
     """Raise `NotFetched` if the disk of `folder`, which need not be there yet, has less than `n_bytes` free."""
-    while not folder.exists():
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free
-    if free < n_bytes:
-        raise NotFetched(
-            f"it needs {readable_size(n_bytes)} of disk in {folder.resolve()}, where {readable_size(free)} are free"
-        )
-
-
-def readable_size(n_bytes: int) -> str:
-    """`2.00 GB`, `97.8 MB`, `512 bytes`: in powers of ten, as disks are sold."""
-    for unit, digits in (("GB", 9), ("MB", 6), ("kB", 3)):
-        if n_bytes >= 10**digits:
-            value = n_bytes / 10**digits
-            return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f} {unit}"
-    return f"{n_bytes} bytes"
+    for room in room_for([(folder, n_bytes)]):
+        if not room.suffices:
+            raise NotFetched(f"it needs {room}")
 
 
 def is_address(text: str) -> bool:

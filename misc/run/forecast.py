@@ -1,6 +1,5 @@
 """What a run will do, shown before its first step: what is done, what will run and why, what disk and GPU it takes."""
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -13,6 +12,7 @@ import torch
 
 from misc.errors import InputError
 from misc.files import look
+from misc.files.disk import readable_size, room_for
 from misc.files.images import image_size
 from misc.run.config import Config
 from misc.run.device import resolve_device
@@ -25,7 +25,7 @@ from misc.run.training_state import saved_step
 
 SAMPLED = 8
 """Images whose sizes stand for all."""
-MB, GB, GIB = 10**6, 10**9, 2**30
+GIB = 2**30
 DONE = "done"
 IMAGE_FLAGS = ("train_list", "infer_list", "deeplab_eval_set", "predict_input")
 """Inputs that are the images of which a step makes maps or masks."""
@@ -39,13 +39,15 @@ class Row:
         step: its name.
         action: `DONE`, or what it will do, for people.
         files: the longest of the lists of files that it reads.
-        disk: bytes that it will take, roughly; None where that is not known.
+        folder: where it writes, or its results where that is many places.
+        disk: bytes that it will take there, roughly; None where that is not known.
         gpu: bytes of GPU memory at its peak, roughly; None where that is not known, and without a GPU.
     """
 
     step: str
     action: str
     files: int
+    folder: Path
     disk: int | None
     gpu: int | None = None
 
@@ -82,7 +84,8 @@ def forecast(config: Config, steps: Sequence[StepModule], maker_of: dict[str, st
         if action != DONE:
             disk = _disk(config, step, inputs, outputs)
             gpu = gpu_memory(step.STEP, config, RunBatches(partial(_sampled_sizes, inputs))) if on_gpu else None
-        rows.append(Row(name, action, n_files, disk, gpu))
+        folder = Path(outputs[0]).parent if outputs else Path(config.result_dir)
+        rows.append(Row(name, action, n_files, folder, disk, gpu))
     return rows
 
 
@@ -122,26 +125,27 @@ def _sampled_sizes(inputs: Inputs) -> list[tuple[int, int]]:
     return look.remembered(("sizes", *map(str, sample)), lambda: [*map(image_size, sample)])
 
 
-def table_of(rows: Sequence[Row], config: Config) -> str:
+def table_of(rows: Sequence[Row]) -> str:
     """The plan as lines of text, with the disk that it takes and that there is, and GPU memory where it is known."""
     lines = [("step", "what it will do", "files", "disk", "GPU memory" if any(row.gpu for row in rows) else "")]
     for row in rows:
         files, gpu = f"{row.files:,}" if row.files else "", _gib(row.gpu) if row.gpu else ""
-        lines.append((row.step, row.action, files, _amount(row.disk), gpu))
+        lines.append((row.step, row.action, files, readable_size(row.disk) if row.disk else "", gpu))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
-    needed, free = sum(row.disk or 0 for row in rows), _free(config)
-    return "\n".join([*lines, f"disk: {_amount(needed) or 'little'} needed for maps and masks, {_amount(free)} free"])
+    of_disks = [f"maps and masks take about {room}" for room in room_for(_needs(rows))]
+    return "\n".join([*lines, *(of_disks or ["maps and masks take no more disk"])])
 
 
-def require_room(rows: Sequence[Row], config: Config) -> None:
-    """Raise `InputError` if what the steps will write can't fit on the disk."""
-    needed, free = sum(row.disk or 0 for row in rows), _free(config)
-    if needed > free:
-        raise InputError(
-            f"--result_dir {config.result_dir}: the run needs about {_amount(needed)} for maps and masks, and the disk "
-            f"has {_amount(free)} free; make room, or name another --work_dir."
-        )
+def require_room(rows: Sequence[Row]) -> None:
+    """Raise `InputError` if what the steps of a run will write can't fit on one of the disks."""
+    for room in room_for(_needs(rows)):
+        if not room.suffices:
+            raise InputError(f"maps and masks take about {room}; make room there, or name another --work_dir.")
+
+
+def _needs(rows: Sequence[Row]) -> list[tuple[Path, int]]:
+    return [(row.folder, row.disk) for row in rows if row.disk]
 
 
 def tell_gpu_room(rows: Sequence[Row], config: Config, steps: Sequence[StepModule]) -> None:
@@ -155,17 +159,6 @@ def tell_gpu_room(rows: Sequence[Row], config: Config, steps: Sequence[StepModul
                 f"{row.step} needs about {_gib(row.gpu)} of GPU memory, and {_gib(free)} are free; "
                 f"{to_lower(gpu_flags(step.STEP.memory_flags))}, or free some of it"
             )
-
-
-def _free(config: Config) -> int:
-    return shutil.disk_usage(config.result_dir).free
-
-
-def _amount(n_bytes: int | None) -> str:
-    """Bytes for people; empty where there are none worth telling."""
-    if not n_bytes:
-        return ""
-    return f"{n_bytes / GB:.1f} GB" if n_bytes >= GB / 10 else f"{max(1, round(n_bytes / MB))} MB"
 
 
 def _gib(n_bytes: int) -> str:

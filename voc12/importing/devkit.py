@@ -5,7 +5,6 @@ after all else. Where it is found, a run was killed, and what it had added is re
 """
 
 import os
-import shutil
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -22,6 +21,7 @@ from misc.files.devkitfiles import (
     TO_EVALUATE,
     list_path,
 )
+from misc.files.disk import room_for
 from misc.files.images import turned_upright, without_image_suffix, write_palette
 from misc.files.table import read_rows, write_rows
 from misc.files.text import read_text
@@ -146,12 +146,12 @@ def require_room_for(images: Iterable[SourceImage], root: Path) -> None:
     device = root.stat().st_dev
     states = [image.path.stat() for image in images]
     needed = sum(state.st_size for state in states if state.st_dev != device)
-    free = shutil.disk_usage(root).free
-    if needed > free:
-        raise InputError(
-            f"--voc12_root {root}: the images have to be copied, {needed / 1e9:.1f} GB, and the disk has "
-            f"{free / 1e9:.1f} GB free; name a folder on the disk of --import_from, where links take no room."
-        )
+    for room in room_for([(root, needed)]):
+        if not room.suffices:
+            raise InputError(
+                f"--voc12_root {root}: the images have to be copied, which takes {room}; name a folder on the disk of "
+                "--import_from, where links take no room."
+            )
 
 
 def write_additions(root: Path, plan: ImportPlan, *, num_workers: int) -> tuple[list[Addition], list[LeftOut]]:
