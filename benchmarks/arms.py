@@ -127,7 +127,9 @@ def ood_flags(arm: Arm, config: Config, *, folder: Path, random_root: str, rando
     drawn = np.random.default_rng(config.seed).permutation(len(paths))[:n_chosen]
     own_list = folder / "ood_list.txt"
     own_list.parent.mkdir(parents=True, exist_ok=True)
-    own_list.write_text("".join(f"{paths[k].relative_to(root)}\n" for k in sorted(drawn)), encoding="utf-8")
+    chosen = [paths[k] for k in sorted(drawn)]
+    names = [path.relative_to(root) if path.is_relative_to(root) else path.absolute() for path in chosen]
+    own_list.write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
     return {
         "ood_root": root,
         "ood_list": str(own_list),

@@ -143,6 +143,7 @@ def _is_share(value: Any) -> bool:
 
 def _has_maps(content: Mapping[str, Any], n_classes: int) -> bool:
     return all(
-        isinstance(keys := content.get(of, missing), list) and all(key in range(n_classes) for key in keys)
+        isinstance(keys := content.get(of, missing), list)
+        and all(type(key) is int and 0 <= key < n_classes for key in keys)
         for of, missing in (("keys", None), ("empty", None), ("not_finite", []))
     )

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from misc.errors import InputError, first_three
 from misc.files import look
+from misc.files.table import TABLE_SUFFIXES, is_table
 from misc.run.config import Config
 from misc.run.lock import locked
 from misc.run.plan import Planned, require_writable
@@ -27,7 +28,6 @@ from voc12.importing.plan import plan_import
 from voc12.importing.source import LeftOut, Source
 from voc12.importing.tables import read_label_table
 from voc12.importing.telling import class_table, reasons
-from voc12.labelcsv import TABLE_SUFFIXES, is_table
 
 STEP = Step(
     name="import_data",

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from misc.classifier import classification_losses
 from misc.run.config import Config
@@ -118,7 +118,7 @@ def run(args: Config) -> None:
         batch_size=args.cam_batch_size,
         rate_flag="cam_learning_rate",
         state=state,
-        after_step=_validation(args, val, losses_of_images, steps_per_epoch=steps_per_epoch, device=device),
+        after_step=_validation(args, model, val, losses_of_images, steps_per_epoch=steps_per_epoch, device=device),
         follows=lambda step: step % steps_per_epoch == 0,
         **training.options,
     )
@@ -128,6 +128,7 @@ def run(args: Config) -> None:
 
 def _validation(
     args: Config,
+    model: nn.Module,
     val: LabelledImages,
     losses_of_images: Callable[[dict], Tensor],
     *,
@@ -144,7 +145,9 @@ def _validation(
 
     @torch.no_grad()
     def validate(step: int) -> dict[str, float]:
+        model.eval()
         of_share = sum(float(losses_of_images(batch).sum()) for batch in batches)
+        model.train()
         loss = float(sum_over_processes(torch.tensor(of_share, dtype=torch.float64))) / len(val)
         log.info("epoch %d: validation loss %.4f", step // steps_per_epoch, loss)
         return {"validation_loss": loss}

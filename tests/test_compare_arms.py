@@ -18,6 +18,7 @@ from misc.run.sample_runs import sample_runs
 from net.weights import save_weights
 from tests import own_network
 from tests.support import TOY_CLASSES
+from voc12.lists import read_ood_paths
 
 EVIDENCE = Path(__file__).resolve().parent.parent / "docs/evidence.md"
 CAM_STEPS = ["train_cam", "make_cam", "eval_cam"]
@@ -79,6 +80,18 @@ def test_amounts_of_ood_images_are_drawn_by_the_seed_one_within_the_other(work):
     assert len({one[0] for one, *_ in drawn}) > 1
     _, run = runs(work, "ood_1")
     assert (run.config.ood_batch_size, run.config.cluster_K) == (1, 1)
+
+
+def test_ood_images_in_other_folders_are_found_again(work, tmp_path):
+    """A list may name files by absolute paths, inside of `--ood_root` or elsewhere."""
+    paths = read_ood_paths(runs(work, "wood")[0].config.ood_root, str(work.ood_list))
+    elsewhere = [tmp_path / f"{number}.jpg" for number in range(2)]
+    for path in elsewhere:
+        path.touch()
+    work.ood_list.write_text("".join(f"{path}\n" for path in [paths[0].resolve(), *elsewhere]))
+    _, run = runs(work, "ood_3")
+    found = read_ood_paths(run.config.ood_root, run.config.ood_list)
+    assert {path.resolve() for path in found} == {path.resolve() for path in [paths[0], *elsewhere]}
 
 
 def test_random_ood_images_are_as_many_as_the_hard_ones(work):

@@ -260,6 +260,13 @@ def test_a_training_goes_on_from_its_last_good_state(toy, room, monkeypatch):
             run_sample.run(toy.flags(**NO_STEPS | flags, state_minutes=0))
     room(resource.RLIM_INFINITY)
     assert saved_step("result", "train_classifier") == (3, 6)
+    for changed, said in (
+        ({}, "goes on at 50% (step 3 of 6)"),
+        ({"resume": False}, "runs: it was interrupted"),
+        ({"cam_learning_rate": 0.05}, "runs: --cam_learning_rate differs: 0.001 -> 0.05"),
+    ):
+        run_sample.run(toy.flags(**NO_STEPS | flags | changed, plan=True))
+        assert f"train_classifier  {said}" in Path("sample_train_eval.log").read_text()
     run_sample.run(toy.flags(**NO_STEPS | flags))
     lines = Path("result/metrics/train_classifier.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4, 5, 6]

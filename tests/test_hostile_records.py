@@ -3,6 +3,7 @@
 import copy
 import html
 import json
+import logging
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from misc.report.collect import collect_arm
 from misc.report.page import chart_files, render_page
 from misc.run.provenance import RECORD, Provenance
 from misc.run.record import metrics_log
-from misc.run.training_state import TrainingState
+from misc.run.training_state import TrainingState, saved_step
 from misc.selection import CheckpointSelection
 from misc.torchutils import two_rate_optimizer
 from tests import own_network
@@ -146,6 +147,17 @@ def test_sound_results_are_all_shown(tmp_path):
 
 
 RESULTS = ("runs/1.json", "scores/eval_cam.json", "scores/eval_sem_seg.json", "metrics/train_cam.jsonl")
+
+
+@pytest.mark.parametrize("score", [".e-5", "1..2", "1.2.3", ".", "", "e-5", "nan", "1e5", "-1"])
+def test_a_curve_with_a_score_that_is_no_number_is_left_out(tmp_path, score):
+    write_sound_results(tmp_path)
+    content = json.loads((tmp_path / "scores/eval_cam.json").read_text())
+    content["miou_by_threshold"][score] = 0.5
+    write(tmp_path / "scores/eval_cam.json", content)
+    arm, _ = show(tmp_path)
+    assert "eval_cam" not in arm.scores
+    assert "eval_sem_seg" in arm.scores
 
 
 @pytest.mark.parametrize("file", RESULTS)
@@ -288,6 +300,14 @@ def test_losses_of_an_earlier_run_are_kept_however_damaged(tmp_path, content):
     assert path.read_text().splitlines()[-1] == '{"step": 2}'
 
 
+def test_losses_that_are_gone_are_told_and_do_not_end_the_training(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    with metrics_log(str(tmp_path), "gone", n_kept=5) as append:
+        append({"step": 6})
+    assert (tmp_path / "metrics/gone.jsonl").read_text() == '{"step": 6}\n'
+    assert f"the losses of the first 5 steps of gone are gone: {tmp_path}/metrics/gone.jsonl is missing" in caplog.text
+
+
 class Trained:
     """A training with all kinds of parts, and its state on disk."""
 
@@ -369,6 +389,16 @@ def test_a_damaged_state_changes_nothing(tmp_path, name):
     assert fresh.everything() == before
     fresh.state.restore_generators()
     fresh.steps()
+
+
+@pytest.mark.parametrize("field", ["step", "n_steps"])
+@pytest.mark.parametrize("value", [None, "5", 2.5, True, torch.ones(2)])
+def test_a_state_whose_step_is_no_number_tells_nothing_beforehand(tmp_path, field, value):
+    state = Trained(tmp_path).steps().state
+    assert saved_step(tmp_path, "x") == (3, 10)
+    content = torch.load(state.path, weights_only=True)
+    torch.save({**content, field: value}, state.path)
+    assert saved_step(tmp_path, "x") is None
 
 
 def test_a_sound_state_is_taken_up(tmp_path):

@@ -3,6 +3,7 @@
 import functools
 import multiprocessing as mp
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -11,7 +12,9 @@ import pytest
 import torch
 
 from misc.errors import InputError
+from misc.run import parallel
 from misc.run.parallel import ITEMS_PER_WORKER, ordered_map, usable_cores
+from misc.run.stopping import Told
 
 
 def slow_first(base, item):
@@ -65,6 +68,14 @@ def test_an_error_comes_at_its_items_turn_and_ends_the_work(workers):
 
 def test_a_killed_process_is_one_sentence():
     with pytest.raises(InputError, match="a worker process was killed, .* lower --crf_workers"):
+        list(ordered_map(end_the_process, range(3), workers=1, flag="crf_workers"))
+
+
+def test_processes_that_were_told_to_end_with_the_run_are_not_said_to_lack_memory(monkeypatch):
+    """A signal to the whole group, as from a terminal or a cluster, may reach a worker first."""
+    monkeypatch.setattr(parallel, "is_told", lambda grace=0: grace > 0)
+    monkeypatch.setattr(parallel, "told", lambda: Told(signal.SIGTERM))
+    with pytest.raises(Told):
         list(ordered_map(end_the_process, range(3), workers=1, flag="crf_workers"))
 
 

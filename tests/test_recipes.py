@@ -204,6 +204,25 @@ def test_small_fits_irn_and_deeplab_to_the_images_with_a_class(photographs, tabl
     assert (config.cam_num_epoches, config.irn_num_epoches) == (76, 304)
 
 
+def test_a_list_of_training_images_is_that_of_the_masks_on_an_imported_folder_too(photographs):
+    Path("mine/ImageSets/Main").mkdir()
+    Path("mine/ImageSets/Main/train.txt").write_text("".join(f"{k}\n" for k in range(10)))
+    Path("few.txt").write_text("1\n2\n")
+    for is_imported in (False, True):
+        if is_imported:
+            Path("mine", IMPORT_RECORD).touch()
+        for flags in (photographs, ["--voc12_root", "mine"] if is_imported else photographs):
+            config = parse_config([*flags, "--train_list", "few.txt"])
+            assert (config.train_list, config.infer_list, config.val_list) == ("few.txt",) * 3
+    config, sentences = explained("--voc12_root", "mine", "--train_list", "few.txt")
+    assert sentences[0].startswith("mine was imported: ")
+
+
+def test_lists_in_utf_16_count_as_others_do(photographs):
+    Path("mine/ImageSets/Segmentation/train.txt").write_text("".join(f"{k}\r\n" for k in range(10)), encoding="utf-16")
+    assert parse_config(photographs).cam_batch_size == 10
+
+
 def test_small_takes_its_own_numbers_where_there_are_enough_images(photographs):
     for name in (f"mine/{part}" for part in ("ImageSets/Segmentation/train.txt", "ood_list.txt")):
         Path(name).write_text("".join(f"{k}\n" for k in range(311)))

@@ -1,6 +1,7 @@
 """The report: complete, partial and empty runs, and how a browser shows it."""
 
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -22,8 +23,16 @@ from misc.files import camfile, instancefile
 from misc.files.atomic import write_json
 from misc.files.images import read_image
 from misc.files.instancefile import Detections
+from misc.imutils import cells_of
 from misc.report import sheet
-from misc.report.pictures import MASK_OPACITY, SHEET_GAP, UNSURE_COLOUR, instance_colours, mask_overlay
+from misc.report.pictures import (
+    MASK_OPACITY,
+    SHEET_GAP,
+    UNSURE_COLOUR,
+    edge_picture,
+    instance_colours,
+    mask_overlay,
+)
 from voc12.classes import classes_beside, voc_palette, write_classes
 
 REPORT = NO_STEPS | {"make_report_pass": True}
@@ -450,3 +459,12 @@ def test_browser_renders_the_page_without_errors(finished, tmp_path, width):
     assert colourful[1500:].any()
     background = pixels[:, -4:].reshape(-1, 3)
     assert (background == background[0]).all()
+
+
+@pytest.mark.parametrize("size", [(9, 500), (2, 500), (375, 500), (500, 3)])
+def test_a_picture_of_edges_covers_its_image_whatever_the_shape(size):
+    edge = np.linspace(0, 1, math.prod(cells_of(size)), dtype=np.float32).reshape(cells_of(size))
+    picture = edge_picture(edge, size)
+    assert picture.shape == (*size, 3)
+    assert (picture[0, 0] == 255).all()
+    assert (picture[-1, -1] == 0).all()

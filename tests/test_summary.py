@@ -136,6 +136,13 @@ def test_empty_maps(tmp_path, lines):
         tell_maps("make_x", paths, CLASSES, weights_flag="x_name")
 
 
+@pytest.mark.parametrize("keys", [[1.0], [True], ["1"], [None], [3], [-1]])
+def test_a_damaged_record_of_classes_counts_for_nothing(tmp_path, lines, keys):
+    paths = write(tmp_path, [{"foreground": 0.5, "keys": keys, "empty": keys}] * 3)
+    tell_maps("make_x", paths, CLASSES, weights_flag="x_name")
+    assert not [line for line in lines() if "empty" in line]
+
+
 def test_images_without_any_class(tmp_path):
     paths = write(tmp_path, [{"foreground": 0.0, "keys": [], "empty": []}] * 2)
     with pytest.raises(InputError, match="make_x: none of the 2 images carries a class, .*lower --label_threshold"):

@@ -23,6 +23,7 @@ from misc.imutils import long_side_size, normalize, resize_image, to_chw
 from misc.ood import kmeans, wood_losses
 from misc.run.loaders import ShuffledBatches, Stream
 from net.weights import load_weights, save_weights
+from step import train_classifier
 from tests import own_network
 from voc12.dataloader import ClassificationCrops, LabelledCrops
 
@@ -236,6 +237,21 @@ def test_steps_groups_rates_and_batches(toy, watch, step_name):
     for images in watched.images:
         of_step = [image for _ in range(expected.batches_per_step) for image in next(batches)]
         assert images == of_step + next(ood_batches)
+
+
+def test_images_are_validated_in_evaluation_mode(toy, monkeypatch):
+    """A network of one's own may have dropout, or batch norms that are not frozen."""
+    modes, losses = [], train_classifier.classification_losses
+
+    def watched(model, images, labels):
+        modes.append((torch.is_grad_enabled(), model.training))
+        return losses(model, images, labels)
+
+    monkeypatch.setattr(train_classifier, "classification_losses", watched)
+    run_sample.run(toy.flags(**NO_STEPS | {"train_classifier_pass": True, "cam_num_epoches": 2}))
+    assert {*modes} == {(True, True), (False, False)}
+    assert modes[-1] == (False, False)
+    assert modes.index((False, False)) < len(modes) - 1 - modes[::-1].index((True, True))  # and trained on after it
 
 
 def test_the_loss_gets_the_flags_and_the_prototypes(toy, monkeypatch):

@@ -11,7 +11,7 @@ import numpy as np
 
 from misc.errors import InputError, first_three
 from misc.files.atomic import atomic_path
-from misc.files.regular import regular
+from misc.files.text import read_text
 from misc.imutils import IGNORE_LABEL
 
 VOC_CLASSES = (
@@ -60,8 +60,8 @@ def read_classes(path: str | Path) -> tuple[str, ...]:
     more classes than a mask has ids, or names with control characters, which a terminal would obey.
     """
     try:
-        lines = regular(path).read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = read_text(path).splitlines()
+    except (OSError, ValueError) as error:
         raise InputError(f"class list {path} can't be read ({error}); expected one class name a line.") from error
     names = tuple(line.strip() for line in lines if line.strip())
     if no_classes := [*takewhile(means_no_class, names)]:

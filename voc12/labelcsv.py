@@ -20,7 +20,6 @@ from misc.errors import InputError, first_three, printable
 from misc.files.devkitfiles import LABEL_COLUMNS
 from misc.files.table import read_rows, truth_of, write_rows
 
-TABLE_SUFFIXES = (".csv", ".tsv")
 FILE_COLUMNS = ("file", "filename", "file_name", "image", "id")
 NO_CLASS_COLUMNS = ("class", "classes", "category", "categories", "target", "y")
 """What other programs call the column of labels, so that none of these is taken for the name of a class."""
@@ -43,11 +42,6 @@ class LabelTable:
     labels: list[tuple[str, ...]]
     classes: tuple[str, ...]
     has_columns: bool
-
-
-def is_table(path: str | Path) -> bool:
-    """Whether a file's name says that it is such a table."""
-    return Path(path).suffix.lower() in TABLE_SUFFIXES
 
 
 def read_table(path: str | Path, *, kind: str, known: Collection[str] = ()) -> LabelTable:

@@ -20,12 +20,13 @@ from misc.files.images import without_image_suffix
 from misc.files.objectfile import load_object, save_object
 from misc.files.paths import Paths
 from misc.files.regular import regular
+from misc.files.table import is_table
 from misc.run.notices import notice
 from misc.run.progress import progress
 from voc12.classes import spelling
 from voc12.derived import DERIVED_FOLDER, derived_file, is_derived, note_of
 from voc12.devkit import Devkit
-from voc12.labelcsv import is_table, labels_by_file
+from voc12.labelcsv import labels_by_file
 
 log = logging.getLogger(__name__)
 

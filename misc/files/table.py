@@ -9,9 +9,15 @@ from misc.files.atomic import atomic_path
 from misc.files.regular import regular
 from misc.files.text import UTF16_MARKS, encoding_of
 
+TABLE_SUFFIXES = (".csv", ".tsv")
 SEPARATORS = ",;\t"
 """What a spreadsheet may write between columns."""
 TRUTH = {"1": True, "1.0": True, "true": True, "yes": True, "0": False, "0.0": False, "false": False, "no": False}
+
+
+def is_table(path: str | Path) -> bool:
+    """Whether a file's name says that it is such a table."""
+    return Path(path).suffix.lower() in TABLE_SUFFIXES
 
 
 def truth_of(cell: str) -> bool | None:

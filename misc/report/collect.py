@@ -135,8 +135,7 @@ def _is_curve(content: Record) -> bool:
     return (
         is_number(content.get("best_threshold"), low=0, high=1)
         and isinstance(curve, dict)
-        and all(re.fullmatch(r"[\d.]+(e-\d+)?", score) and _is_share(miou) for score, miou in curve.items())
-        and all(score.count(".") <= 1 and score != "." for score in curve)
+        and all(re.fullmatch(r"(\d+\.?\d*|\.\d+)(e-\d+)?", score) and _is_share(miou) for score, miou in curve.items())
     )
 
 

@@ -11,7 +11,7 @@ from matplotlib import colormaps, get_data_path
 from PIL import Image, ImageDraw, ImageFont
 
 from misc.files.instancefile import Detections
-from misc.imutils import IGNORE_LABEL
+from misc.imutils import IGNORE_LABEL, MAP_STRIDE
 
 HEAT_OPACITY, MASK_OPACITY = 0.55, 0.6
 UNSURE_COLOUR = (190, 190, 190)
@@ -126,8 +126,7 @@ def instance_colours(detections: Detections, palette: np.ndarray) -> np.ndarray:
 
 def edge_picture(edge: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Edges (h, w) in [0, 1] at stride 4 as a grey picture of `size`, dark where the edge is strong."""
-    stride = -(-size[0] // edge.shape[0])
-    full = np.kron(edge, np.ones((stride, stride), dtype=edge.dtype))[: size[0], : size[1]]
+    full = np.kron(edge, np.ones((MAP_STRIDE, MAP_STRIDE), dtype=edge.dtype))[: size[0], : size[1]]
     return np.repeat(((1 - full.clip(0, 1)) * 255).astype(np.uint8)[..., None], 3, axis=2)
 
 

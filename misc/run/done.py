@@ -20,6 +20,8 @@ from misc.run.step import Files, Inputs, Step, StepModule
 log = logging.getLogger(__name__)
 
 PARTS = ("settings", "places", "versions", "inputs")
+INTERRUPTED = "it was interrupted"
+"""Why a step is done again that has begun, and not ended, with the same settings and inputs: it goes on."""
 
 
 class DoneSteps:
@@ -76,13 +78,12 @@ class DoneSteps:
             return "--redo asks for it"
         if not record:
             return "it has not been done here yet"
-        if not record.get("finished"):
-            return "it was interrupted"
         return (
             _first_difference(record["settings"], settings_of(step.STEP, args), "--{} differs: {} -> {}")
             or _first_difference(record["places"], _places(step, args), "--{} differs: {} -> {}")
             or _first_difference(record["versions"], versions_of(step.STEP), "the version of {} differs: {} -> {}")
             or self._changed_input(record["inputs"], step.inputs(args))
+            or (None if record["finished"] else INTERRUPTED)
             or self._changed_output(record.get("outputs"), step.outputs(args))
         )
 

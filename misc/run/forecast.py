@@ -16,7 +16,7 @@ from misc.files.disk import readable_size, room_for
 from misc.files.images import image_size
 from misc.run.config import Config
 from misc.run.device import resolve_device
-from misc.run.done import DoneSteps
+from misc.run.done import INTERRUPTED, DoneSteps
 from misc.run.gpu_memory import RunBatches, gpu_memory
 from misc.run.limits import gpu_flags, to_lower
 from misc.run.notices import notice
@@ -69,16 +69,15 @@ def forecast(config: Config, steps: Sequence[StepModule], maker_of: dict[str, st
             action = f"depends on what {', '.join(waits_for)} will make"
         elif waits_for:
             action = f"runs, with what {', '.join(waits_for)} will make"
-        elif (reason := done.reason_to_run(step, config)) is None:
-            action = DONE
         else:
-            action = f"runs: {reason}"
+            reason = done.reason_to_run(step, config)
+            action = DONE if reason is None else f"runs: {reason}"
+            if reason == INTERRUPTED:
+                action = _where_it_goes_on(config, name, record["started"], outputs) or action
         if action != DONE:
             maker_of |= dict.fromkeys((getattr(config, flag) for flag in step.STEP.writes), name)
             if remembered:
                 maker_of[config.result_dir] = name  # where it leaves its record
-            if record and not record["finished"]:
-                action = _where_it_goes_on(config, name, record["started"], outputs) or action
         n_files = max((len(given.paths) for given in inputs.values() if isinstance(given, Files)), default=0)
         disk = gpu = 0
         if action != DONE:
@@ -91,7 +90,7 @@ def forecast(config: Config, steps: Sequence[StepModule], maker_of: dict[str, st
 
 def _where_it_goes_on(config: Config, name: str, started: str, outputs: Sequence[str | Path]) -> str | None:
     """Where an interrupted step goes on: after the step of its saved state, or by the files that it has written."""
-    if (state := saved_step(config.result_dir, name)) is not None:
+    if config.resume and (state := saved_step(config.result_dir, name)) is not None:
         return "goes on at {:.0%} (step {} of {})".format(state[0] / state[1], *state)
     since = datetime.fromisoformat(started).timestamp() * 1e9
     n_written = int((look.states(outputs)[:, 1] >= since).sum())

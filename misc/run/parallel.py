@@ -16,7 +16,7 @@ from operator import length_hint
 from typing import TypeVar
 
 from misc.errors import InputError
-from misc.run.stopping import end_workers, is_told, raise_if_told, stop_deferred
+from misc.run.stopping import GRACE_SECONDS, end_workers, is_told, raise_if_told, stop_deferred, told
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
 
@@ -106,6 +106,8 @@ def ordered_map(
         while under_way:
             yield under_way.popleft().result()
     except BrokenProcessPool as error:
+        if is_told(grace=GRACE_SECONDS):  # and so were its workers, which were first
+            raise told() from error
         raise InputError(f"a worker process was killed, perhaps for lack of memory; lower --{flag}.") from error
     except (KeyboardInterrupt, GeneratorExit) as ended:
         if isinstance(ended, KeyboardInterrupt) or is_told():

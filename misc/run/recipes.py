@@ -15,8 +15,8 @@ from typing import Any
 from misc.errors import InputError
 from misc.files.checkpointfile import checkpoint_file
 from misc.files.devkitfiles import ALL_IMAGES, IMPORT_RECORD, LABEL_COLUMNS, LABEL_TABLE, TO_EVALUATE, list_path
-from misc.files.regular import regular
-from misc.files.table import read_rows, truth_of
+from misc.files.table import is_table, read_rows, truth_of
+from misc.files.text import read_text
 
 Flags = Mapping[str, Any]
 """{flag name: value}, values as in `Config`."""
@@ -175,9 +175,8 @@ def _fit_to_few_images(values: Flags, given: Flags) -> tuple[dict[str, Any], lis
         flags |= {"ood_root": str(root / "OoD_images"), "ood_list": str(root / "ood_list.txt")}
     lists = {**values, **flags, **given}
     n_train, n_ood = _n_lines(lists["train_list"]), _n_lines(lists["ood_list"])
-    # Images without a class are for the classifier alone; an imported folder has a table that names them
-    is_imported = lists["train_list"] == str(list_path(root, ALL_IMAGES, "train"))
-    n_with_class = len(_lines(lists["train_list"]) - _without_class(root / LABEL_TABLE)) if is_imported else n_train
+    # Images without a class, which a table of labels names, are for the classifier alone
+    n_with_class = len(_lines(lists["train_list"]) - _without_class(Path(lists["label_file"])))
     for name, n_images in (("cam", n_train), ("irn", n_with_class), ("deeplab", n_with_class)):
         if not n_images:
             continue
@@ -212,11 +211,12 @@ def fit_to_imported(values: Flags, given: Flags) -> tuple[dict[str, Any], list[s
     if not os.path.isfile(root / IMPORT_RECORD):  # False for names that no file can have, too
         return {}, []
     train, val = (list_path(root, ALL_IMAGES, split) for split in ("train", "val"))
+    trained = str(given.get("train_list", train))  # masks are made of what CAMs are made of
     flags: dict[str, Any] = {
         "label_file": str(root / LABEL_TABLE),
         "train_list": str(train),
-        "val_list": str(val if val.is_file() else train),
-        "infer_list": str(train),
+        "val_list": str(val) if val.is_file() else trained,
+        "infer_list": trained,
     }
     sentences = [
         f"{root} was imported: its own labels and lists are taken ("
@@ -242,14 +242,16 @@ def _n_lines(path: str) -> int:
 def _lines(path: str) -> set[str]:
     """Lines of a list that are not blank; none for a file that is missing or no text."""
     try:
-        text = regular(path).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError):
+        text = read_text(path)
+    except (OSError, ValueError):
         return set()
     return {line.strip() for line in text.splitlines()} - {""}
 
 
 def _without_class(table: Path) -> set[str]:
-    """Ids of the images that a table of labels gives no class; none for a file that can't be read."""
+    """Ids of the images that a table of labels gives no class; none for another file, or one that can't be read."""
+    if not is_table(table):
+        return set()
     try:
         rows = [[cell.strip() for cell in cells] for _, cells in read_rows(table, kind="label file", advice="")]
     except InputError:

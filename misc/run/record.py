@@ -28,6 +28,7 @@ from misc.files.resultfiles import METRICS_FOLDER, RUNS_FOLDER, SCORES_FOLDER
 from misc.run.config import Config
 from misc.run.distributed import is_first_process, n_processes, rank
 from misc.run.memory import peak_memory_mib, reset_peak_memory
+from misc.run.notices import notice
 
 PACKAGES = (
     *("torch", "torchvision", "numpy", "pillow", "imageio", "tqdm", "pydensecrf2"),
@@ -223,8 +224,9 @@ def metrics_log(result_dir: str, name: str, *, n_kept: int = 0) -> Iterator[Any]
     """Yield a function that appends a dict to `<result_dir>/metrics/<name>.jsonl`, one JSON object a line.
 
     As every output the file gets its name when it is complete. Until then, and if the training stops early, it is
-    `<name>.jsonl.part`. Of an earlier run the first `n_kept` lines are kept, for a training that goes on. Of several
-    processes the first one alone writes. Raises `InputError` if the disk takes no more.
+    `<name>.jsonl.part`. Of an earlier run the first `n_kept` lines are kept, for a training that goes on; if its file
+    is gone, the log says so. Of several processes the first one alone writes. Raises `InputError` if the disk takes no
+    more.
     """
     if not is_first_process():
         yield lambda values: None
@@ -232,7 +234,11 @@ def metrics_log(result_dir: str, name: str, *, n_kept: int = 0) -> Iterator[Any]
     path = Path(result_dir) / METRICS_FOLDER / f"{name}.jsonl"
     growing = path.with_name(f"{name}{GROWING}")
     earlier = growing if growing.is_file() else path
-    lines = earlier.read_text(encoding="utf-8", errors="replace").splitlines() if n_kept else []
+    lines = []
+    if n_kept and earlier.is_file():
+        lines = earlier.read_text(encoding="utf-8", errors="replace").splitlines()
+    elif n_kept:
+        notice(f"the losses of the first {n_kept} steps of {name} are gone: {earlier} is missing")
     with atomic_path(growing) as temporary:
         temporary.write_text("".join(f"{line}\n" for line in lines[:n_kept]), encoding="utf-8")
     with _appended(growing) as file:

@@ -211,7 +211,8 @@ def saved_step(result_dir: str | Path, name: str) -> tuple[int, int] | None:
         done, n_steps = content["step"], content["n_steps"]
     except Exception:  # a damaged state is dealt with when its training begins
         return None
-    return (done, n_steps) if 0 < done <= n_steps else None
+    are_numbers = type(done) is int and type(n_steps) is int
+    return (done, n_steps) if are_numbers and 0 < done <= n_steps else None
 
 
 def remove_unfinished_metrics(result_dir: str | Path) -> None:
