@@ -1,5 +1,6 @@
 """Step 2': multi-scale CAMs of the images of `train_list` by anti-adversarial climbing (AdvCAM)."""
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -8,25 +9,24 @@ import torch
 from torch import Tensor, nn
 
 from misc.advcam import SCALES, advcam_batch, default_batch_size
-from misc.files import camfile
 from misc.files.atomic import background_writer
 from misc.files.images import image_sizes
 from misc.imutils import mirror_pair, normalize
 from misc.run.config import Config
-from misc.run.device import Arriving, resolve_device, to_device, when_arrived
+from misc.run.device import Arriving, resolve_device, to_device
 from misc.run.distributed import on_first_process
 from misc.run.done import finished_files
 from misc.run.fitting import Fitting
 from misc.run.loaders import GroupedLoader, places, size_groups
 from misc.run.plan import Planned, require_writable
 from misc.run.progress import progress
-from misc.run.step import Batches, Files, Inputs, OnGpu, Step
-from misc.summary import save_maps, tell_maps
+from misc.run.step import Batches, Inputs, OnGpu, Step
+from misc.summary import tell_maps
 from net.build import ADVCAM_ATTRIBUTES, inputs_of_network, load_network, require_cell_classifier, require_network
+from voc12.cams import PendingCams, cam_bytes_per_pixel, cam_inputs, cam_outputs, labelled_by_classifier
 from voc12.dataloader import ScaledImages
 from voc12.devkit import Devkit, open_devkit, require_classes_of_network
-from voc12.images import cam_bytes_per_pixel, read_ids_to_segment, read_images_to_segment
-from voc12.inference import labelled_by_classifier
+from voc12.images import read_images_to_segment
 from voc12.verify import require_readable
 
 
@@ -86,16 +86,14 @@ def _of_all_files(args: Config, devkit: Devkit) -> Inputs:
 def inputs(args: Config) -> Inputs:
     """What the result is made from, by the flag that names it."""
     devkit = open_devkit(args.voc12_root, args.class_list)
-    images = read_images_to_segment(devkit, args.train_list, flag="train_list", label_file=args.known_labels)
-    labels = {"label_file": images.labels.tobytes()} if args.known_labels else {"label_threshold": args.label_threshold}
-    return {**_of_all_files(args, devkit), "train_list": Files(images.paths), **labels}
+    labels = {"label_file": args.known_labels, "label_threshold": args.label_threshold}
+    return {**_of_all_files(args, devkit), **cam_inputs(devkit, args.train_list, **labels)}
 
 
 def outputs(args: Config) -> list[str | Path]:
     """The files that this step writes."""
     devkit = open_devkit(args.voc12_root, args.class_list)
-    ids = read_ids_to_segment(devkit, args.train_list, flag="train_list", label_file=args.known_labels)
-    return camfile.cam_paths(args.advcam_out_dir, ids)
+    return cam_outputs(devkit, args.train_list, args.advcam_out_dir, label_file=args.known_labels)
 
 
 def _pairs(images: list[Tensor], device: torch.device) -> dict[float, Tensor]:
@@ -103,19 +101,21 @@ def _pairs(images: list[Tensor], device: torch.device) -> dict[float, Tensor]:
     return {s: mirror_pair(normalize(to_device(image, device))) for s, image in zip(SCALES, images, strict=True)}
 
 
-def _advcams(model: nn.Module, batch: list[dict[str, Any]], args: Config, together: int) -> list[tuple[Tensor, Tensor]]:
-    """cam and high_res of images of equal size, items of `ScaledImages`, in batches of `together` pairs."""
+def _advcams(
+    model: nn.Module, batch: list[dict[str, Any]], climbing: Mapping[str, Any], together: int
+) -> list[tuple[Tensor, Tensor]]:
+    """cam and high_res of images of equal size, items of `ScaledImages`, in batches of `together` pairs.
+
+    `climbing`: how `advcam_batch` climbs, by its keywords.
+    """
     device = model.classifier.weight.device
     return advcam_batch(
         model,
         [_pairs(item["images"], device) for item in batch],
         batch[0]["size"],
         [item["keys"] for item in batch],
-        args.adv_iter,
-        coefficient=args.AD_coeff,
-        step=args.AD_stepsize,
-        score_threshold=args.score_th,
         batch_size=together,
+        **climbing,
     )
 
 
@@ -133,8 +133,8 @@ def run(args: Config) -> None:
         how = {"threshold": args.label_threshold, "device": device, "num_workers": args.num_workers}
         images = labelled_by_classifier(classifier, images, **how)
     finished = finished_files(STEP, args, _of_all_files(args, devkit))
-    items = [[camfile.cam_path(args.advcam_out_dir, image_id)] for image_id in images.ids]
-    images = images.select(finished.pending(items, images.source_of))
+    pending = PendingCams.of(images, args.advcam_out_dir, numbers=args.cam_files, finished=finished)
+    images = pending.images
     model = load_network(args.cam_network, "CAM", args.cam_weights_name, device, n_classes=len(devkit.classes))
     model.requires_grad_(False)
 
@@ -145,17 +145,19 @@ def run(args: Config) -> None:
     fitting = Fitting(max_pairs, parts="(image, class) pairs")
     scaled = ScaledImages(images.paths, images.labels, SCALES)
     loader = GroupedLoader(scaled, groups, num_workers=args.num_workers, device=device)
-    save = partial(save_maps, numbers=args.cam_files)
+    climbing = {
+        "n_iter": args.adv_iter,
+        "coefficient": args.AD_coeff,
+        "step": args.AD_stepsize,
+        "score_threshold": args.score_th,
+    }
     with progress(total=len(images), desc="make_advcam", unit="image") as bar, background_writer() as submit:
         for batch in loader:
-            n_pairs, of_batch = sum(len(item["keys"]) for item in batch), partial(_advcams, model, batch, args)
+            n_pairs, of_batch = sum(len(item["keys"]) for item in batch), partial(_advcams, model, batch, climbing)
             example = images.paths[int(batch[0]["index"])]
             advcams = fitting.run(of_batch, n_pairs, size=batch[0]["size"], example=example)
             for item, (cam, high_res) in zip(batch, advcams, strict=True):
-                path = camfile.cam_path(args.advcam_out_dir, images.ids[item["index"]])
-                source_of = partial(images.source_of, item["index"])
-                content = (path, item["keys"], Arriving(cam), Arriving(high_res))
-                submit(finished.write, [path], source_of, when_arrived, save, *content)
+                pending.write(submit, item, Arriving(cam), Arriving(high_res))
             bar.update(len(batch))
     tell = partial(tell_maps, weights_flag="cam_weights_name")
     on_first_process(tell, STEP.name, outputs(args), devkit.classes)

@@ -9,24 +9,23 @@ import torch
 from torch import nn
 
 from misc.cam import batch_scale_maps, merge_scales
-from misc.files import camfile
 from misc.files.atomic import background_writer
 from misc.files.images import image_sizes
 from misc.run.config import Config
-from misc.run.device import Arriving, resolve_device, to_device, when_arrived
+from misc.run.device import Arriving, resolve_device, to_device
 from misc.run.distributed import on_first_process
 from misc.run.done import finished_files
 from misc.run.fitting import Fitting
 from misc.run.loaders import GroupedLoader, places, size_groups
 from misc.run.plan import Planned, require_writable
 from misc.run.progress import progress
-from misc.run.step import Files, Inputs, OnGpu, Step
-from misc.summary import save_maps, tell_maps
+from misc.run.step import Inputs, OnGpu, Step
+from misc.summary import tell_maps
 from net.build import inputs_of_network, load_network, require_network
+from voc12.cams import PendingCams, cam_bytes_per_pixel, cam_inputs, cam_outputs, labelled_by_classifier
 from voc12.dataloader import ScaledImages
 from voc12.devkit import Devkit, open_devkit, require_classes_of_network
-from voc12.images import cam_bytes_per_pixel, read_ids_to_segment, read_images_to_segment
-from voc12.inference import labelled_by_classifier
+from voc12.images import read_images_to_segment
 from voc12.verify import require_readable
 
 
@@ -75,16 +74,14 @@ def _of_all_files(args: Config, devkit: Devkit) -> Inputs:
 def inputs(args: Config) -> Inputs:
     """What the result is made from, by the flag that names it."""
     devkit = open_devkit(args.voc12_root, args.class_list)
-    images = read_images_to_segment(devkit, args.train_list, flag="train_list", label_file=args.known_labels)
-    labels = {"label_file": images.labels.tobytes()} if args.known_labels else {"label_threshold": args.label_threshold}
-    return {**_of_all_files(args, devkit), "train_list": Files(images.paths), **labels}
+    labels = {"label_file": args.known_labels, "label_threshold": args.label_threshold}
+    return {**_of_all_files(args, devkit), **cam_inputs(devkit, args.train_list, **labels)}
 
 
 def outputs(args: Config) -> list[str | Path]:
     """The files that this step writes."""
     devkit = open_devkit(args.voc12_root, args.class_list)
-    ids = read_ids_to_segment(devkit, args.train_list, flag="train_list", label_file=args.known_labels)
-    return camfile.cam_paths(args.cam_out_dir, ids)
+    return cam_outputs(devkit, args.train_list, args.cam_out_dir, label_file=args.known_labels)
 
 
 def _cams(model: nn.Module, device: torch.device, group: Sequence[dict[str, Any]]) -> list[tuple[Arriving, Arriving]]:
@@ -109,8 +106,8 @@ def run(args: Config) -> None:
         how = {"threshold": args.label_threshold, "device": device, "num_workers": args.num_workers}
         images = labelled_by_classifier(classifier, images, **how)
     finished = finished_files(STEP, args, _of_all_files(args, devkit))
-    items = [[camfile.cam_path(args.cam_out_dir, image_id)] for image_id in images.ids]
-    images = images.select(finished.pending(items, images.source_of))
+    pending = PendingCams.of(images, args.cam_out_dir, numbers=args.cam_files, finished=finished)
+    images = pending.images
     model = load_network(args.cam_network, "CAM", args.cam_weights_name, device, n_classes=len(devkit.classes))
 
     scaled = ScaledImages(images.paths, images.labels, args.cam_scales)
@@ -118,16 +115,12 @@ def run(args: Config) -> None:
     groups = size_groups(sizes, args.make_cam_batch_size, n_parts=[places(size) for size in sizes])
     loader = GroupedLoader(scaled, groups, num_workers=args.num_workers, device=device)
     fitting = Fitting(args.make_cam_batch_size, parts="images")
-    save = partial(save_maps, numbers=args.cam_files)
     with progress(total=len(images), desc="make_cam", unit="image") as bar, background_writer() as submit:
         for group in loader:
             example = images.paths[int(group[0]["index"])]
             cams = fitting.each(partial(_cams, model, device), group, size=group[0]["size"], example=example)
             for item, cam in zip(group, cams, strict=True):
-                path = camfile.cam_path(args.cam_out_dir, images.ids[item["index"]])
-                source_of = partial(images.source_of, item["index"])
-                content = (path, item["keys"], *cam)
-                submit(finished.write, [path], source_of, when_arrived, save, *content)
+                pending.write(submit, item, *cam)
             bar.update(len(group))
     tell = partial(tell_maps, weights_flag="cam_weights_name")
     on_first_process(tell, STEP.name, outputs(args), devkit.classes)

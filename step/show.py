@@ -19,10 +19,10 @@ from misc.run.plan import Planned, require_writable
 from misc.run.progress import progress
 from misc.run.step import Step
 from net.build import load_network, require_network
+from voc12.cams import labelled_by_classifier
 from voc12.classes import colours_of, names_with_background, shown_colours, voc_palette
 from voc12.devkit import Devkit, open_devkit, require_classes_of_network
 from voc12.images import LabelledImages
-from voc12.inference import labelled_by_classifier
 from voc12.labels import Labels, read_labels
 from voc12.lists import read_list
 from voc12.verify import require_fitting_masks, require_readable

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from misc.errors import InputError, requirement
-from misc.files import camfile
 from misc.files.paths import Paths
 from misc.run.depends import checksum
 from misc.run.distributed import n_processes, share
@@ -41,12 +40,6 @@ class LabelledImages:
 
     def __len__(self) -> int:
         return len(self.ids)
-
-
-def cam_bytes_per_pixel(devkit: Devkit, list_path: str | Path, *, label_file: str | None, numbers: str) -> float:
-    """What the CAM files of the images of `train_list` take, by the classes that these carry; VOC's where none know."""
-    images = read_images_to_segment(devkit, list_path, flag="train_list", label_file=label_file)
-    return camfile.bytes_per_pixel(numbers, CLASSES_AN_IMAGE if label_file is None else images.labels.counts().mean())
 
 
 def read_labelled_images(devkit: Devkit, list_path: str | Path, *, flag: str, label_file: str | None) -> LabelledImages:

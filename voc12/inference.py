@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from misc.classifier import class_probabilities
 from misc.errors import InputError
 from misc.files import camfile, irnfile
 from misc.files.atomic import background_writer
@@ -23,15 +22,14 @@ from misc.run.config import CamSource
 from misc.run.depends import source_of_files, source_of_item
 from misc.run.device import Arriving, to_device, when_arrived
 from misc.run.fitting import Fitting
-from misc.run.loaders import GroupedLoader, places, sequential_loader, size_groups
+from misc.run.loaders import GroupedLoader, places, size_groups
 from misc.run.plan import Planned, require_outputs
 from misc.run.progress import progress
 from misc.run.provenance import FinishedFiles
 from misc.run.step import Files, Inputs
-from voc12.dataloader import ImagesWithCams, WholeImages
+from voc12.dataloader import ImagesWithCams
 from voc12.devkit import Devkit
-from voc12.images import LabelledImages, read_ids_to_segment
-from voc12.labels import Labels
+from voc12.images import read_ids_to_segment
 
 DEVICE_BATCH = 8
 """Images of up to 512 x 512 pixels that run as one batch on a GPU; on the CPU a batch gains nothing."""
@@ -53,28 +51,6 @@ class WalkInput:
     cam: Tensor
     edge: Tensor
     displacement: Tensor
-
-
-def labelled_by_classifier(
-    model: nn.Module, images: LabelledImages, *, threshold: float, device: torch.device, num_workers: int
-) -> LabelledImages:
-    """The images, with the classes that a classifier finds in them as their labels; an image may have none.
-
-    Args:
-        model: a `Net`, (1, 3, H, W) normalised -> logits (1, C) and features, in evaluation mode on `device`.
-        threshold: probability from which on a class is there.
-
-    Raises `InputError` for a network whose logits are not finite.
-    """
-    loader = sequential_loader(WholeImages(images.paths), num_workers=num_workers, device=device)
-    rows = np.zeros(images.labels.shape, dtype=bool)
-    bar = progress(loader, desc="labels by the classifier", unit="image", leave=False)
-    for row, path, image in zip(rows, images.paths, bar, strict=True):
-        probabilities = class_probabilities(model, image.to(device)[None])[0]
-        if not probabilities.isfinite().all():
-            raise InputError(f"--cam_weights_name: the network gives NaN or infinity for {path}; name other weights.")
-        row[:] = (probabilities >= threshold).cpu().numpy()
-    return replace(images, labels=Labels.of(rows))
 
 
 def require_cams(
