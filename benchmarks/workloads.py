@@ -25,7 +25,7 @@ from misc.run.config import Config, parse_config, to_arguments
 from misc.run.device import resolve_device, set_precision, set_seed
 from misc.run.memory import keep_freed_memory
 from misc.run.parallel import ordered_map, usable_cores
-from misc.segmentation import plain_and_refined_masks
+from misc.segmentation import masks_of_images
 from net.weights import read_checkpoint
 from step import (
     cam_to_ir_label,
@@ -512,7 +512,7 @@ def crf_of_classes(data: Inputs, sizes: Sizes) -> Workload:
     def masks(backend: Backend) -> Iterable[np.ndarray]:
         names = [f"image {number}" for number in range(len(images))]
         how = {"device": device, "workers": usable_cores(), "backend": backend}
-        pairs = plain_and_refined_masks(_RandomLogits(), images, paths=names, **how)
+        pairs = masks_of_images(_RandomLogits(), images, paths=names, crf=True, **how)
         return (refined for _, refined in pairs)
 
     return _crf_workload(masks, sizes, f"{N_CLASSES} classes", N_CLASSES, device=data.device)

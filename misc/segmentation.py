@@ -34,37 +34,26 @@ def _probabilities(logits: Tensor, size: tuple[int, int]) -> Tensor:
     return at_full_size(logits.float(), size)[0].softmax(dim=0)
 
 
-def plain_masks(
-    model: nn.Module, images: Iterable[Tensor], *, device: torch.device, paths: Sequence[str | Path]
-) -> Iterator[np.ndarray]:
-    """The most probable class of each pixel, (H, W) uint8, of each image, (3, H, W) uint8.
-
-    `paths`: the images' files. Raises `InputError`, naming one, where the network gives NaN or infinity.
-    """
-    for path, image in zip(paths, images, strict=True):
-        with one_image(tuple(image.shape[1:]), path):
-            probabilities = pixel_probabilities(model, to_device(image, device))
-            is_finite = probabilities.isfinite().all()
-            mask = probabilities.argmax(dim=0).to(torch.uint8).cpu().numpy()  # waits for the device: asking is free
-        _require_finite(bool(is_finite), path)
-        yield mask
-
-
-def plain_and_refined_masks(
+def masks_of_images(
     model: nn.Module,
     images: Iterable[Tensor],
     *,
     device: torch.device,
     paths: Sequence[str | Path],
+    crf: bool,
     workers: int,
     backend: Backend = "auto",
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """`plain_masks`, each with the same after dense CRF (`backend`, see `misc.crf`).
+) -> Iterator[tuple[np.ndarray, ...]]:
+    """The most probable class of each pixel, (H, W) uint8, of each image, (3, H, W) uint8; with `crf` also refined.
 
-    On a GPU the CRF runs there, else in `workers` processes beside the network. These are sent the network's own
-    logits: those of full size would take 64 times the memory.
+    On a GPU dense CRF (`backend`, see `misc.crf`) runs there, else in `workers` processes beside the network. These are
+    sent the network's own logits: those of full size would take 64 times the memory.
+
+    `paths`: the images' files. Raises `InputError`, naming one, where the network gives NaN or infinity.
     """
     pairs = zip(paths, images, strict=True)
+    if not crf:
+        return ((_plain(model, image, device, path),) for path, image in pairs)
     if device_of(backend, device).type != "cpu":
         return (_plain_and_refined_on_device(model, image, device, path) for path, image in pairs)
 
@@ -85,6 +74,15 @@ def _require_finite(is_finite: bool, path: str | Path) -> None:
             f"--deeplab_weights_name: the network gives NaN or infinity for {path}; name other weights, or train these "
             "again with a lower --deeplab_learning_rate."
         )
+
+
+def _plain(model: nn.Module, image: Tensor, device: torch.device, path: str | Path) -> np.ndarray:
+    with one_image(tuple(image.shape[1:]), path):
+        probabilities = pixel_probabilities(model, to_device(image, device))
+        is_finite = probabilities.isfinite().all()
+        mask = probabilities.argmax(dim=0).to(torch.uint8).cpu().numpy()  # waits for the device: asking is free
+    _require_finite(bool(is_finite), path)
+    return mask
 
 
 def _plain_and_refined_on_device(

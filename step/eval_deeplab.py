@@ -20,7 +20,7 @@ from misc.run.plan import Planned, require_writable
 from misc.run.progress import progress
 from misc.run.record import discard_scores, scores_path
 from misc.run.step import Files, Inputs, Step
-from misc.segmentation import plain_and_refined_masks, plain_masks
+from misc.segmentation import masks_of_images
 from misc.summary import Content, content_of_mask, tell_masks
 from net.build import inputs_of_network, require_network
 from net.deeplab import load_segmenter
@@ -136,17 +136,15 @@ def _make_masks(args: Config, devkit: Devkit, ids: list[str]) -> None:
     finished = finished_files(STEP, args, _of_all_files(args, devkit))
     items = [_mask_paths(args, image_id) for image_id in ids]
     pending = finished.pending(items, lambda number: source_of_files(paths[number]))
+    if not pending:
+        return
     model = load_segmenter(args.deeplab_network, args.deeplab_weights_name, device, n_classes=n_classes)
 
     pending_paths = [paths[number] for number in pending]
     images = WholeImages(pending_paths)
     loader = sequential_loader(images, num_workers=args.num_workers, device=device)
-    if args.deeplab_crf:
-        masks = plain_and_refined_masks(
-            model, loader, device=device, paths=pending_paths, workers=args.crf_workers, backend=args.crf
-        )
-    else:
-        masks = ((mask,) for mask in plain_masks(model, loader, device=device, paths=pending_paths))
+    how = {"device": device, "crf": args.deeplab_crf, "workers": args.crf_workers, "backend": args.crf}
+    masks = masks_of_images(model, loader, paths=pending_paths, **how)
     bar = progress(masks, total=len(pending), desc="DeepLab masks", unit="image")
     for number, of_image in zip(pending, bar, strict=True):
         finished.write(items[number], partial(source_of_files, paths[number]), _write, items[number], of_image)

@@ -12,6 +12,7 @@ from misc.errors import InputError, first_three
 from misc.files.atomic import LONGEST_NAME, write_json
 from misc.files.images import IMAGE_SUFFIXES, read_image, read_label, write_jpeg, write_palette
 from misc.files.jsonfile import read_dict
+from misc.files.resultfiles import CLASSES_FILE
 from misc.imutils import resize_label
 from misc.report.pictures import mask_overlay, with_legend
 from misc.run.config import Config
@@ -22,7 +23,7 @@ from misc.run.loaders import sequential_loader
 from misc.run.plan import Planned, require_writable
 from misc.run.progress import progress
 from misc.run.step import Files, Inputs, Step
-from misc.segmentation import plain_and_refined_masks, plain_masks
+from misc.segmentation import masks_of_images
 from misc.summary import Content, content_of_mask, tell_masks
 from net.build import inputs_of_network, require_network
 from net.deeplab import load_segmenter
@@ -40,9 +41,6 @@ STEP = Step(
     memory_flags=("num_workers", "crf_workers", "predict_long_side"),
     version=2,
 )
-
-CLASSES = "classes.json"
-"""Ids and colours of the classes, and the share of each in each photograph."""
 OVERLAY = "_overlay.jpg"
 
 log = logging.getLogger(__name__)
@@ -110,7 +108,7 @@ def outputs(args: Config) -> list[str | Path]:
     """The files that this step writes."""
     folder = Path(args.predict_out_dir)
     of_photographs = [path for paths in _written(folder, _photographs(args.predict_input)) for path in paths]
-    return [*of_photographs, folder / CLASSES]
+    return [*of_photographs, folder / CLASSES_FILE]
 
 
 def _written(folder: Path, photographs: list[Path]) -> list[list[Path]]:
@@ -134,7 +132,7 @@ def _require_no_others(out: Path, photographs: Path, masks: list[Path]) -> None:
 
 def _folders_of(out: Path) -> dict[str, str]:
     """{mask that is there: the folder of its photograph}, as the runs that have ended say."""
-    known = read_dict(out / CLASSES).get("photographs")
+    known = read_dict(out / CLASSES_FILE).get("photographs")
     return {name: folder for name, folder in known.items() if (out / name).is_file()} if isinstance(known, dict) else {}
 
 
@@ -156,17 +154,12 @@ def run(args: Config) -> None:
     pending_paths = [paths[number] for number in pending]
     reduced = Photographs(pending_paths, long_side=args.predict_long_side)
     loader = sequential_loader(reduced, num_workers=args.num_workers, device=device)
-    if args.predict_crf:
-        pairs = plain_and_refined_masks(
-            model, loader, device=device, paths=pending_paths, workers=args.crf_workers, backend=args.crf
-        )
-        masks = (refined for _, refined in pairs)
-    else:
-        masks = plain_masks(model, loader, device=device, paths=pending_paths)
+    how = {"device": device, "crf": args.predict_crf, "workers": args.crf_workers, "backend": args.crf}
+    masks = masks_of_images(model, loader, paths=pending_paths, **how)
     bar = progress(masks, total=len(pending), desc="predict", unit="image")
-    for number, small in zip(pending, bar, strict=True):
+    for number, of_image in zip(pending, bar, strict=True):
         photograph = read_image(paths[number], upright=True)
-        mask = resize_label(small, photograph.shape[:2])
+        mask = resize_label(of_image[-1], photograph.shape[:2])
         source_of = partial(source_of_files, paths[number])
         finished.write(items[number], source_of, _write, items[number], photograph, mask, names)
     shares = {}
@@ -175,7 +168,7 @@ def run(args: Config) -> None:
         of_classes = (k for k in np.argsort(-counts, kind="stable") if counts[k])
         shares[path.name] = {names[k]: counts[k] / counts.sum() for k in of_classes}
     folders = _folders_of(out) | {mask.name: str(paths[0].parent.resolve()) for mask, _ in items}
-    write_json(out / CLASSES, {"photographs": folders, "classes": colours_of(names), "shares": shares})
+    write_json(out / CLASSES_FILE, {"photographs": folders, "classes": colours_of(names), "shares": shares})
     tell_masks(STEP.name, [mask_path for mask_path, _ in items])
     log.info("segmented %d photographs: masks, overlays and classes.json are in %s", len(paths), out)
 

@@ -12,6 +12,7 @@ from misc.files import camfile
 from misc.files.atomic import background_writer, write_json
 from misc.files.images import label_path, label_paths, read_image, read_label, write_jpeg
 from misc.files.look import folder_at
+from misc.files.resultfiles import CLASSES_FILE
 from misc.report.pictures import Captioned, maps_overlay, mask_overlay, side_by_side, with_legend
 from misc.run.config import Config, show_list_flag
 from misc.run.device import resolve_device
@@ -39,8 +40,6 @@ STEP = Step(
     remembered=False,
     memory_flags=("num_workers",),
 )
-CLASSES = "classes.json"
-"""Ids and colours of the classes."""
 
 log = logging.getLogger(__name__)
 
@@ -107,12 +106,17 @@ class _Classifier:
         else:
             labels = _known_labels(args, devkit, ids)
         self._labels, self._number_of = labels, {image_id: number for number, image_id in enumerate(ids)}
+        self._paths = devkit.image_paths(ids)
         self._model, self._scales, self._device = load(args.cam_network, "CAM"), args.cam_scales, device
 
     def maps(self, image_id: str, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The (K,) classes of an image (H, W, 3), and their CAMs (K, H, W)."""
-        keys = np.flatnonzero(self._labels[self._number_of[image_id]])
-        return keys, cam_of_image(self._model, image, keys, scales=self._scales, device=self._device)
+        number = self._number_of[image_id]
+        keys = np.flatnonzero(self._labels[number])
+        try:
+            return keys, cam_of_image(self._model, image, keys, scales=self._scales, device=self._device)
+        except InputError as error:
+            raise InputError(f"--cam_weights_name: of {self._paths[number]}, {message_of(error)}") from error
 
 
 def run(args: Config) -> None:
@@ -144,7 +148,7 @@ def run(args: Config) -> None:
                 n_masks += 1
             n_empty += len(keys) == 0
             submit(_write, out / f"{image_id}.jpg", pictures, shown_colours(shown, names))
-    write_json(out / CLASSES, {"classes": colours_of(names)})
+    write_json(out / CLASSES_FILE, {"classes": colours_of(names)})
     log.info(
         "showed %d images in %s: %d CAMs of files, %d of the classifier, %d masks; %d images without any class",
         *(len(ids), out, len(ids) - len(to_compute), len(to_compute), n_masks, n_empty),

@@ -17,7 +17,7 @@ from misc.files import camfile
 from misc.files.images import read_image, read_label
 from misc.imutils import to_chw
 from misc.run.device import set_precision
-from misc.segmentation import pixel_probabilities, plain_and_refined_masks, plain_masks
+from misc.segmentation import masks_of_images, pixel_probabilities
 from net.deeplab import MultiScale, Segmenter, load_segmenter
 from net.efficientnet_lite0_deeplab import DeepLab as EfficientDeepLab
 from net.weights import read_checkpoint, save_weights
@@ -119,8 +119,9 @@ def test_masks_of_both_ways_are_equal_and_in_order():
     torch.manual_seed(1)
     model = Segmenter(MultiScale(DeepLab(n_classes=3))).eval()
     images = [torch.randint(0, 255, (3, 20 + 5 * k, 33), dtype=torch.uint8) for k in range(4)]
-    plain = list(plain_masks(model, images, device=CPU, paths=range(len(images))))
-    both = list(plain_and_refined_masks(model, images, device=CPU, paths=range(len(images)), workers=0))
+    how = {"device": CPU, "paths": range(len(images)), "workers": 0}
+    plain = [mask for (mask,) in masks_of_images(model, images, crf=False, **how)]
+    both = list(masks_of_images(model, images, crf=True, **how))
     for image, mask, (same, refined) in zip(images, plain, both, strict=True):
         assert mask.shape == refined.shape == image.shape[1:]
         np.testing.assert_array_equal(mask, same)
@@ -329,7 +330,8 @@ def test_a_photograph_is_segmented_as_it_is_seen(trained):
     run(trained, predict_pass=True, predict_input=path)
     with Image.open(path) as stored:
         seen = np.asarray(ImageOps.exif_transpose(stored))
-    (expected,) = plain_masks(segmenter(), [torch.from_numpy(to_chw(seen))], device=CPU, paths=[path])
+    seen = [torch.from_numpy(to_chw(seen))]
+    ((expected,),) = masks_of_images(segmenter(), seen, device=CPU, paths=[path], crf=False, workers=0)
     assert len(np.unique(expected)) > 1
     np.testing.assert_array_equal(read_label("result/predict/turned.png"), expected)
 

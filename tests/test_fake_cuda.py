@@ -20,7 +20,7 @@ from misc.metrics import ThresholdSweep
 from misc.ood import class_prototypes, kmeans, wood_losses
 from misc.run.device import Arriving, UnfilledNetworks, to_device, when_arrived
 from misc.run.training import fit
-from misc.segmentation import plain_and_refined_masks, plain_masks
+from misc.segmentation import masks_of_images
 from misc.torchutils import two_rate_optimizer
 from net import resnet18_cam, resnet18_deeplab, resnet18_irn
 from net.deeplab import MultiScale, Segmenter
@@ -246,8 +246,9 @@ def test_deeplabs_masks_without_and_with_dense_crf_stay_on_the_gpu():
     with fake_cuda():
         segmenter = Segmenter(MultiScale(on_cuda(model))).eval()
         images = [torch.empty(3, *SIZE, dtype=torch.uint8)]
-        (mask,) = plain_masks(segmenter, images, device=CUDA, paths=["a.jpg"])
-        ((plain, refined),) = plain_and_refined_masks(segmenter, images, device=CUDA, paths=["a.jpg"], workers=0)
+        how = {"device": CUDA, "paths": ["a.jpg"], "workers": 0}
+        ((mask,),) = masks_of_images(segmenter, images, crf=False, **how)
+        ((plain, refined),) = masks_of_images(segmenter, images, crf=True, **how)
     assert mask.shape == plain.shape == refined.shape == SIZE
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from misc.imutils import subtract_bgr_mean
-from misc.segmentation import at_full_size, pixel_probabilities, plain_and_refined_masks, plain_masks
+from misc.segmentation import at_full_size, masks_of_images, pixel_probabilities
 from net.deeplab import Segmenter
 
 SMALL = [0.0, 8.0, 4.0]
@@ -48,7 +48,7 @@ def test_predictions_are_those_of_enlarged_logits():
     probabilities = pixel_probabilities(TwoClasses(), image)
     np.testing.assert_allclose(probabilities[0], np.broadcast_to(expected, SIZE), rtol=1e-6)
     np.testing.assert_allclose(probabilities.sum(dim=0), 1, rtol=1e-6)
-    (mask,) = plain_masks(TwoClasses(), [image], device=CPU, paths=["a"])
+    ((mask,),) = masks_of_images(TwoClasses(), [image], device=CPU, paths=["a"], crf=False, workers=0)
     np.testing.assert_array_equal(mask, MASK)
 
 
@@ -61,8 +61,8 @@ def test_evaluation_with_crf_starts_from_enlarged_logits(monkeypatch):
 
     monkeypatch.setattr("misc.segmentation.crf_inference_softmax", crf)
     image = torch.randint(0, 256, (3, *SIZE), dtype=torch.uint8)
-    ((mask, refined),) = plain_and_refined_masks(
-        TwoClasses(), [image], device=torch.device("cpu"), paths=["a"], workers=0
+    ((mask, refined),) = masks_of_images(
+        TwoClasses(), [image], device=torch.device("cpu"), paths=["a"], crf=True, workers=0
     )
     np.testing.assert_array_equal(mask, MASK)
     assert (refined.dtype, np.unique(refined)) == (np.uint8, 7)
@@ -75,10 +75,10 @@ def test_a_device_of_its_own_refines_what_processes_do(monkeypatch):
     """The way of a GPU, whose part the CPU plays."""
     cpu = torch.device("cpu")
     images = [torch.randint(0, 256, (3, *SIZE), dtype=torch.uint8) for _ in range(2)]
-    of_processes = list(plain_and_refined_masks(TwoClasses(), images, device=cpu, paths=["a", "b"], workers=0))
+    of_processes = list(masks_of_images(TwoClasses(), images, device=cpu, paths=["a", "b"], crf=True, workers=0))
     monkeypatch.setattr("misc.segmentation.device_of", lambda backend, device: torch.device("cuda"))
     monkeypatch.setattr("misc.segmentation.ordered_map", lambda *args, **how: pytest.fail("processes began"))
-    on_device = list(plain_and_refined_masks(TwoClasses(), images, device=cpu, paths=["a", "b"], workers=0))
+    on_device = list(masks_of_images(TwoClasses(), images, device=cpu, paths=["a", "b"], crf=True, workers=0))
     for masks, expected in zip(on_device, of_processes, strict=True):
         for mask, same in zip(masks, expected, strict=True):
             assert mask.dtype == np.uint8

@@ -7,7 +7,7 @@ from collections.abc import Container
 from pathlib import Path
 
 from misc.errors import InputError, first_three
-from misc.files.images import without_image_suffix
+from misc.files.images import has_image_suffix, without_image_suffix
 from misc.files.look import Folder, folder_at, read_once, remembered
 from misc.files.text import read_text
 from misc.run.notices import notice
@@ -17,18 +17,14 @@ from voc12.devkit import Devkit
 log = logging.getLogger(__name__)
 
 
-def _is_image_name(name: str) -> bool:
-    return without_image_suffix(name) != name
-
-
 def _image_column(line: str, *, path: Path) -> str:
     """The line, or its first column where a mask follows: `/JPEGImages/ID.jpg /SegmentationClassAug/ID.png`."""
     for gap in re.finditer(r"\s+", line):  # names may have spaces
         columns = line[: gap.start()], line[gap.end() :]
         files = [column.rpartition("/")[2] for column in columns if "/" in column]
-        if all(map(_is_image_name, columns)) or (len(files) == 2 and files[0] == files[1]):
+        if all(map(has_image_suffix, columns)) or (len(files) == 2 and files[0] == files[1]):
             return columns[0]
-    if re.search(r"\s", line) and not _is_image_name(line):
+    if re.search(r"\s", line) and not has_image_suffix(line):
         raise InputError(f"list {path}: the line {line!r} is neither an id nor an image path and a mask path.")
     return line
 

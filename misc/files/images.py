@@ -44,6 +44,11 @@ def without_image_suffix(name: str) -> str:
     return stem if stem and f"{dot}{suffix}".lower() in IMAGE_SUFFIXES else name
 
 
+def has_image_suffix(name: str) -> bool:
+    """Whether a name ends as those of images do."""
+    return without_image_suffix(name) != name
+
+
 @cache
 def _known_formats() -> tuple[str, ...]:
     """Those of `FORMATS` that this PIL can read."""

@@ -8,6 +8,8 @@ STATE_FOLDER = "state"
 """Where trainings that have not ended go on from."""
 IRN_FOLDER = "irn"
 """IRN's output, where `--keep_irn` keeps it."""
+CLASSES_FILE = "classes.json"
+"""Beside the masks of predict and the overlays of show: ids and colours of the classes, for people and programs."""
 REPORT, PICTURE_FOLDER = "report.html", "report"
 RESULT_FOLDERS = (
     *(RUNS_FOLDER, STEPS_FOLDER, METRICS_FOLDER, SCORES_FOLDER),

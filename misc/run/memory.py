@@ -1,15 +1,11 @@
 """Memory of this process and of the GPU: its peak, and keeping what is freed."""
 
 import ctypes
+import resource
 import sys
 from pathlib import Path
 
 import torch
-
-try:
-    import resource
-except ImportError:  # Windows has no such module
-    resource = None
 
 _STATUS, _CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _RESET_PEAK = "5"
@@ -52,7 +48,7 @@ def peak_memory_mib(device: torch.device) -> dict[str, float]:
     if _STATUS.exists():
         fields = dict(line.split(":", 1) for line in _STATUS.read_text().splitlines() if ":" in line)
         peaks["process"] = int(fields["VmHWM"].split()[0]) / 1024
-    elif resource is not None:
+    else:
         unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, other systems KiB
         peaks["process"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
     if device.type == "cuda":

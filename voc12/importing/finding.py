@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from misc.errors import InputError, first_three, printable
-from misc.files.images import IMAGE_SUFFIXES, without_image_suffix
+from misc.files.images import IMAGE_SUFFIXES, has_image_suffix
 from misc.files.look import Folder, folder_at
 from misc.run.notices import notice
 from voc12.importing.source import LeftOut
@@ -68,7 +68,7 @@ class ImageFolder:
         listed = self._listed[folder]
         if file in listed:
             return path
-        image = None if _has_suffix(file) else listed.by_stem(IMAGE_SUFFIXES).get(file)
+        image = None if has_image_suffix(file) else listed.by_stem(IMAGE_SUFFIXES).get(file)
         if image and (others := listed.hidden(IMAGE_SUFFIXES).get(file)):
             raise InputError(
                 f"--import_images {self._root}: {name} may be {first_three([image, *others])} in {folder}; "
@@ -85,12 +85,8 @@ class ImageFolder:
         """Raise `InputError` if none of the images that were asked for is there."""
         if not n_found:
             names = [item.name for item in self.missing]
-            expected = "" if all(map(_has_suffix, names)) else f"{SUFFIX_EXPECTED}; "
+            expected = "" if all(map(has_image_suffix, names)) else f"{SUFFIX_EXPECTED}; "
             raise InputError(
                 f"--import_from {source}: none of its {len(names)} images is in {self._root} ({first_three(names)}); "
                 f"{expected}pass --import_images FOLDER, the one that these names are relative to."
             )
-
-
-def _has_suffix(name: str) -> bool:
-    return without_image_suffix(name) != name
