@@ -1,5 +1,7 @@
 """From CAMs and boundaries to segmentation masks (IRN section 5)."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -26,7 +28,7 @@ def divide_by_maximum(scores: Tensor) -> Tensor:
 def semantic_mask(
     cam: Tensor,
     walk: RandomWalk,
-    keys: list[int],
+    keys: Sequence[int] | np.ndarray,
     size: tuple[int, int],
     *,
     power: float,

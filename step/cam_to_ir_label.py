@@ -84,7 +84,7 @@ def outputs(args: Config) -> list[str | Path]:
     return label_paths(args.ir_label_out_dir, ids)
 
 
-def _read(paths: tuple[str, str], *, n_classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _read(paths: tuple[str, Path], *, n_classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """An image and its CAM's maps and classes, of an image file and its CAM file."""
     image_path, cam_path = paths
     image = read_image(image_path)

@@ -188,7 +188,8 @@ def run(args: Config) -> None:
     if selection is not None:
         selection.restore_best()
     weights = args.cam_weights_name
-    state.finish(partial(save_named, weights, devkit.classes, save=partial(save_weights, model)), weights)
+    save = partial(save_named, weights, devkit.classes, save=partial(save_weights, model))
+    state.finish(save, *files_of_network(weights))
 
 
 def _batches_from(

@@ -123,7 +123,8 @@ def run(args: Config) -> None:
         **training.options,
     )
     weights = args.cam_init_weights_name
-    state.finish(partial(save_named, weights, devkit.classes, save=partial(save_weights, model)), weights)
+    save = partial(save_named, weights, devkit.classes, save=partial(save_weights, model))
+    state.finish(save, *files_of_network(weights))
 
 
 def _validation(

@@ -37,7 +37,8 @@ class Evaluated:
 
     Attributes:
         step: name of the evaluation.
-        flag: names the folder of the files `ID<suffix>`.
+        flag: names the folder of the files.
+        suffix: of their names, after the image's id.
         made_by: the step that makes them.
     """
 

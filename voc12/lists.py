@@ -74,7 +74,8 @@ def read_list(devkit: Devkit, path: str | Path, *, flag: str) -> list[str]:
 
     One id a line, with or without VOC's underscore, or a path to the image in `JPEGImages`, with `/` or `\\`; a mask's
     path may follow. Any line ending, a byte order mark, blank lines and names with spaces are all right.
-    The lists `voc12/train.txt`, `val.txt` and `train_aug.txt` are derived from the devkit where they are missing.
+    The lists `voc12/train.txt`, `val.txt` and `train_aug.txt` are derived from the devkit where they are missing, and
+    anew when it has changed.
 
     Raises `InputError`, naming `flag`, if the file is missing or empty, or if images are missing.
     """

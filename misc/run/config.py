@@ -510,10 +510,11 @@ def _check_name(name: str, value: str, *, output: bool) -> None:
     """Raise `InputError` for text that no file or folder can be called, and for outputs without a name."""
     if output and not value:
         raise InputError(f"--{name} is empty; expected the name of a file or folder.")
-    if any(len(os.fsencode(part)) > LONGEST_NAME for part in value.split("/")) or len(value) > LONGEST_PATH:
+    raw = os.fsencode(value)
+    if any(len(part) > LONGEST_NAME for part in raw.split(b"/")) or len(raw) > LONGEST_PATH:
         raise InputError(
             f"--{name} {value[:30]}... is too long; expected names of at most {LONGEST_NAME} bytes, and a path of at "
-            f"most {LONGEST_PATH}."
+            f"most {LONGEST_PATH} bytes."
         )
 
 
