@@ -123,6 +123,25 @@ def test_deeplab_runs_where_it_has_a_start(flags):
         assert sentences == []
 
 
+@pytest.mark.parametrize("recipe", ["authors", "cam"])
+def test_deeplabs_batch_has_an_image_for_each_process(recipe, monkeypatch):
+    """The same ten images a step, in one batch where two of five could not be shared."""
+    touch(DEEPLAB_START)
+    for n_processes, batches in ((None, (5, 2)), (5, (5, 2)), (6, (10, 1)), (10, (10, 1)), (11, (5, 2))):
+        monkeypatch.setenv("WORLD_SIZE", str(n_processes or 1))
+        config, sentences = explained("--recipe", recipe)
+        assert (config.deeplab_batch_size, config.deeplab_iter_size) == batches
+        assert len(sentences) == (batches == (10, 1))
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    config, sentences = explained("--recipe", recipe, "--deeplab_iter_size", "4")
+    assert (config.deeplab_batch_size, config.deeplab_iter_size, sentences) == (5, 4, [])
+    _, sentences = explained("--recipe", recipe)
+    assert sentences == [
+        "DeepLab takes the 10 images of a step as one batch, in place of 2 batches of 5, so that each of the 8 "
+        "processes has a share."
+    ]
+
+
 def test_auto_runs_the_sample_where_voc_is_missing_and_says_so():
     config, sentences = explained("--recipe", "auto", "--seed", "3")
     assert (config.recipe, config.sample, config.seed) == ("sample", True, 3)

@@ -25,7 +25,7 @@ from torch import distributed as dist
 
 from misc.errors import InputError, ProcessLost, reason_of
 from misc.run.limits import lacks_memory
-from misc.run.parallel import gpus_are_shared
+from misc.run.parallel import gpus_are_shared, launched_processes
 
 Items = TypeVar("Items", bound=Sequence)
 
@@ -53,7 +53,7 @@ def sums_when_it_returns(device: torch.device) -> bool:
 @contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
     """Join the processes that torchrun started; without it nothing is done. `device`: that of this process."""
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+    if launched_processes() == 1:
         yield
         return
     if device.type == "cuda":

@@ -35,6 +35,11 @@ def launched_rank() -> int:
     return int(os.environ.get("RANK", 0))
 
 
+def launched_processes() -> int:
+    """How many processes torchrun started, on all machines; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
 def launched_local_rank() -> int:
     """The same among those on this machine."""
     return int(os.environ.get("LOCAL_RANK", 0))

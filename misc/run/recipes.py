@@ -17,6 +17,7 @@ from misc.files.checkpointfile import checkpoint_file
 from misc.files.devkitfiles import ALL_IMAGES, IMPORT_RECORD, LABEL_COLUMNS, LABEL_TABLE, TO_EVALUATE, list_path
 from misc.files.table import is_table, read_rows, truth_of
 from misc.files.text import read_text
+from misc.run.parallel import launched_processes
 
 Flags = Mapping[str, Any]
 """{flag name: value}, values as in `Config`."""
@@ -132,7 +133,7 @@ def _is_there(checkpoint: str) -> bool:
 
 
 def _fit_to_starts(values: Flags, given: Flags) -> tuple[dict[str, Any], list[str]]:
-    """Whether the classifier must be trained, and whether DeepLab has a start."""
+    """Whether the classifier must be trained, whether DeepLab has a start, and its batches if processes share them."""
     named = not {"deeplab_network", "deeplab_init_weights"}.isdisjoint(given)
     has_start = named or Path(DEEPLAB_START).is_file()
     flags = {**_classifier(values), "train_deeplab_pass": has_start, "eval_deeplab_pass": has_start}
@@ -149,6 +150,14 @@ def _fit_to_starts(values: Flags, given: Flags) -> tuple[dict[str, Any], list[st
         sentences.append(
             f"DeepLab-v2 is left out: its start {DEEPLAB_START} is not there (sess/README.md). Torchvision's weights "
             "will do with --deeplab_network net.resnet101_deeplab."
+        )
+    n_processes, size, n_batches = launched_processes(), values["deeplab_batch_size"], values["deeplab_iter_size"]
+    is_free = {"deeplab_batch_size", "deeplab_iter_size"}.isdisjoint(given)
+    if has_start and is_free and size < n_processes <= size * n_batches:
+        flags |= {"deeplab_batch_size": size * n_batches, "deeplab_iter_size": 1}
+        sentences.append(
+            f"DeepLab takes the {size * n_batches} images of a step as one batch, in place of {n_batches} batches of "
+            f"{size}, so that each of the {n_processes} processes has a share."
         )
     return flags, sentences
 
