@@ -10,6 +10,7 @@ numbers to a JSON file beside it, from which `--add` takes those of the steps th
 """
 
 import argparse
+import dataclasses
 import os
 import statistics
 import sys
@@ -242,7 +243,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--precision", choices=PRECISIONS, default="auto", help="of both ways, as in run_sample.py")
     parser.add_argument("--steps", nargs="+", choices=STEPS, default=list(STEPS), metavar="NAME", help=", ".join(STEPS))
     parser.add_argument(
-        "--full", action="store_true", help="measure the dense walk of 500 x 375 on the CPU too: minutes"
+        "--full",
+        action="store_true",
+        help="on the CPU too measure the dense walk of 500 x 375, and DeepLab on a crop of the authors' size: minutes",
     )
     parser.add_argument("--repeats", type=int, default=5, help="runs, of which the median is taken")
     parser.add_argument("--add", action="store_true", help="keep what --output holds of other steps, same machine")
@@ -266,6 +269,8 @@ def run(options: argparse.Namespace) -> bool:
     output = options.output or RESULTS / f"{file_name(device.type)}.md"
     require_writable(output.parent, flag="output")
     sizes = GPU_SIZES if device.type == "cuda" else CPU_SIZES
+    if options.full and device.type == "cpu":
+        sizes = dataclasses.replace(sizes, deeplab_crop=GPU_SIZES.deeplab_crop, deeplab_batch=1)
     data = output.with_suffix(".json")
     with tempfile.TemporaryDirectory(prefix="bench_steps_") as folder:
         bench = Bench(
