@@ -153,7 +153,8 @@ def _fit_to_starts(values: Flags, given: Flags) -> tuple[dict[str, Any], list[st
         )
     n_processes, size, n_batches = launched_processes(), values["deeplab_batch_size"], values["deeplab_iter_size"]
     is_free = {"deeplab_batch_size", "deeplab_iter_size"}.isdisjoint(given)
-    if has_start and is_free and size < n_processes <= size * n_batches:
+    trains_deeplab = given.get("train_deeplab_pass", has_start)
+    if trains_deeplab and is_free and size < n_processes <= size * n_batches:
         flags |= {"deeplab_batch_size": size * n_batches, "deeplab_iter_size": 1}
         sentences.append(
             f"DeepLab takes the {size * n_batches} images of a step as one batch, in place of {n_batches} batches of "
