@@ -249,6 +249,7 @@ def test_small_takes_its_own_numbers_where_there_are_enough_images(photographs):
     assert (config.cam_batch_size, config.irn_batch_size, config.deeplab_batch_size) == (16, 4, 8)
     assert (config.ood_batch_size, config.cluster_K) == (8, 20)
     assert (config.cam_num_epoches, config.irn_num_epoches) == (4, 4)
+    assert (config.deeplab_loss, config.deeplab_max_iter, config.deeplab_crop_size) == ("balanced", 200, 257)
     assert (config.cam_network, config.cam_crop_size, config.imagenet_weights) == (
         "net.efficientnet_lite0_cam",
         256,

@@ -106,6 +106,7 @@ PHOTOGRAPHS = {
     "beta": 10,
     "sem_seg_bg_thres": 0.3,
     "deeplab_crop_size": 257,
+    "deeplab_loss": "balanced",  # the authors'; with "plain" small classes are not found in so few steps
 }
 SMALL_CHAIN = tuple(
     f"{step}_pass"
