@@ -15,6 +15,7 @@ from torchvision.models import ResNet50_Weights, ResNet101_Weights, WeightsEnum
 from misc.errors import InputError
 from misc.files.archives import BadArchive, is_damaged_zip, missing_members, obstacle_to, place_folder, root_in, unpack
 from misc.files.checkpointfile import checkpoint_names
+from misc.files.devkitfiles import IMAGES
 from misc.files.disk import readable_size, room_for
 from misc.files.fetch import (
     GDOWN,
@@ -283,7 +284,7 @@ def run(args: Config) -> None:
                 _tidy(job)
     if {"ood_root", "ood_list"} & {*fetched}:
         _compare_with_list(args.ood_root, args.ood_list)
-    if "voc12_root" in fetched and not (Path(args.voc12_root) / "JPEGImages").is_dir():
+    if "voc12_root" in fetched and not (Path(args.voc12_root) / IMAGES).is_dir():
         log.info("notice: %s has no JPEGImages/; --download voc2012 brings them", args.voc12_root)
     if failures:
         raise InputError(" ".join(map(str, failures)))

@@ -164,7 +164,7 @@ def _score(args: Config, devkit: Devkit, ids: list[str], folders: dict[str, Path
         server = Path(args.deeplab_server_dir) / SERVER_LAYOUT
         log.info("wrote %d masks for VOC's evaluation server into %s", len(ids), server)
     if not _is_scored(devkit, args.deeplab_eval_set, ids):
-        log.info("no score: the set %s has no masks in %s", args.deeplab_eval_set, devkit.root / "SegmentationClass")
+        log.info("no score: the set %s has no masks in %s", args.deeplab_eval_set, devkit.mask_folder)
         return
     if not args.deeplab_crf:
         discard_scores(args.result_dir, "eval_deeplab_crf")

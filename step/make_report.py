@@ -152,7 +152,7 @@ def _networks(args: Config, devkit: Devkit) -> ShownNetworks:
 def _evaluated(args: Config, devkit: Devkit) -> list[str] | None:
     """The ids of the evaluated images; None where there is no such list."""
     try:
-        return read_list(devkit, devkit.split_path(args.chainer_eval_set), flag="chainer_eval_set")
+        return read_split(devkit, args.chainer_eval_set)
     except InputError:
         return None
 

@@ -7,7 +7,7 @@ from itertools import zip_longest
 from pathlib import Path
 
 from misc.errors import InputError, requirement
-from misc.files.devkitfiles import CLASS_LIST
+from misc.files.devkitfiles import CLASS_LIST, IMAGES, MASKS, OBJECTS, TO_EVALUATE, list_path
 from misc.files.images import IMAGE_SUFFIXES, label_path
 from misc.files.look import Folder, folder_at, remembered
 from misc.files.paths import Paths
@@ -24,7 +24,7 @@ class Devkit:
     @cached_property
     def image_folder(self) -> Path:
         """`JPEGImages`."""
-        return self.root / "JPEGImages"
+        return self.root / IMAGES
 
     @cached_property
     def _images(self) -> Folder:
@@ -52,7 +52,7 @@ class Devkit:
     @property
     def mask_folder(self) -> Path:
         """`SegmentationClass`, the ground truth."""
-        return self.root / "SegmentationClass"
+        return self.root / MASKS
 
     def mask_path(self, image_id: str) -> Path:
         """`SegmentationClass/ID.png`."""
@@ -65,7 +65,7 @@ class Devkit:
     @property
     def object_folder(self) -> Path:
         """`SegmentationObject`, the ground truth of instances."""
-        return self.root / "SegmentationObject"
+        return self.root / OBJECTS
 
     def object_path(self, image_id: str) -> Path:
         """`SegmentationObject/ID.png`."""
@@ -82,7 +82,7 @@ class Devkit:
 
     def split_path(self, split: str) -> Path:
         """`ImageSets/Segmentation/<split>.txt`."""
-        return self.root / "ImageSets" / "Segmentation" / f"{split}.txt"
+        return list_path(self.root, TO_EVALUATE, split)
 
 
 def open_devkit(voc12_root: str, class_list: str) -> Devkit:
@@ -92,7 +92,7 @@ def open_devkit(voc12_root: str, class_list: str) -> Devkit:
     with other classes than `class_list`.
     """
     root = Path(voc12_root)
-    if not (root / "JPEGImages").is_dir():
+    if not (root / IMAGES).is_dir():
         problem = "has no JPEGImages folder" if root.is_dir() else "is missing"
         nested = _devkits_near(root)
         hint = f"did you mean --voc12_root {nested[0]}?" if nested else "Data/README.md says what to put there."

@@ -1,7 +1,11 @@
-"""Names of the files by which an imported devkit is found, labelled and split."""
+"""Names of what lies in a devkit, and by which an imported one is found, labelled and split."""
 
 from pathlib import Path
 
+IMAGES, MASKS, OBJECTS = "JPEGImages", "SegmentationClass", "SegmentationObject"
+"""As in VOC: photographs, and the ground truth of classes and of instances."""
+OOD_IMAGES, OOD_LIST = "OoD_images", "ood_list.txt"
+"""Out-of-distribution images, and their list, of a data set that has its own."""
 IMPORT_RECORD = "import.csv"
 """Which file became which image: it tells an imported devkit from any other."""
 LABEL_TABLE = "labels.csv"

@@ -14,7 +14,19 @@ from typing import Any
 
 from misc.errors import InputError
 from misc.files.checkpointfile import checkpoint_file
-from misc.files.devkitfiles import ALL_IMAGES, IMPORT_RECORD, LABEL_COLUMNS, LABEL_TABLE, TO_EVALUATE, list_path
+from misc.files.devkitfiles import (
+    ALL_IMAGES,
+    IMAGES,
+    IMPORT_RECORD,
+    LABEL_COLUMNS,
+    LABEL_TABLE,
+    MASKS,
+    OBJECTS,
+    OOD_IMAGES,
+    OOD_LIST,
+    TO_EVALUATE,
+    list_path,
+)
 from misc.files.table import is_table, read_rows, truth_of
 from misc.files.text import read_text
 from misc.run.parallel import launched_processes
@@ -182,8 +194,8 @@ def _fit_to_few_images(values: Flags, given: Flags) -> tuple[dict[str, Any], lis
         "val_list": str(val) if val.is_file() else str(given.get("train_list", train)),
     }
     mines = given.get("mine_ood_pass", False)
-    if mines or (root / "OoD_images").is_dir():
-        flags |= {"ood_root": str(root / "OoD_images"), "ood_list": str(root / "ood_list.txt")}
+    if mines or (root / OOD_IMAGES).is_dir():
+        flags |= {"ood_root": str(root / OOD_IMAGES), "ood_list": str(root / OOD_LIST)}
     lists = {**values, **flags, **given}
     n_train, n_ood = _n_lines(lists["train_list"]), _n_lines(lists["ood_list"])
     # Images without a class, which a table of labels names, are for the classifier alone
@@ -198,10 +210,10 @@ def _fit_to_few_images(values: Flags, given: Flags) -> tuple[dict[str, Any], lis
     if n_ood:
         flags |= {name: min(values[name], n_ood) for name in ("ood_batch_size", "cluster_K")}
 
-    has_masks = any((root / "SegmentationClass").glob("*.png"))
+    has_masks = any((root / MASKS).glob("*.png"))
     evaluated = has_masks and list_path(root, TO_EVALUATE, values["chainer_eval_set"]).is_file()
     flags |= dict.fromkeys(("eval_cam_pass", "eval_ir_label_pass", "eval_sem_seg_pass"), evaluated)
-    flags["eval_ins_seg_pass"] = evaluated and any((root / "SegmentationObject").glob("*.png"))
+    flags["eval_ins_seg_pass"] = evaluated and any((root / OBJECTS).glob("*.png"))
     flags["eval_deeplab_pass"] = has_masks and list_path(root, TO_EVALUATE, values["deeplab_eval_set"]).is_file()
     shows = given.get("show_pass", False)
     # What comes after mining is for the images that a person has chosen, and what is there is shown as it is
@@ -210,7 +222,7 @@ def _fit_to_few_images(values: Flags, given: Flags) -> tuple[dict[str, Any], lis
         return flags | dict.fromkeys((*own, *SMALL_CHAIN, *EVALUATIONS), False), []
     if has_masks:
         return flags, []
-    return flags, [_WITHOUT_MASKS.format(root / "SegmentationClass")]
+    return flags, [_WITHOUT_MASKS.format(root / MASKS)]
 
 
 def fit_to_imported(values: Flags, given: Flags) -> tuple[dict[str, Any], list[str]]:
@@ -234,13 +246,13 @@ def fit_to_imported(values: Flags, given: Flags) -> tuple[dict[str, Any], list[s
         + ", ".join(f"--{name} {path}" for name, path in flags.items() if name not in given)
         + ")."
     ]
-    has_masks = any((root / "SegmentationClass").glob("*.png"))
+    has_masks = any((root / MASKS).glob("*.png"))
     for name in EVALUATIONS:
         path = list_path(root, TO_EVALUATE, values["deeplab_eval_set" if "deeplab" in name else "chainer_eval_set"])
         if not values[name] or name in given or (has_masks and path.is_file()):
             continue
         flags[name] = False
-        sentence = _WITHOUT_LIST.format(path) if has_masks else _WITHOUT_MASKS.format(root / "SegmentationClass")
+        sentence = _WITHOUT_LIST.format(path) if has_masks else _WITHOUT_MASKS.format(root / MASKS)
         sentences += [sentence] if sentence not in sentences else []
     return flags, sentences
 
@@ -334,7 +346,7 @@ def choose_recipe(given: Flags, *, voc12_root: str) -> tuple[str, list[str]]:
         if sample:
             return SAMPLE, []
         is_named = sample is False or "voc12_root" in given  # a folder that is named must be there
-        if is_named or (Path(voc12_root) / "JPEGImages").is_dir():
+        if is_named or (Path(voc12_root) / IMAGES).is_dir():
             return ("cam" if given.get("masks_from") == "cam" else "authors"), []
         return SAMPLE, _instead_of_voc(voc12_root)
     if name not in RECIPES:

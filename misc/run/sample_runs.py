@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from misc.errors import InputError
+from misc.files.devkitfiles import OOD_IMAGES, OOD_LIST, TO_EVALUATE, list_path
 from misc.run.config import given_flags, in_work_dir, switches, to_arguments
 from misc.run.recipes import SAMPLE, SMALL_DEEPLAB, SMALL_MASKS, SMALL_TRAINING, SMALL_WOOD
 
@@ -44,14 +45,14 @@ def sample_runs(root: str, user_flags: Sequence[str]) -> list[tuple[str, list[st
         if name in DATA_FLAGS:
             raise InputError(f"--sample True runs on its own data set; drop --{name}, or drop --sample.")
     folder = Path(root)
-    train_list, val_list = (str(folder / f"ImageSets/Segmentation/{split}.txt") for split in ("train", "val"))
+    train_list, val_list = (str(list_path(root, TO_EVALUATE, split)) for split in ("train", "val"))
     data = {
         "voc12_root": root,
         "train_list": train_list,
         "val_list": val_list,
         "infer_list": train_list,
-        "ood_root": str(folder / "OoD_images"),
-        "ood_list": str(folder / "ood_list.txt"),
+        "ood_root": str(folder / OOD_IMAGES),
+        "ood_list": str(folder / OOD_LIST),
     }
     cams = ("train_cam", "make_cam", "eval_cam")
     # AdvCAM takes longer than all the rest together: it is left out unless asked for
