@@ -5,12 +5,12 @@ network, pair labels made on the CPU, one image at a time, an evaluation pass fo
 its own; after a warm-up both run in turn, so that a change of the machine's speed hits both, and medians are printed.
 
 The plain random walk of a 500 x 375 image takes minutes on a CPU. There it is extrapolated from a smaller map, and said
-so, unless `--full` asks for it. The table goes to the screen and to benchmarks/results/, its
-numbers to a JSON file beside it, from which `--add` takes those of the steps that are not measured again.
+so, unless `--full` asks for it, which also trains DeepLab on a crop of the authors' size in place of two small ones.
+The table goes to the screen and to benchmarks/results/, its numbers to a JSON file beside it, from which `--add` takes
+those of the steps that are not measured again.
 """
 
 import argparse
-import dataclasses
 import os
 import statistics
 import sys
@@ -270,7 +270,7 @@ def run(options: argparse.Namespace) -> bool:
     require_writable(output.parent, flag="output")
     sizes = GPU_SIZES if device.type == "cuda" else CPU_SIZES
     if options.full and device.type == "cpu":
-        sizes = dataclasses.replace(sizes, deeplab_crop=GPU_SIZES.deeplab_crop, deeplab_batch=1)
+        sizes = replace(sizes, deeplab_crop=GPU_SIZES.deeplab_crop, deeplab_batch=1)
     data = output.with_suffix(".json")
     with tempfile.TemporaryDirectory(prefix="bench_steps_") as folder:
         bench = Bench(

@@ -261,7 +261,9 @@ def _require_room(missing: list[Job]) -> None:
     """Raise `InputError` if a disk has no room for all that goes there."""
     for room in room_for((job.place.parent, job.disk()) for job in missing):
         if not room.suffices:
-            raise InputError(f"--download {' '.join(job.name for job in missing)}: it needs {room}.")
+            disk = room.folder.stat().st_dev
+            there = [job.name for job in missing if job.place.parent.stat().st_dev == disk]
+            raise InputError(f"--download {' '.join(there)}: it needs {room}.")
 
 
 def run(args: Config) -> None:

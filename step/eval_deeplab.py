@@ -31,7 +31,8 @@ from voc12.evaluation import evaluate_masks
 from voc12.lists import read_split
 from voc12.verify import missing_masks, require_masks, require_readable
 
-BYTES_PER_PIXEL = 0.05
+BYTES_PER_PIXEL = 0.025
+"""Of each folder of masks."""
 STEP = Step(
     name="eval_deeplab",
     description="evaluate DeepLab-v2, without and with dense CRF",
@@ -39,7 +40,7 @@ STEP = Step(
     writes=("deeplab_out_dir", "deeplab_crf_out_dir", "deeplab_server_dir", "result_dir"),
     flags=("deeplab_crf", "precision"),
     shared=True,
-    bytes_per_pixel=BYTES_PER_PIXEL,
+    bytes_per_pixel=lambda args: dict.fromkeys(("deeplab_out_dir", "deeplab_crf_out_dir"), BYTES_PER_PIXEL),
     memory_flags=("num_workers", "crf_workers"),
 )
 

@@ -36,9 +36,10 @@ def _pixels(args: Config, batches: Batches) -> list[float]:
     return [2 * batches.photographs(n_pairs) * max(SCALES) ** 2]
 
 
-def _bytes_per_pixel(args: Config) -> float:
+def _bytes_per_pixel(args: Config) -> dict[str, float]:
     devkit = open_devkit(args.voc12_root, args.class_list)
-    return cam_bytes_per_pixel(devkit, args.train_list, label_file=args.known_labels, numbers=args.cam_files)
+    labels = {"label_file": args.known_labels, "numbers": args.cam_files}
+    return {"advcam_out_dir": cam_bytes_per_pixel(devkit, args.train_list, **labels)}
 
 
 STEP = Step(

@@ -29,9 +29,10 @@ from voc12.images import read_images_to_segment
 from voc12.verify import require_readable
 
 
-def _bytes_per_pixel(args: Config) -> float:
+def _bytes_per_pixel(args: Config) -> dict[str, float]:
     devkit = open_devkit(args.voc12_root, args.class_list)
-    return cam_bytes_per_pixel(devkit, args.train_list, label_file=args.known_labels, numbers=args.cam_files)
+    labels = {"label_file": args.known_labels, "numbers": args.cam_files}
+    return {"cam_out_dir": cam_bytes_per_pixel(devkit, args.train_list, **labels)}
 
 
 STEP = Step(

@@ -39,10 +39,10 @@ Its `version` is to be raised, beside those of the two steps, when the code that
 """
 
 
-def _bytes_per_pixel(args: Config) -> float:
+def _bytes_per_pixel(args: Config) -> dict[str, float]:
     """With IRN's output, unless make_sem_seg, which comes first, keeps it."""
     keeps = args.keep_irn and "make_sem_seg" not in enabled_steps(args)
-    return BYTES_PER_PIXEL + keeps * irnfile.BYTES_PER_PIXEL
+    return {"ins_seg_out_dir": BYTES_PER_PIXEL, "result_dir": keeps * irnfile.BYTES_PER_PIXEL}
 
 
 STEP = Step(

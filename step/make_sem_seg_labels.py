@@ -48,7 +48,10 @@ STEP = Step(
     writes=("sem_seg_out_dir",),
     flags=("np_power", "sem_seg_bg_thres", "beta", "exp_times", "precision", "keep_irn"),
     shared=True,
-    bytes_per_pixel=lambda args: BYTES_PER_PIXEL + args.keep_irn * irnfile.BYTES_PER_PIXEL,
+    bytes_per_pixel=lambda args: {
+        "sem_seg_out_dir": BYTES_PER_PIXEL,
+        "result_dir": args.keep_irn * irnfile.BYTES_PER_PIXEL,
+    },
     memory_flags=("num_workers", "irn_infer_batch_size"),
     on_gpu=make_ins_seg_labels.IRN_ON_GPU,
 )

@@ -306,6 +306,13 @@ def test_losses_that_are_gone_are_told_and_do_not_end_the_training(tmp_path, cap
         append({"step": 6})
     assert (tmp_path / "metrics/gone.jsonl").read_text() == '{"step": 6}\n'
     assert f"the losses of the first 5 steps of gone are gone: {tmp_path}/metrics/gone.jsonl is missing" in caplog.text
+    with metrics_log(str(tmp_path), "gone", n_kept=6) as append:
+        append({"step": 7})
+        append({"step": 8})
+    with metrics_log(str(tmp_path), "gone", n_kept=7) as append:  # killed after 8, saved after 7
+        append({"step": 8})
+    lines = (tmp_path / "metrics/gone.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [6, 7, 8]
 
 
 class Trained:

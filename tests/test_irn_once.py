@@ -192,7 +192,7 @@ def test_the_disk_of_what_is_kept_is_told_beforehand(passes, toy):
     def disk(**flags):
         config = parse_config(toy.flags(**NO_STEPS | {"redo": (), "infer_list": "voc12/train.txt"} | flags))
         steps = [importlib.import_module(STEP_MODULES[name]) for name in enabled_steps(config)]
-        return sum(row.disk for row in forecast(config, steps, {}))
+        return sum(sum(row.disk.values()) for row in forecast(config, steps, {}))
 
     for on in (BOTH, {"make_ins_seg_pass": True}, {"make_sem_seg_pass": True}):
         told = disk(**on, keep_irn=True) - disk(**on)

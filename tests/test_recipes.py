@@ -138,7 +138,8 @@ def test_deeplabs_batch_has_an_image_for_each_process(recipe, monkeypatch):
     _, sentences = explained("--recipe", recipe)
     assert sentences == [
         "DeepLab takes the 10 images of a step as one batch, in place of 2 batches of 5, so that each of the 8 "
-        "processes has a share."
+        "processes has a share; with other numbers of processes pass --deeplab_batch_size 10 --deeplab_iter_size 1, or "
+        "it is trained anew."
     ]
 
 

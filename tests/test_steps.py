@@ -242,7 +242,7 @@ def test_the_numbers_of_cam_files_and_their_disk_are_those_that_are_asked_for(re
         run(ready, step, **flags)
         files = [np.load(f"result/{folder}/{image_id}.npy", allow_pickle=True).item() for image_id in ids]
         assert {str(content["high_res"].dtype) for content in files} == {numbers}
-        found[numbers], needed[numbers] = [content["high_res"] for content in files], row.disk
+        found[numbers], needed[numbers] = [content["high_res"] for content in files], row.disk[f"result/{folder}"]
     for high_res, halves in zip(*found.values(), strict=True):
         np.testing.assert_allclose(halves, high_res, rtol=0, atol=2**-12)
     assert needed["float16"] == pytest.approx(3.2 / 6 * needed["float32"], rel=0.01)

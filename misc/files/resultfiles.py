@@ -1,4 +1,4 @@
-"""Names of what lies in `--result_dir` beside the outputs that have flags of their own."""
+"""Names of what lies in `--result_dir` beside the outputs that have flags of their own, and in some of these."""
 
 RUNS_FOLDER, STEPS_FOLDER = "runs", "steps"
 """What each run was and took; what each step's result was made from."""
@@ -9,7 +9,8 @@ STATE_FOLDER = "state"
 IRN_FOLDER = "irn"
 """IRN's output, where `--keep_irn` keeps it."""
 CLASSES_FILE = "classes.json"
-"""Beside the masks of predict and the overlays of show: ids and colours of the classes, for people and programs."""
+"""Beside the masks of predict and the overlays of show: ids and colours of the classes; for predict also the share of
+each in each photograph, and the folders of these."""
 REPORT, PICTURE_FOLDER = "report.html", "report"
 RESULT_FOLDERS = (
     *(RUNS_FOLDER, STEPS_FOLDER, METRICS_FOLDER, SCORES_FOLDER),

@@ -20,8 +20,6 @@ from misc.run.step import Files, Inputs, Step, StepModule
 log = logging.getLogger(__name__)
 
 PARTS = ("settings", "places", "versions", "inputs")
-INTERRUPTED = "it was interrupted"
-"""Why a step is done again that has begun, and not ended, with the same settings and inputs: it goes on."""
 
 
 class DoneSteps:
@@ -78,13 +76,23 @@ class DoneSteps:
             return "--redo asks for it"
         if not record:
             return "it has not been done here yet"
+        difference = self._difference(record, step, args)
+        if difference is None and not record["finished"]:
+            return "it was interrupted"
+        return difference or self._changed_output(record.get("outputs"), step.outputs(args))
+
+    def is_interrupted(self, step: StepModule, args: Config) -> bool:
+        """Whether a step has begun and not ended, with the settings and inputs of today."""
+        record = self.read(step.STEP.name)
+        return bool(record) and not record["finished"] and self._difference(record, step, args) is None
+
+    def _difference(self, record: Mapping[str, Any], step: StepModule, args: Config) -> str | None:
+        """In what settings, places, versions or inputs of a step differ from its record, as the end of a sentence."""
         return (
             _first_difference(record["settings"], settings_of(step.STEP, args), "--{} differs: {} -> {}")
             or _first_difference(record["places"], _places(step, args), "--{} differs: {} -> {}")
             or _first_difference(record["versions"], versions_of(step.STEP), "the version of {} differs: {} -> {}")
             or self._changed_input(record["inputs"], step.inputs(args))
-            or (None if record["finished"] else INTERRUPTED)
-            or self._changed_output(record.get("outputs"), step.outputs(args))
         )
 
     def _changed_input(self, before: Mapping[str, Any], inputs: Inputs) -> str | None:

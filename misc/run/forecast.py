@@ -1,6 +1,6 @@
 """What a run will do, shown before its first step: what is done, what will run and why, what disk and GPU it takes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -16,11 +16,11 @@ from misc.files.disk import readable_size, room_for
 from misc.files.images import image_size
 from misc.run.config import Config
 from misc.run.device import resolve_device
-from misc.run.done import INTERRUPTED, DoneSteps
+from misc.run.done import DoneSteps, is_redone
 from misc.run.gpu_memory import RunBatches, gpu_memory
 from misc.run.limits import gpu_flags, to_lower
 from misc.run.notices import notice
-from misc.run.step import Files, Inputs, StepModule
+from misc.run.step import Files, Inputs, Step, StepModule
 from misc.run.training_state import saved_step
 
 SAMPLED = 8
@@ -39,16 +39,14 @@ class Row:
         step: its name.
         action: `DONE`, or what it will do, for people.
         files: the longest of the lists of files that it reads.
-        folder: where it writes, or its results where that is many places.
-        disk: bytes that it will take there, roughly; None where that is not known.
+        disk: bytes that it will take, roughly, by folder.
         gpu: bytes of GPU memory at its peak, roughly; None where that is not known, and without a GPU.
     """
 
     step: str
     action: str
     files: int
-    folder: Path
-    disk: int | None
+    disk: Mapping[str, int]
     gpu: int | None = None
 
 
@@ -72,44 +70,46 @@ def forecast(config: Config, steps: Sequence[StepModule], maker_of: dict[str, st
         else:
             reason = done.reason_to_run(step, config)
             action = DONE if reason is None else f"runs: {reason}"
-            if reason == INTERRUPTED:
-                action = _where_it_goes_on(config, name, record["started"], outputs) or action
+            if done.is_interrupted(step, config):
+                action = _where_it_goes_on(config, step.STEP, record["started"], outputs) or action
         if action != DONE:
             maker_of |= dict.fromkeys((getattr(config, flag) for flag in step.STEP.writes), name)
             if remembered:
                 maker_of[config.result_dir] = name  # where it leaves its record
         n_files = max((len(given.paths) for given in inputs.values() if isinstance(given, Files)), default=0)
-        disk = gpu = 0
+        disk, gpu = {}, None
         if action != DONE:
             disk = _disk(config, step, inputs, outputs)
             gpu = gpu_memory(step.STEP, config, RunBatches(partial(_sampled_sizes, inputs))) if on_gpu else None
-        folder = Path(outputs[0]).parent if outputs else Path(config.result_dir)
-        rows.append(Row(name, action, n_files, folder, disk, gpu))
+        rows.append(Row(name, action, n_files, disk, gpu))
     return rows
 
 
-def _where_it_goes_on(config: Config, name: str, started: str, outputs: Sequence[str | Path]) -> str | None:
-    """Where an interrupted step goes on: after the step of its saved state, or by the files that it has written."""
-    if config.resume and (state := saved_step(config.result_dir, name)) is not None:
+def _where_it_goes_on(config: Config, step: Step, started: str, outputs: Sequence[str | Path]) -> str | None:
+    """Where an interrupted step goes on: after the step of its saved state, or by the files that it has written.
+
+    With `--redo` it goes on from a state alone: the files are made again.
+    """
+    if config.resume and (state := saved_step(config.result_dir, step.name)) is not None:
         return "goes on at {:.0%} (step {} of {})".format(state[0] / state[1], *state)
+    if is_redone(step, config):
+        return None
     since = datetime.fromisoformat(started).timestamp() * 1e9
     n_written = int((look.states(outputs)[:, 1] >= since).sum())
     return f"goes on at {n_written / len(outputs):.0%}" if n_written else None
 
 
-def _disk(config: Config, step: StepModule, inputs: Inputs, outputs: Sequence[str | Path]) -> int | None:
-    """Bytes that a step will take beyond what it replaces, roughly; None where that is not known."""
-    per_pixel = step.STEP.bytes_per_pixel
-    per_pixel = per_pixel(config) if callable(per_pixel) else per_pixel
-    if not per_pixel:
-        return None
-    sizes = look.states(outputs)[:, 0]
-    n_missing = int((sizes == look.MISSING).sum())
+def _disk(config: Config, step: StepModule, inputs: Inputs, outputs: Sequence[str | Path]) -> dict[str, int]:
+    """Bytes that a step will take beyond what it replaces, roughly, by folder; none where that is little."""
+    if step.STEP.bytes_per_pixel is None:
+        return {}
+    n_missing = int((look.states(outputs)[:, 0] == look.MISSING).sum())
     images = _images(inputs)
     if not (n_missing and images):
-        return 0
-    pixels = fmean(map(prod, _sampled_sizes(inputs)))
-    return int(per_pixel * pixels * len(images) * n_missing / len(outputs))
+        return {}
+    pixels = fmean(map(prod, _sampled_sizes(inputs))) * len(images) * n_missing / len(outputs)
+    by_flag = step.STEP.bytes_per_pixel(config)
+    return {getattr(config, flag): int(per_pixel * pixels) for flag, per_pixel in by_flag.items() if per_pixel}
 
 
 def _images(inputs: Inputs) -> Sequence[str | Path]:
@@ -129,7 +129,8 @@ def table_of(rows: Sequence[Row]) -> str:
     lines = [("step", "what it will do", "files", "disk", "GPU memory" if any(row.gpu for row in rows) else "")]
     for row in rows:
         files, gpu = f"{row.files:,}" if row.files else "", _gib(row.gpu) if row.gpu else ""
-        lines.append((row.step, row.action, files, readable_size(row.disk) if row.disk else "", gpu))
+        disk = sum(row.disk.values())
+        lines.append((row.step, row.action, files, readable_size(disk) if disk else "", gpu))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
     of_disks = [f"maps and masks take about {room}" for room in room_for(_needs(rows))]
@@ -140,11 +141,11 @@ def require_room(rows: Sequence[Row]) -> None:
     """Raise `InputError` if what the steps of a run will write can't fit on one of the disks."""
     for room in room_for(_needs(rows)):
         if not room.suffices:
-            raise InputError(f"maps and masks take about {room}; make room there, or name another --work_dir.")
+            raise InputError(f"maps and masks take about {room}; make room there, or name folders elsewhere.")
 
 
-def _needs(rows: Sequence[Row]) -> list[tuple[Path, int]]:
-    return [(row.folder, row.disk) for row in rows if row.disk]
+def _needs(rows: Sequence[Row]) -> list[tuple[str, int]]:
+    return [need for row in rows for need in row.disk.items()]
 
 
 def tell_gpu_room(rows: Sequence[Row], config: Config, steps: Sequence[StepModule]) -> None:

@@ -93,7 +93,8 @@ def ordered_map(
         workers: processes, no more than there are items, where `items` tells how many; 0: this process does the work.
         flag: the flag that sets `workers`, named if a process is killed.
 
-    Raises what `function` raises, at that item's turn; `InputError` if a process is killed (mostly for its memory).
+    Raises what `function` raises, at that item's turn; `InputError` if a process is killed (mostly for its memory), and
+    `Told` if it was told to end with the run.
     """
     if workers == 0:
         yield from map(function, items)

@@ -171,7 +171,8 @@ def _fit_to_starts(values: Flags, given: Flags) -> tuple[dict[str, Any], list[st
         flags |= {"deeplab_batch_size": size * n_batches, "deeplab_iter_size": 1}
         sentences.append(
             f"DeepLab takes the {size * n_batches} images of a step as one batch, in place of {n_batches} batches of "
-            f"{size}, so that each of the {n_processes} processes has a share."
+            f"{size}, so that each of the {n_processes} processes has a share; with other numbers of processes pass "
+            f"--deeplab_batch_size {size * n_batches} --deeplab_iter_size 1, or it is trained anew."
         )
     return flags, sentences
 
@@ -323,7 +324,7 @@ RECIPES = {
             **dict.fromkeys(SMALL_CHAIN, True),
         },
         "a few hundred photographs of one's own: the built-in sample's settings with larger crops and lower background "
-        "scores, fitted to the images there are (docs/recipes.md)",
+        "scores, and the authors' loss for DeepLab, fitted to the images there are (docs/recipes.md)",
         _fit_to_few_images,
     ),
 }

@@ -9,7 +9,7 @@ import platform
 import sys
 import textwrap
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from importlib import metadata
@@ -237,10 +237,11 @@ def metrics_log(result_dir: str, name: str, *, n_kept: int = 0) -> Iterator[Any]
     lines = []
     if n_kept and earlier.is_file():
         lines = earlier.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = lines[: max(0, n_kept + 1 - _first_step(lines))]
     elif n_kept:
         notice(f"the losses of the first {n_kept} steps of {name} are gone: {earlier} is missing")
     with atomic_path(growing) as temporary:
-        temporary.write_text("".join(f"{line}\n" for line in lines[:n_kept]), encoding="utf-8")
+        temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     with _appended(growing) as file:
 
         def write_line(values: dict[str, Any]) -> None:
@@ -249,6 +250,15 @@ def metrics_log(result_dir: str, name: str, *, n_kept: int = 0) -> Iterator[Any]
 
         yield write_line
     os.replace(growing, path)
+
+
+def _first_step(lines: Sequence[str]) -> int:
+    """The step of the first line: 1, unless the lines before it are gone. A damaged line counts as sound."""
+    try:
+        step = parse(lines[0]).get("step") if lines else None
+    except (ValueError, AttributeError):
+        return 1
+    return step if type(step) is int else 1
 
 
 @contextmanager

@@ -57,8 +57,8 @@ class Step:
         shared: whether the processes that torchrun starts share its work; else the first process alone does it.
         packages: those whose versions can change the result.
         remembered: whether its result is remembered; else it runs at each call, and looks itself for what is there.
-        bytes_per_pixel: what it writes for each pixel of its images, roughly, to tell beforehand whether that fits; a
-            function where flags decide.
+        bytes_per_pixel: what it writes for each pixel of its images, roughly, by the flag that names the folder, to
+            tell beforehand whether that fits; None where it writes little.
         memory_flags: those that, lowered, let it need less memory, to tell which where that does not suffice; the
             processes first, since the others change the result or its speed.
         on_gpu: what its GPU memory depends on, to tell beforehand how much that is; None where it is not told.
@@ -73,7 +73,7 @@ class Step:
     shared: bool = False
     packages: tuple[str, ...] = PACKAGES
     remembered: bool = True
-    bytes_per_pixel: float | Callable[[Config], float] = 0
+    bytes_per_pixel: Callable[[Config], Mapping[str, float]] | None = None
     memory_flags: tuple[str, ...] = ()
     on_gpu: OnGpu | None = None
     version: int = 1
