@@ -23,11 +23,21 @@ from misc.run.config import STEP_MODULES, Config, enabled_steps, parse_config
 from misc.run.parallel import launched_rank
 from misc.run.plan import EVERYTHING, Plan, require_writable, require_writable_file, require_writable_results
 from misc.run.step import StepModule
-from misc.run.stopping import GRACE_SECONDS, Told, end_workers, ending_when_told, is_told, told
+from misc.run.stopping import (
+    GRACE_SECONDS,
+    Told,
+    end_workers,
+    ending_when_told,
+    is_told,
+    told,
+    wait_for_the_end,
+)
 
 log = logging.getLogger(__name__)
 
 EXIT_UNFORESEEN, EXIT_BAD_INPUT, EXIT_LOST, EXIT_INTERRUPTED = 1, 2, 3, 130
+SECONDS_TO_SAY_WHY = 20
+"""For the process that has found bad input: torchrun ends it, too, as soon as another one has ended."""
 
 
 def check_chain(config: Config, planned: Plan) -> list[StepModule]:
@@ -206,8 +216,10 @@ def main() -> int:
         try:
             run(sys.argv[1:])
         except ProcessLost as error:
-            if error.__cause__:  # else the other process has said why
+            if error.__cause__:
                 _say_error(f"{error}; if one of them has stopped, it says why; {GOES_ON}.")
+            else:  # the first process is about to say why
+                wait_for_the_end(SECONDS_TO_SAY_WHY)
             return EXIT_LOST
         except InputError as error:
             if is_told():  # a worker that was told as well is missed, perhaps

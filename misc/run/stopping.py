@@ -105,6 +105,17 @@ def is_told(*, grace: float = 0) -> bool:
     return _received.number is not None
 
 
+def wait_for_the_end(seconds: float) -> None:
+    """Let another process say why all end: whoever started them ends the others as soon as one has.
+
+    Returns after `seconds` if nobody has ended this one, which it does without a word.
+    """
+    end_workers()
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
+    time.sleep(seconds)
+
+
 def raise_if_told() -> None:
     """Raise `Told` if the run was told to end and nothing defers that: for places that may have swallowed it."""
     _received.raise_if_told()
