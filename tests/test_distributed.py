@@ -336,8 +336,21 @@ def test_bad_input_of_one_process_stops_all_and_keeps_what_is_done(toy, monkeypa
     assert sorted(path.stem for path in Path("result/ir_label").glob("*.png")) == toy.ids[0:6:2]
 
 
-def test_a_batch_needs_an_image_for_each_process(toy):
-    done = run_in_processes(toy, 3, train_deeplab_pass=True, deeplab_mask_dir=toy.root / "SegmentationClass")
+SAY_LATE = """
+import time
+import run_sample
+say = run_sample._say_error
+run_sample._say_error = lambda sentence: (time.sleep(3), say(sentence))
+run_sample.leave(run_sample.main())
+"""
+
+
+def test_a_batch_needs_an_image_for_each_process(toy, monkeypatch):
+    """The process that finds bad input says so however late: the others wait, since their end would be its own."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    Path("say_late.py").write_text(SAY_LATE)
+    flags = {"train_deeplab_pass": True, "deeplab_mask_dir": toy.root / "SegmentationClass"}
+    done = torchrun("say_late.py", *toy.flags(**NO_STEPS | flags), n=3, cwd=toy.work)
     assert done.returncode != 0
     assert done.stderr.count("error: --deeplab_batch_size 2 is less than the 3 processes") == 1
     require_batch([0, 1], 2, list_flag="train_list", batch_flag="deeplab_batch_size")
