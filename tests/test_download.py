@@ -223,7 +223,7 @@ def test_a_file_of_another_size_is_refused_before_it_is_fetched(site, tmp_path):
 
 def test_a_full_disk_is_told_before_the_file_is_fetched(site, tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: DISK(10**6, 10**6 - 10_000, 10_000))
-    with pytest.raises(NotFetched, match=r"it needs 10\.2 kB of disk in .*, where 10\.0 kB are free"):
+    with pytest.raises(NotFetched, match=r"it needs 10\.2 kB on the disk of .*, where 10\.0 kB are free"):
         get(site.put("/file", Page(CONTENT)), tmp_path)
     assert not [*tmp_path.iterdir()]
 
@@ -790,7 +790,7 @@ def test_what_an_earlier_one_puts_in_the_way_is_told_before_the_later_is_fetched
 def test_a_disk_that_is_too_small_is_told_before_anything_is_fetched(work, site, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: DISK(10**10, 0, 2 * 10**9))
     with pytest.raises(
-        InputError, match=r"--download voc2012 resnet50: it needs 4\.10 GB of disk in .* 2\.00 GB are free"
+        InputError, match=r"--download voc2012 resnet50: it needs 4\.10 GB on the disk of .* 2\.00 GB are free"
     ):
         run_download("voc2012", "resnet50")
 

@@ -292,7 +292,7 @@ def test_what_is_needed_is_summed_disk_by_disk(tmp_path, other_disk, monkeypatch
     rooms = room_for([(tmp_path / "a" / "b", 3), (other_disk, 5), (tmp_path, 4)])
     assert [(room.folder, room.needed) for room in rooms] == [(tmp_path / "a" / "b", 7), (other_disk, 5)]
     assert [room.free for room in rooms] == [10, 20]
-    assert str(Room(Path("/maps"), 4_100_000_000, 2_000)) == "4.10 GB of disk in /maps, where 2.00 kB are free"
+    assert str(Room(Path("/maps"), 4_100_000_000, 2_000)) == "4.10 GB on the disk of /maps, where 2.00 kB are free"
 
 
 @pytest.mark.parametrize("full", ["that of the maps", "that of the results"])
@@ -309,7 +309,7 @@ def test_the_plan_asks_the_disk_that_a_step_writes_to(toy, other_disk, monkeypat
     if full == "that of the results":
         run_sample.run(line)
     else:
-        with pytest.raises(InputError, match=rf"about .* of disk in {other_disk}/cams, where 0 bytes are free; make"):
+        with pytest.raises(InputError, match=rf"about .* on the disk of {other_disk}/cams, where 0 bytes are free; make"):
             run_sample.run(line)
 
 

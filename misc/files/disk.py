@@ -34,7 +34,7 @@ class Room:
 
     def __str__(self) -> str:
         needed, free = readable_size(self.needed), readable_size(self.free)
-        return f"{needed} of disk in {self.folder.absolute()}, where {free} are free"
+        return f"{needed} on the disk of {self.folder.absolute()}, where {free} are free"
 
 
 def room_for(needs: Iterable[tuple[str | Path, int]]) -> list[Room]:
