@@ -309,7 +309,7 @@ def test_the_plan_asks_the_disk_that_a_step_writes_to(toy, other_disk, monkeypat
     if full == "that of the results":
         run_sample.run(line)
     else:
-        with pytest.raises(InputError, match=rf"about .* on the disk of {other_disk}/cams, where 0 bytes are free; make"):
+        with pytest.raises(InputError, match=rf"about .* on the disk of {other_disk}/cams, where 0 bytes are free"):
             run_sample.run(line)
 
 
