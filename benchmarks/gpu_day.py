@@ -231,6 +231,8 @@ def run(options: argparse.Namespace) -> bool:
 def main() -> int:
     """Run from the command line; returns the exit code."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # whose parts then end, too
+    # A shell lets what runs in its background ignore this one, and so would all parts
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         return 0 if run(parse()) else 1
     except InputError as error:

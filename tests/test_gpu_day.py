@@ -1,6 +1,7 @@
 """The script for the first minutes on a GPU: its parts run in order, and none keeps another from its turn."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -92,13 +93,21 @@ def test_parts_run_in_order_and_none_stops_the_rest(tmp_path, monkeypatch):
     ]
 
 
+@pytest.fixture
+def heeded_interrupts():
+    """As `main` sees to it: a shell lets what runs in its background ignore SIGINT, and what that starts as well."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heeded_interrupts")
 def test_tests_that_run_out_of_their_time_tell_which_failed_and_why(tmp_path, monkeypatch):
     (tmp_path / "test_toy.py").write_text(
         "import pathlib\nimport time\n\n\ndef test_one():\n    assert 1 == 2, 'for this reason'\n\n\n"
         "def test_two():\n    pathlib.Path(__file__).with_name('begun').touch()\n    time.sleep(600)\n"
     )
     command = [sys.executable, "-m", "pytest", str(tmp_path), "-v", "--tb=short", "-p", "no:cacheprovider"]
-    # Within pytest itself, before the test, a signal may be swallowed, as Python does within callbacks
     let_time_be_up(monkeypatch, lambda _: (tmp_path / "begun").exists(), grace=120)
     ((outcome,), _) = run([Part("tests", command, share=1)], tmp_path, seconds=2000)
     assert outcome.result == "timed out"
