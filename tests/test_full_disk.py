@@ -281,7 +281,7 @@ def other_disk(tmp_path):
     """A folder on another disk than the test's: in shared memory."""
     memory = Path("/dev/shm")
     if not memory.is_dir() or memory.stat().st_dev == tmp_path.stat().st_dev:
-        pytest.skip("there is one disk alone: /dev/shm is missing")
+        pytest.skip("a second disk is needed: /dev/shm is missing, or the temporary folder lies on it")
     with TemporaryDirectory(dir=memory) as folder:
         yield Path(folder)
 
