@@ -9,7 +9,9 @@ Not counted, because no tensor holds it: what cuDNN takes for its algorithms, ga
 keeps, and CUDA itself, some hundred MiB. Nor are the random walk and dense CRF, whose size depends on the image alone.
 All is in float32; with `--precision bf16` backbones keep about half for the backward pass.
 
-`--write` makes the table from which the plan of a run tells these numbers, for the project's own networks.
+`--write` makes the table from which the plan of a run tells these numbers, for the project's own networks. `--measure`
+also runs the same steps on a GPU, with random weights, and adds what PyTorch's allocator gave out there at the peak, and
+what it held of the GPU's memory.
 """
 
 import csv
@@ -30,6 +32,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from benchmarks.count_flops import AVERAGE_SIZE
+from benchmarks.measure import release_memory
 from misc.advcam import LARGEST_BATCH, SCALES, advcam_batch
 from misc.cam import batch_scale_maps
 from misc.classifier import classification_losses
@@ -37,7 +40,9 @@ from misc.deeplab import deeplab_optimizer, multiscale_losses
 from misc.errors import InputError
 from misc.ood import wood_losses
 from misc.run.config import STEP_MODULES, Config, parse_config
+from misc.run.device import one_size, resolve_device, set_precision
 from misc.run.gpu_memory import COLUMNS, TABLE, Moment, RunBatches
+from misc.run.memory import reset_peak_memory
 from misc.segmentation import pixel_probabilities
 from misc.torchutils import two_rate_optimizer
 from net.build import build_network
@@ -50,6 +55,7 @@ BLOCK = 512
 STEPS_RUN = 2
 """Of a training: the optimiser's momentum is there from the second on."""
 GIB = 2**30
+MEASURED = ("on a GPU: given out, GiB", "held, GiB")
 
 
 class PeakMemory(TorchDispatchMode):
@@ -89,7 +95,7 @@ def training_peak(network: nn.Module, optimizer_of: Callable, loss_of: Callable[
     """Bytes at the peak of the first steps of a training."""
     network.train()
     optimizer = optimizer_of(*network.trainable_parameters(), lr=0.1, weight_decay=1e-4, max_step=STEPS_RUN + 1)
-    with PeakMemory(network) as memory:
+    with PeakMemory(network) as memory, one_size():
         for _ in range(STEPS_RUN):
             optimizer.zero_grad(set_to_none=True)
             loss_of().backward()
@@ -291,19 +297,43 @@ def count(config: Config) -> dict[str, int]:
         return {name: peak_of(config) for name, peak_of in STEPS.items()}
 
 
-def table(peaks: Mapping[str, int]) -> str:
-    """The peaks as Markdown."""
-    rows = [f"| {name} | {STEPS[name].__doc__.rstrip('.')} | {peak / GIB:.2f} |" for name, peak in peaks.items()]
-    return "\n".join(["| step | what is in memory at once | GiB |", "| --- | --- | --- |", *rows])
+def measure(config: Config) -> dict[str, tuple[int, int]]:
+    """{step: bytes that PyTorch's allocator gave out at the peak on the GPU, and those that it held}.
+
+    Raises `InputError` if PyTorch finds no GPU.
+    """
+    device = resolve_device("cuda")
+    set_precision(config.precision, device)
+    found = {}
+    for name, peak_of in STEPS.items():
+        release_memory(device)
+        reset_peak_memory(device)
+        with torch.device(device):
+            peak_of(config)
+        found[name] = torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device)
+    return found
+
+
+def table(peaks: Mapping[str, int], measured: Mapping[str, tuple[int, int]] | None = None) -> str:
+    """The peaks as Markdown, beside what `measure` found, where it was asked."""
+    columns = ["step", "what is in memory at once", "GiB", *(MEASURED if measured else ())]
+    rows = [columns, ["---"] * len(columns)]
+    for name, peak in peaks.items():
+        n_bytes = [peak, *(measured[name] if measured else ())]
+        rows.append([name, STEPS[name].__doc__.rstrip("."), *(f"{each / GIB:.2f}" for each in n_bytes)])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def main() -> None:
     """Print the table of the flags' settings, or write that of the plan."""
-    if sys.argv[1:] == ["--write"]:
+    arguments = sys.argv[1:]
+    if arguments == ["--write"]:
         write_table()
         return
     try:
-        print(table(count(parse_config())))
+        config = parse_config([each for each in arguments if each != "--measure"])
+        measured = measure(config) if "--measure" in arguments else None
+        print(table(count(config), measured))
     except InputError as error:
         sys.exit(f"error: {error}")
 

@@ -6,6 +6,7 @@ tests       the tests marked `cuda`: the toy chain against the CPU, interruption
 bench_tf32  every step against the plain way (bench_steps.py)
 bench_bf16  the same in bfloat16, of the steps that run a backbone
 sample      the built-in sample, up to its report
+memory      the memory of each step at its peak, beside what is counted beforehand (count_memory.py)
 
 All end in time: each part gets its share of what is left, and what one does not use falls to the next ones. A part that
 fails or runs out of time stops no other. Called again with the same folder, the benchmarks measure what is missing and
@@ -88,6 +89,7 @@ def parts_of(device: str, folder: Path) -> list[Part]:
         ("bench_tf32", bench("tf32"), 190),
         ("bench_bf16", bench("bf16", *BF16_STEPS), 80),
         ("sample", [ROOT / "run_sample.py", *sample, *data], 140),
+        ("memory", [ROOT / "benchmarks/count_memory.py", *({"cuda": ["--measure"]}.get(device, []))], 30),
     )
     return [Part(name, [sys.executable, *command], share) for name, command, share in commands]
 

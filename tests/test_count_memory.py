@@ -132,7 +132,7 @@ def test_the_table_names_every_step(monkeypatch, capsys):
 
 
 def test_a_wrong_flag_is_one_sentence(monkeypatch):
-    def refuse():
+    def refuse(arguments):
         raise InputError("there is no such network.")
 
     monkeypatch.setattr(count_memory, "parse_config", refuse)

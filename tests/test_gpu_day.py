@@ -139,7 +139,7 @@ def test_a_part_that_fails_shows_its_last_lines_and_later_calls_add_to_the_table
 @pytest.mark.parametrize("device", ["cuda", "cpu"])
 def test_the_parts_are_lines_that_their_programs_understand(device, tmp_path):
     parts = {part.name: [*map(str, part.command)] for part in parts_of(device, tmp_path)}
-    assert list(parts) == ["tests", "bench_tf32", "bench_bf16", "sample"]
+    assert list(parts) == ["tests", "bench_tf32", "bench_bf16", "sample", "memory"]
     assert parts["tests"][1:6] == ["-m", "pytest", "tests/test_cuda.py", "-m", {"cuda": "cuda", "cpu": "slow"}[device]]
     for name, precision in (("bench_tf32", "tf32"), ("bench_bf16", "bf16")):
         assert parts[name][1] == bench_steps.__file__
