@@ -10,8 +10,8 @@ keeps, and CUDA itself, some hundred MiB. Nor are the random walk and dense CRF,
 All is in float32; with `--precision bf16` backbones keep about half for the backward pass.
 
 `--write` makes the table from which the plan of a run tells these numbers, for the project's own networks. `--measure`
-also runs the same steps on a GPU, with random weights, and adds what PyTorch's allocator gave out there at the peak, and
-what it held of the GPU's memory.
+also runs the same steps on a GPU, with random weights, and adds what PyTorch's allocator gave out there at the peak,
+and what it held of the GPU's memory.
 """
 
 import csv
