@@ -20,6 +20,14 @@ class SamePaddedConv2d(nn.Conv2d):
     """
 
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        # cuDNN takes about 0.1 s to prepare a depthwise convolution for each new size, PyTorch's own kernel nothing. In
+        # a training, whose crops are of one size (`misc.run.device.one_size`), that is done once
+        if x.device.type == "cuda" and self.groups > 1 and not torch.backends.cudnn.benchmark:
+            with torch.backends.cudnn.flags(enabled=False):
+                return self._padded(x, weight, bias)
+        return self._padded(x, weight, bias)
+
+    def _padded(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         (kernel, _), (stride, _) = self.kernel_size, self.stride
         if stride == 1 and kernel % 2:
             return F.conv2d(x, weight, bias, padding=kernel // 2, groups=self.groups)
