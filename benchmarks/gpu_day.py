@@ -89,7 +89,7 @@ def parts_of(device: str, folder: Path) -> list[Part]:
         ("bench_tf32", bench("tf32"), 190),
         ("bench_bf16", bench("bf16", *BF16_STEPS), 80),
         ("sample", [ROOT / "run_sample.py", *sample, *data], 140),
-        ("memory", [ROOT / "benchmarks/count_memory.py", *({"cuda": ["--measure"]}.get(device, []))], 30),
+        ("memory", [ROOT / "benchmarks/count_memory.py", *(["--measure"] if device == "cuda" else [])], 30),
     )
     return [Part(name, [sys.executable, *command], share) for name, command, share in commands]
 

@@ -131,6 +131,20 @@ def test_the_table_names_every_step(monkeypatch, capsys):
     assert "| train_irn | A batch of crops with their pair labels | 1.50 |" in rows
 
 
+def test_what_a_gpu_took_stands_beside_what_is_counted():
+    gib = 2**30
+    rows = count_memory.table({"make_cam": 3 * gib}, {"make_cam": (4 * gib, 5 * gib)}).splitlines()
+    assert rows[0].endswith("| GiB | on a GPU: given out, GiB | held, GiB |")
+    assert rows[2].endswith("| 3.00 | 4.00 | 5.00 |")
+
+
+def test_to_measure_without_a_gpu_is_one_sentence(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr("sys.argv", ["count_memory.py", "--measure"])
+    with pytest.raises(SystemExit, match="PyTorch finds no GPU here"):
+        count_memory.main()
+
+
 def test_a_wrong_flag_is_one_sentence(monkeypatch):
     def refuse(arguments):
         raise InputError("there is no such network.")

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from fake_cuda import CUDA, fake_cuda, on_cuda
+from torch.nn import functional
 
 from misc import crf, instances
 from misc.advcam import advcam
@@ -18,11 +19,12 @@ from misc.indexing import RandomWalk
 from misc.masks import semantic_mask
 from misc.metrics import ThresholdSweep
 from misc.ood import class_prototypes, kmeans, wood_losses
-from misc.run.device import Arriving, UnfilledNetworks, to_device, when_arrived
+from misc.run.device import Arriving, UnfilledNetworks, one_size, to_device, when_arrived
 from misc.run.training import fit
 from misc.segmentation import masks_of_images
 from misc.torchutils import two_rate_optimizer
 from net import resnet18_cam, resnet18_deeplab, resnet18_irn
+from net.convolution import SamePaddedConv2d
 from net.deeplab import MultiScale, Segmenter
 from tests import own_network
 from voc12.dataloader import images_of
@@ -304,3 +306,19 @@ def test_a_copy_that_nobody_waited_for_is_no_result():
         with pytest.raises(TypeError, match="cuda:0"):
             on_gpu(2).numpy()
         assert Arriving(on_gpu(2)).wait().numpy().shape == (2,)
+
+
+@pytest.mark.parametrize(("groups", "training", "by_cudnn"), [(4, False, False), (4, True, True), (1, False, True)])
+def test_depthwise_convolutions_of_whole_images_are_not_cudnns(monkeypatch, groups, training, by_cudnn):
+    """Which would prepare them for each new size for longer than it computes them."""
+    asked, convolve = [], functional.conv2d
+
+    def conv2d(*args, **kwargs):
+        asked.append(torch.backends.cudnn.enabled)
+        return convolve(*args, **kwargs)
+
+    monkeypatch.setattr(functional, "conv2d", conv2d)
+    with fake_cuda(), one_size(training):
+        SamePaddedConv2d(4, 4, 3, groups=groups, device=CUDA)(on_gpu(1, 4, 9, 12))
+    assert asked == [by_cudnn]
+    assert torch.backends.cudnn.enabled

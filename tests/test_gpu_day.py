@@ -146,6 +146,7 @@ def test_the_parts_are_lines_that_their_programs_understand(device, tmp_path):
         options = bench_steps.parse(parts[name][2:])
         assert (options.device, options.precision, options.missing) == (device, precision, True)
         assert options.output.parent == tmp_path
+    assert parts["memory"][2:] == {"cuda": ["--measure"], "cpu": []}[device]
     assert Path(parts["sample"][1]) == ROOT / "run_sample.py"
     config = parse_config(parts["sample"][2:])
     assert (config.sample, config.device, config.work_dir) == (True, device, str(tmp_path / "sample"))
