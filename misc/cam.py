@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from misc.crf import CPU, Backend, crf_inference_labels
 from misc.errors import InputError
 from misc.imutils import IGNORE_LABEL, cells_of, mirror_pair, normalize, resize_image, scaled_size, to_chw
+from misc.run.device import to_device
 
 NETWORK_STRIDE = 16
 PEAK_EPSILON = 1e-5
@@ -87,14 +88,22 @@ def cam_of_image(
     return high_res.cpu().numpy()
 
 
-def label_map(maps: np.ndarray, keys: Sequence[int], background_score: float) -> np.ndarray:
-    """(K, H, W) maps of the classes `keys` (0-based) -> (H, W) uint8 class ids, 0 for background.
+def label_map(maps: np.ndarray, keys: Sequence[int] | np.ndarray, background_score: float) -> np.ndarray:
+    """`class_ids` of maps that are an array: (K, H, W) -> (H, W) uint8."""
+    return class_ids(torch.from_numpy(maps), keys, background_score).numpy()
 
-    Arg-max over the background, with a constant score, and the classes; the background wins a draw. K may be 0.
+
+def class_ids(maps: Tensor, keys: Sequence[int] | np.ndarray, background_score: float) -> Tensor:
+    """(K, H, W) maps of the classes `keys` (0-based) -> (H, W) uint8 class ids, 0 for background, on their device.
+
+    Arg-max over the background, with a constant score, and the classes; the background wins a draw, and so does the
+    class that comes first. K may be 0.
     """
-    scores = np.concatenate([np.full((1, *maps.shape[1:]), background_score, dtype=maps.dtype), maps])
-    ids = np.concatenate([[0], np.asarray(keys, dtype=np.int64) + 1]).astype(np.uint8)
-    return ids[scores.argmax(axis=0)]
+    if len(keys) == 0:
+        return maps.new_zeros(maps.shape[1:], dtype=torch.uint8)
+    ids = to_device(torch.from_numpy(np.asarray(keys, dtype=np.int64) + 1).to(torch.uint8), maps.device)
+    best, first = maps.max(dim=0)
+    return ids.take(first).masked_fill_(~(best > background_score), 0)
 
 
 def confident_label(

@@ -6,15 +6,20 @@ A pair of radius r is a source cell and a destination cell at an offset (dy, dx)
 
 import math
 import warnings
+from collections.abc import Sequence
 from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from misc.imutils import IGNORE_LABEL
+from misc.run.device import to_device
 
 OUTSIDE = -1.0
 """Stands for a neighbour outside the map; no affinity is negative."""
+BEYOND = math.inf
+"""The edge of a cell beyond the end of its image, where images of several sizes lie on maps of one."""
 POWER_ACCURACY = 1e-9
 """Of a power of the transition matrix, relative to what it is applied to."""
 
@@ -77,50 +82,71 @@ def affinity_labels(labels: Tensor, radius: int) -> tuple[Tensor, Tensor, Tensor
     return equal & background, equal & ~background, valid & ~equal
 
 
-def _half_disc_affinities(edge: Tensor, radius: int, beta: float) -> dict[Offset, Tensor]:
-    """(h, w) edges -> {(dy, dx): (h - dy, w - |dx|) affinity ** beta of all pairs inside the map}."""
-    h, w = edge.shape
+def _half_disc_affinities(edges: Tensor, radius: int, beta: float) -> dict[Offset, Tensor]:
+    """(B, H, W) edges -> {(dy, dx): (B, H - dy, W - |dx|) affinity ** beta of all pairs, `OUTSIDE` where one is none}.
+
+    An image begins at the first cell, so that both ends of a path are within it only if all of the path is.
+    """
+    beyond = edges == BEYOND
     affinities = {}
     for (dy, dx), path in _pair_paths(radius).items():
-        height, width = h - dy, w - abs(dx)
+        height, width = edges.shape[1] - dy, edges.shape[2] - abs(dx)
         if height <= 0 or width <= 0:
             continue
         left = max(0, -dx)
         largest = None
         for y, x in path:
-            cells = edge[y : y + height, left + x : left + x + width]
+            cells = edges[:, y : y + height, left + x : left + x + width]
             largest = cells if largest is None else torch.maximum(largest, cells)
-        affinities[dy, dx] = (1 - largest) ** beta
+        ends = (beyond[:, y : y + height, left + x : left + x + width] for y, x in ((0, 0), (dy, dx)))
+        affinities[dy, dx] = ((1 - largest) ** beta).masked_fill_(torch.logical_or(*ends), OUTSIDE)
     return affinities
 
 
-def _transition_operator(edge: Tensor, *, radius: int, beta: float) -> Tensor:
-    """(h, w) edges -> the transposed transition matrix, sparse CSR (h*w, h*w) of their type, rows that sum to 1.
+_Entries = tuple[Tensor, Tensor, Tensor]
+"""Of a sparse matrix, row by row: how many there are up to the end of each row, their columns (int32), their values."""
 
-    Entry (i, j) is affinity(i, j) ** beta / its sum over i's row; the affinity is symmetric, the diagonal is 1.
+
+def _transitions(edges: Tensor, *, radius: int, beta: float) -> _Entries:
+    """(B, H, W) edges -> the transposed transition matrices of B images as the blocks of one, (B*H*W, B*H*W).
+
+    Rows sum to 1. Entry (i, j) of a block is affinity(i, j) ** beta / its sum over i's row; the affinity is symmetric,
+    the diagonal is 1. Where the edge is `BEYOND`, rows and columns are empty.
     """
-    h, w = edge.shape
-    n = h * w
-    half = _half_disc_affinities(edge, radius, beta)
+    height, width = edges.shape[1:]
+    half = _half_disc_affinities(edges, radius, beta)
     # One column of `values` for each offset of the whole disc, in ascending order of the neighbour's index, so that
     # dropping the neighbours outside the map leaves the entries of a CSR matrix in their order: no sort.
     disc = sorted([*half, (0, 0), *((-dy, -dx) for dy, dx in half)])
-    values = edge.new_full((h, w, len(disc)), OUTSIDE)
+    values = edges.new_full((*edges.shape, len(disc)), OUTSIDE)
     for k, (dy, dx) in enumerate(disc):
+        if (dy, dx) == (0, 0):
+            values[..., k].masked_fill_(edges != BEYOND, 1)
+            continue
         rows, columns = max(0, -dy), max(0, -dx)
-        inside = values[rows : rows + h - abs(dy), columns : columns + w - abs(dx), k]
-        inside.copy_(torch.ones_like(inside) if (dy, dx) == (0, 0) else half[max((dy, dx), (-dy, -dx))])
+        inside = values[:, rows : rows + height - abs(dy), columns : columns + width - abs(dx), k]
+        inside.copy_(half[max((dy, dx), (-dy, -dx))])
     del half
-    values = values.view(n, len(disc))
+    values = values.view(-1, len(disc))
     present = values != OUTSIDE
     values /= values.masked_fill(~present, 0).sum(dim=1, keepdim=True)
-    steps = torch.tensor([dy * w + dx for dy, dx in disc], dtype=torch.int32, device=edge.device)
-    neighbours = (torch.arange(n, dtype=torch.int32, device=edge.device)[:, None] + steps)[present]
-    row_ends = torch.zeros(n + 1, dtype=torch.int32, device=edge.device)
-    row_ends[1:] = present.sum(dim=1).cumsum(0)
+    steps = to_device(torch.tensor([dy * width + dx for dy, dx in disc], dtype=torch.int32), edges.device)
+    neighbours = torch.arange(len(values), dtype=torch.int32, device=edges.device)[:, None] + steps
+    return present.sum(dim=1).cumsum(0), neighbours[present], values[present]
+
+
+def _square_matrix(row_ends: Tensor, columns: Tensor, values: Tensor) -> Tensor:
+    """The sparse matrix (CSR) of some `_Entries`."""
+    n = len(row_ends)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta state")
-        return torch.sparse_csr_tensor(row_ends, neighbours, values[present], size=(n, n), check_invariants=False)
+        warnings.filterwarnings("ignore", "Sparse invariant checks are implicitly disabled")
+        return torch.sparse_csr_tensor(F.pad(row_ends.int(), (1, 0)), columns, values, (n, n), check_invariants=False)
+
+
+def _n_entries(h: int, w: int, radius: int) -> int:
+    """Of the transition matrix of an image of h x w cells."""
+    return h * w + 2 * sum(max(0, h - dy) * max(0, w - abs(dx)) for dy, dx in _pair_paths(radius))
 
 
 @lru_cache(maxsize=8)
@@ -159,32 +185,100 @@ def _apply_power(operator: Tensor, n: int, x: Tensor) -> Tensor:
     return total
 
 
-class RandomWalk:
-    """The random walk that stops at edges (IRN equation 8): x * (1 - edge) times T to the power 2^exp_times.
+class RandomWalks:
+    """The random walks of several images that stop at edges (IRN equation 8): x * (1 - edge) times T^(2^exp_times).
 
     The original squares the dense (h*w, h*w) matrix T exp_times times, O(n^3) work and O(n^2) memory. Here maps are
     multiplied with a sparse matrix of at most 69 entries a row (radius 5), O(n) of both; and since T is similar to a
     symmetric matrix, its power is a short sum of Chebyshev polynomials: 96 products for the 256 steps of the default.
-    The matrix is made at the first walk, and serves all that follow.
+
+    The images are the blocks of one sparse matrix, so that each product serves all of them: on a GPU that of a single
+    image takes less time than its start. The matrix is made at the first walk, and serves all that follow.
     """
+
+    def __init__(self, edges: Sequence[Tensor], radius: int = 5, beta: float = 10, exp_times: int = 8) -> None:
+        """`edges`: (1, h, w) edges in [0, 1] of each image, whose sizes may differ."""
+        self.edges = edges
+        self._radius, self._beta, self._exp_times = radius, beta, exp_times
+        self._canvas = tuple(max(edge.shape[axis] for edge in edges) for axis in (1, 2))
+
+    @cached_property
+    def _entries(self) -> _Entries:
+        on_canvas = self.edges[0].new_full((len(self.edges), *self._canvas), BEYOND, dtype=torch.double)
+        for block, edge in zip(on_canvas, self.edges, strict=True):
+            block[: edge.shape[1], : edge.shape[2]] = edge[0]
+        return _transitions(on_canvas, radius=self._radius, beta=self._beta)
+
+    @cached_property
+    def _matrix(self) -> Tensor:
+        return _square_matrix(*self._entries)
+
+    @torch.no_grad()
+    def __call__(self, maps: Sequence[Tensor], numbers: Sequence[int] | None = None) -> list[Tensor]:
+        """Maps (C, h, w) of each image, C may be 0 and differ between them -> theirs, walked.
+
+        `numbers`: of the images that have maps; default: all.
+        """
+        numbers = range(len(self.edges)) if numbers is None else numbers
+        for x, edge in zip(maps, (self.edges[number] for number in numbers), strict=True):
+            if x.shape[-2:] != edge.shape[-2:]:
+                shapes = tuple(x.shape[-2:]), tuple(edge.shape[-2:])
+                raise ValueError("maps of {} and edges of {} differ in size".format(*shapes))
+        most = max(map(len, maps))
+        if most == 0:
+            return [x.clone() for x in maps]
+        start = self.edges[0].new_zeros((len(self.edges), *self._canvas, most), dtype=torch.double)
+        for x, number in zip(maps, numbers, strict=True):
+            _block(start, number, x).copy_(x * (1 - self.edges[number]))
+        walked = _apply_power(self._matrix, 2**self._exp_times, start.flatten(0, 2)).view_as(start)
+        return [_block(walked, number, x).to(x.dtype, copy=True) for x, number in zip(maps, numbers, strict=True)]
+
+    def __getitem__(self, number: int) -> "RandomWalk":
+        """The walk of one image alone, with its block of the matrix."""
+        walk = RandomWalk(self.edges[number])
+        walk._walks = self if len(self.edges) == 1 else _OneOf(self, number)
+        return walk
+
+
+class _OneOf(RandomWalks):
+    """One of several images, with its block of their matrix, as if that had been made alone."""
+
+    def __init__(self, walks: RandomWalks, number: int) -> None:
+        super().__init__([walks.edges[number]], walks._radius, walks._beta, walks._exp_times)
+        self._all, self._number = walks, number
+
+    @cached_property
+    def _entries(self) -> _Entries:
+        (height, width), (h, w), (row_ends, columns, values) = self._all._canvas, self._canvas, self._all._entries
+        # Where they lie is known beforehand, so that nothing waits for a GPU
+        sizes = [edge.shape[1:] for edge in self._all.edges[: self._number + 1]]
+        *before, n_entries = [_n_entries(*size, self._radius) for size in sizes]
+        first, last = sum(before), sum(before) + n_entries
+        cells = columns[first:last] - self._number * height * width
+        return (
+            row_ends.view(-1, height, width)[self._number, :h, :w].flatten() - first,
+            cells - cells.div(width, rounding_mode="floor") * (width - w),
+            values[first:last],
+        )
+
+
+def _block(maps: Tensor, number: int, like: Tensor) -> Tensor:
+    """Of (B, H, W, C) maps those of an image that has (C', h, w) of them, in this order."""
+    n_maps, h, w = like.shape
+    return maps[number, :h, :w, :n_maps].permute(2, 0, 1)
+
+
+class RandomWalk:
+    """The `RandomWalks` of one image."""
 
     def __init__(self, edge: Tensor, radius: int = 5, beta: float = 10, exp_times: int = 8) -> None:
         """`edge`: (1, h, w) edges in [0, 1]."""
-        self._edge, self._steps = edge, 2**exp_times
-        self._radius, self._beta = radius, beta
+        self._edge = edge
+        self._walks = RandomWalks([edge], radius, beta, exp_times)
 
-    @cached_property
-    def _operator(self) -> Tensor:
-        return _transition_operator(self._edge[0].double(), radius=self._radius, beta=self._beta)
-
-    @torch.no_grad()
     def __call__(self, x: Tensor) -> Tensor:
         """(C, h, w) maps, C may be 0 -> (C, h, w)."""
-        if x.shape[-2:] != self._edge.shape[-2:]:
-            shapes = tuple(x.shape[-2:]), tuple(self._edge.shape[-2:])
-            raise ValueError("maps of {} and edges of {} differ in size".format(*shapes))
-        start = (x * (1 - self._edge)).flatten(1).T.double().contiguous()
-        return _apply_power(self._operator, self._steps, start).T.reshape(x.shape).to(x.dtype)
+        return self._walks([x])[0]
 
     def bounds(self, x: Tensor) -> Tensor:
         """(C, h, w) maps, not negative -> (C,): no value of the walked map is larger, since a walk averages."""

@@ -1,13 +1,13 @@
 """From CAMs and boundaries to segmentation masks (IRN section 5)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from misc.cam import label_map
+from misc.cam import class_ids
 from misc.imutils import MAP_STRIDE, cells_of
 from misc.indexing import RandomWalk
 
@@ -24,7 +24,6 @@ def divide_by_maximum(scores: Tensor) -> Tensor:
     return scores / scores.max().clamp_min(torch.finfo(scores.dtype).tiny)
 
 
-@torch.no_grad()
 def semantic_mask(
     cam: Tensor,
     walk: RandomWalk,
@@ -48,9 +47,33 @@ def semantic_mask(
 
     Raises `ValueError` if the CAM is not one of `keys` and `size`.
     """
-    if tuple(cam.shape) != (len(keys), *cells_of(size)):
-        raise ValueError(f"the CAM must be {(len(keys), *cells_of(size))} for these keys and size, not {(*cam.shape,)}")
-    if len(keys) == 0:
-        return np.zeros(size, dtype=np.uint8)
-    scores = divide_by_maximum(upsample(walk(cam**power), size))
-    return label_map(scores.cpu().numpy(), keys, background_score)
+
+    def walk_alone(maps: Sequence[Tensor]) -> list[Tensor]:
+        return [walk(of_image) for of_image in maps]
+
+    masks = semantic_masks([cam], walk_alone, [keys], [size], power=power, background_score=background_score)
+    return masks[0].cpu().numpy()
+
+
+@torch.no_grad()
+def semantic_masks(
+    cams: Sequence[Tensor],
+    walk: Callable[[Sequence[Tensor]], Sequence[Tensor]],
+    keys: Sequence[Sequence[int] | np.ndarray],
+    sizes: Sequence[tuple[int, int]],
+    *,
+    power: float,
+    background_score: float,
+) -> list[Tensor]:
+    """The same of several images, which `walk` together; their masks stay on the device of the CAMs."""
+    for cam, of_image, size in zip(cams, keys, sizes, strict=True):
+        expected = (len(of_image), *cells_of(size))
+        if tuple(cam.shape) != expected:
+            raise ValueError(f"the CAM must be {expected} for these keys and size, not {(*cam.shape,)}")
+    walked = walk([cam**power for cam in cams])
+    return [
+        class_ids(divide_by_maximum(upsample(maps, size)), of_image, background_score)
+        if len(of_image)
+        else maps.new_zeros(size, dtype=torch.uint8)
+        for maps, of_image, size in zip(walked, keys, sizes, strict=True)
+    ]

@@ -1,12 +1,13 @@
 """Step 6, instances: random walk of each class's CAM within each instance that IRN's displacements tell apart."""
 
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
 from misc.files import instancefile, irnfile
 from misc.files.instancefile import Detections
 from misc.files.resultfiles import IRN_FOLDER
-from misc.indexing import RandomWalk
+from misc.indexing import RandomWalks
 from misc.instances import detect_instances
 from misc.run.config import Config, enabled_steps
 from misc.run.device import resolve_device
@@ -107,15 +108,16 @@ def kept_outputs(args: Config, devkit: Devkit) -> KeptOutputs:
 def instances(args: Config, devkit: Devkit) -> Masks:
     """How the instances of an image are made, by their flags; make_sem_seg makes them, too, where both steps are on."""
 
-    def make(item: WalkInput, walk: RandomWalk) -> Detections:
-        return detect_instances(
-            item.cam,
-            walk,
-            item.displacement,
-            item.keys,
-            item.size,
-            background_score=args.ins_seg_bg_thres,
-        )
+    def make(items: Mapping[int, WalkInput], walks: RandomWalks) -> Iterator[Detections]:
+        for number, item in items.items():
+            yield detect_instances(
+                item.cam,
+                walks[number],
+                item.displacement,
+                item.keys,
+                item.size,
+                background_score=args.ins_seg_bg_thres,
+            )
 
     return Masks(
         paths=lambda image_id: [instancefile.instance_path(args.ins_seg_out_dir, image_id)],
@@ -140,7 +142,7 @@ def run(args: Config) -> None:
         num_workers=args.num_workers,
         batch_size=args.irn_infer_batch_size,
         title="make_ins_seg_labels",
-        walk_between=partial(RandomWalk, beta=args.beta, exp_times=args.exp_times),
+        walks_between=partial(RandomWalks, beta=args.beta, exp_times=args.exp_times),
         kept=kept_outputs(args, devkit) if args.keep_irn else None,
     )
     advice = "lower --ins_seg_bg_thres, or make better CAMs"

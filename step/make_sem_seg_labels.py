@@ -1,18 +1,19 @@
 """Step 6: segmentation masks: random walk of the CAMs, stopped at the boundaries that IRN finds."""
 
 import logging
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
-import numpy as np
+from torch import Tensor
 
 from misc.files import irnfile
 from misc.files.images import label_path, label_paths, write_label, write_palette
 from misc.files.paths import Paths
-from misc.indexing import RandomWalk
-from misc.masks import semantic_mask
+from misc.indexing import RandomWalks
+from misc.masks import semantic_masks
 from misc.run.config import Config, enabled_steps
-from misc.run.device import resolve_device
+from misc.run.device import Arriving, resolve_device
 from misc.run.distributed import on_first_process, share
 from misc.run.done import finished_files, is_redone
 from misc.run.plan import Planned, require_writable
@@ -99,15 +100,17 @@ def _masks(args: Config, devkit: Devkit) -> Masks:
     """How the mask of an image is made, with ids and in colour, by its flags."""
     folder = Path(args.sem_seg_out_dir)
 
-    def make(item: WalkInput, walk: RandomWalk) -> np.ndarray:
-        return semantic_mask(
-            item.cam,
-            walk,
-            item.keys,
-            item.size,
+    def make(items: Mapping[int, WalkInput], walks: RandomWalks) -> list[Arriving]:
+        chosen = items.values()
+        masks = semantic_masks(
+            [item.cam for item in chosen],
+            partial(walks, numbers=[*items]),
+            [item.keys for item in chosen],
+            [item.size for item in chosen],
             power=args.np_power,
             background_score=args.sem_seg_bg_thres,
         )
+        return [Arriving(mask) for mask in masks]
 
     return Masks(
         paths=lambda image_id: [label_path(of, image_id) for of in (folder, folder / PALETTE_FOLDER)],
@@ -140,15 +143,15 @@ def run(args: Config) -> None:
         num_workers=args.num_workers,
         batch_size=args.irn_infer_batch_size,
         title=title,
-        walk_between=partial(RandomWalk, beta=args.beta, exp_times=args.exp_times),
+        walks_between=partial(RandomWalks, beta=args.beta, exp_times=args.exp_times),
         kept=make_ins_seg_labels.kept_outputs(args, devkit) if args.keep_irn else None,
     )
     advice = "lower --sem_seg_bg_thres, or make better CAMs"
     on_first_process(partial(tell_masks, advice=advice), STEP.name, _mask_paths(args))
 
 
-def _write(paths: list[Path], mask: np.ndarray) -> Content:
-    plain, coloured = paths
+def _write(paths: list[Path], on_cpu: Tensor) -> Content:
+    (plain, coloured), mask = paths, on_cpu.numpy()
     write_label(plain, mask)
     write_palette(coloured, mask, voc_palette())
     return content_of_mask(mask)

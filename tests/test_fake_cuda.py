@@ -15,8 +15,8 @@ from misc.cam import batch_scale_maps, confident_label, merge_scales
 from misc.classifier import classification_losses
 from misc.deeplab import deeplab_optimizer, multiscale_losses
 from misc.imutils import mirror_pair, normalize
-from misc.indexing import RandomWalk
-from misc.masks import semantic_mask
+from misc.indexing import RandomWalk, RandomWalks
+from misc.masks import semantic_mask, semantic_masks
 from misc.metrics import ThresholdSweep
 from misc.ood import class_prototypes, kmeans, wood_losses
 from misc.run.device import Arriving, UnfilledNetworks, one_size, to_device, when_arrived
@@ -211,6 +211,19 @@ def test_a_semantic_mask_is_walked_on_the_gpu():
     assert mask.shape == SIZE
     assert mask.dtype == np.uint8
     assert {line.split(" by ")[1].split(":")[0] for line in waits.lines} == {"misc/indexing.py", "misc/masks.py"}
+
+
+def test_the_masks_of_a_batch_wait_for_its_matrix_alone():
+    """How many entries that has is read twice; the masks arrive while the next batch is computed."""
+    n, settings = 3, {"power": 1.5, "background_score": 0.2}
+    with fake_cuda() as waits:
+        walks = RandomWalks([on_gpu(1, *CELLS)] * n, **WALK)
+        masks = semantic_masks([on_gpu(2, *CELLS)] * n, walks, [[0, 2]] * n, [SIZE] * n, **settings)
+        assert {mask.device for mask in masks} == {CUDA}
+        arrived = [Arriving(mask).wait() for mask in masks]
+        walks[1](on_gpu(4, *CELLS))
+    assert {(mask.dtype, mask.shape) for mask in arrived} == {(torch.uint8, SIZE)}
+    assert [line.split(":")[0] for line in waits.lines] == ["a number of places is read by misc/indexing.py"] * 2
 
 
 def test_instances_are_walked_on_the_gpu(monkeypatch):

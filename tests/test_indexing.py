@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 from support import every_pair
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.measure import flop_counter
-from misc.indexing import RandomWalk, affinity_labels, pair_paths, propagate_to_edge
+from misc.indexing import RandomWalk, RandomWalks, affinity_labels, pair_paths, propagate_to_edge
 from misc.run.memory import peak_memory_mib, reset_peak_memory
 
 
@@ -88,6 +89,55 @@ def test_random_walk_of_no_classes_and_wrong_sizes():
     assert propagate_to_edge(torch.zeros(0, 8, 9), edge).shape == (0, 8, 9)
     with pytest.raises(ValueError, match="differ in size"):
         propagate_to_edge(torch.zeros(1, 9, 8), edge)
+
+
+SIZES = ((9, 13), (13, 8), (3, 3), (1, 7), (6, 1), (9, 13))
+
+
+def some_walks(*, exp_times=3):
+    """Maps and edges of images of several sizes, more or fewer maps of each, one of them with none."""
+    generator = torch.Generator().manual_seed(0)
+    edges = [torch.rand(1, *size, generator=generator) ** 3 for size in SIZES]
+    maps = [torch.rand(n, *size, generator=generator) for n, size in zip((2, 1, 4, 0, 1, 3), SIZES, strict=True)]
+    return maps, edges, [RandomWalk(edge, beta=4, exp_times=exp_times)(x) for x, edge in zip(maps, edges, strict=True)]
+
+
+@pytest.mark.parametrize("beta", [0, 4, 2.5])
+def test_images_of_several_sizes_walk_together_as_alone(beta):
+    maps, edges, _ = some_walks()
+    walks = RandomWalks(edges, beta=beta, exp_times=3)
+    for walked, x, edge in zip(walks(maps), maps, edges, strict=True):
+        torch.testing.assert_close(walked, RandomWalk(edge, beta=beta, exp_times=3)(x), rtol=1e-6, atol=1e-9)
+
+
+def test_some_of_the_images_walk_and_each_alone():
+    maps, edges, expected = some_walks()
+    walks = RandomWalks(edges, beta=4, exp_times=3)
+    chosen = [4, 0, 3]
+    for walked, number in zip(walks([maps[number] for number in chosen], chosen), chosen, strict=True):
+        torch.testing.assert_close(walked, expected[number], rtol=1e-6, atol=1e-9)
+    for number, x in enumerate(maps):
+        torch.testing.assert_close(walks[number](x), expected[number], rtol=1e-6, atol=1e-9)
+        torch.testing.assert_close(walks[number].bounds(x), RandomWalk(edges[number]).bounds(x))
+    with pytest.raises(ValueError, match="differ in size"):
+        walks(maps[1:] + maps[:1])
+
+
+def test_one_matrix_and_one_series_of_products_serve_all_images():
+    """On a GPU a small product takes less time than its start, so that their number is what counts."""
+
+    class Counted(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            counts[-1] += "aten::" in function.name() and not function.is_view
+            return function(*args, **kwargs or {})
+
+    maps, edges, _ = some_walks()
+    counts = []
+    for n in (1, 6):
+        counts.append(0)
+        with Counted():
+            RandomWalks(edges[:n])(maps[:n])
+    assert counts[1] < counts[0] + 6 * 12
 
 
 def test_random_walk_does_not_hide_nan_edges():

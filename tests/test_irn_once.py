@@ -65,8 +65,8 @@ def test_both_steps_take_one_pass_and_make_what_each_makes_alone(passes, monkeyp
     assert len(apart) == 3 * N_IMAGES
     for path in apart:
         path.unlink()
-    matrices, make = [], indexing._transition_operator
-    monkeypatch.setattr(indexing, "_transition_operator", lambda *a, **b: matrices.append(1) or make(*a, **b))
+    matrices, make = [], indexing._transitions
+    monkeypatch.setattr(indexing, "_transitions", lambda *a, **b: matrices.append(1) or make(*a, **b))
     assert passes(**BOTH) == [1] * N_IMAGES
     assert written() == apart
     assert len(matrices) == N_IMAGES  # one serves both masks
@@ -100,12 +100,30 @@ def test_a_step_that_is_done_again_makes_its_files_itself(passes):
 
 
 def test_images_of_one_padded_size_run_as_one_batch(passes):
+    vary_cams()
     passes(**BOTH)
     one_by_one = written()
     assert passes(**BOTH, redo="make_sem_seg", irn_infer_batch_size=4) == [4, 2]
     assert written().keys() == one_by_one.keys()
     differing = [path for path, content in written().items() if content != one_by_one[path]]
     assert not differing  # no pixel of these lies where rounding decides
+
+
+@pytest.mark.parametrize("keep_irn", [False, True])
+def test_of_a_batch_the_missing_masks_are_made_alone(passes, keep_irn):
+    """Of some images the mask, of others the instances, of others both; where IRN's output is kept, too."""
+    vary_cams()
+    passes(**BOTH, keep_irn=keep_irn)
+    whole = written()
+    for folder, numbers in (("sem_seg_ood", (0, 1, 5)), ("ins_seg_ood", (1, 2))):
+        for path in [path for path in whole if path.parts[1] == folder and int(path.stem[-1]) - 1 in numbers]:
+            path.unlink()
+    untouched = {path: path.stat().st_mtime_ns for path in whole if path.is_file()}
+    assert len(untouched) == len(whole) - 3 - 3 - 2
+    # IRN sees the images 0, 1, 2 and 5
+    assert passes(**BOTH, keep_irn=keep_irn, irn_infer_batch_size=3) == ([] if keep_irn else [3, 1])
+    assert written() == whole
+    assert {path: path.stat().st_mtime_ns for path in untouched} == untouched
 
 
 def test_a_network_that_can_not_batch_sees_pair_by_pair(passes, monkeypatch):

@@ -87,8 +87,10 @@ HANDED_ON = {
         {"foreground_score": 0.41, "background_score": 0.13, "backend": "torch"},
     ),
     "make_sem_seg": (
-        "step.make_sem_seg_labels.semantic_mask",
-        lambda cam, walk, keys, size, **_: np.full(size, keys[0] + 1, np.uint8),
+        "step.make_sem_seg_labels.semantic_masks",
+        lambda cams, walk, keys, sizes, **_: [
+            torch.full(size, int(k[0]) + 1, dtype=torch.uint8) for k, size in zip(keys, sizes, strict=True)
+        ],
         {"power": 1.3, "background_score": 0.31},
     ),
     "make_ins_seg": (
@@ -134,7 +136,7 @@ def test_flags_reach_the_work_and_each_image_its_own_file(ready, monkeypatch, st
 
 @pytest.mark.parametrize("step", ["make_sem_seg", "make_ins_seg"])
 def test_flags_reach_the_walk(ready, monkeypatch, step):
-    calls = watch(monkeypatch, f"step.{step}_labels.RandomWalk")
+    calls = watch(monkeypatch, f"step.{step}_labels.RandomWalks")
     run(ready, step)
     assert settings(calls, ["beta", "exp_times"]) == (7, 3)
 
@@ -188,7 +190,7 @@ def test_what_the_walk_starts_from_is_each_images_own(ready, monkeypatch):
         cam = torch.full((1, -(-height // 4), -(-width // 4)), 0.1 * number)
         camfile.save(f"result/cam_ood/{image_id}.npy", [number % 3], cam, torch.ones(1, height, width))
     calls = watch(monkeypatch, "step.make_ins_seg_labels.detect_instances", HANDED_ON["make_ins_seg"][1])
-    walks = watch(monkeypatch, "step.make_ins_seg_labels.RandomWalk")
+    walks = watch(monkeypatch, "step.make_ins_seg_labels.RandomWalks")
     run(ready, "make_ins_seg")
     assert [call["size"] for call in calls] == list(TOY_SIZES[:6])
     assert [call["keys"].tolist() for call in calls] == [[0], [1], [2], [0], [1], [2]]
@@ -196,7 +198,7 @@ def test_what_the_walk_starts_from_is_each_images_own(ready, monkeypatch):
     network = load_network("tests.own_network", "EdgeDisplacement", IRN_WEIGHTS, torch.device("cpu"))
     for call, walk, image_id in zip(calls, walks, ready.ids[:6], strict=True):
         edge, displacement = network(normalised_pair(ready, image_id))
-        torch.testing.assert_close(walk["edge"], edge)
+        torch.testing.assert_close(walk["edges"], [edge])
         torch.testing.assert_close(call["displacement"], displacement)
 
 

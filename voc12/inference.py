@@ -2,7 +2,7 @@
 
 import itertools
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from misc.errors import InputError
 from misc.files import camfile, irnfile
 from misc.files.atomic import background_writer
-from misc.files.images import image_size, image_sizes
+from misc.files.images import image_sizes
 from misc.imutils import MAP_STRIDE, cells_of, mirror_pair, normalize
-from misc.indexing import RandomWalk
+from misc.indexing import RandomWalks
 from misc.run.config import CamSource
 from misc.run.depends import source_of_files, source_of_item
 from misc.run.device import Arriving, to_device, when_arrived
@@ -32,7 +32,7 @@ from voc12.devkit import Devkit
 from voc12.images import read_ids_to_segment
 
 DEVICE_BATCH = 8
-"""Images of up to 512 x 512 pixels that run as one batch on a GPU; on the CPU a batch gains nothing."""
+"""Images of up to 512 x 512 pixels that run, and walk, as one batch on a GPU; on the CPU a batch gains nothing."""
 
 log = logging.getLogger(__name__)
 
@@ -71,15 +71,16 @@ def inputs_of_walk(devkit: Devkit, ids: Sequence[str], cams: CamSource) -> Input
 
 @dataclass(frozen=True)
 class Masks:
-    """Masks of one kind, as a step makes them of each image.
+    """Masks of one kind, as a step makes them of images.
 
-    `paths`: the files of an image, by its id. `make`: of an image's input, and the random walk between its
-    boundaries, what `write(paths, masks)` writes, which returns what the files hold, for the record.
+    `paths`: the files of an image, by its id. `make`: of the inputs of some images of a batch, by their numbers in it,
+    and the random walks between the boundaries of all, what `write(paths, masks)` writes for each of the some, which
+    returns what the files hold, for the record. What is `Arriving` from a GPU has arrived when it is written.
     `finished`: which of the files are done. `max_waiting`: of how many images the masks may wait for the disk.
     """
 
     paths: Callable[[str], list[Path]]
-    make: Callable[[WalkInput, RandomWalk], Any]
+    make: Callable[[Mapping[int, WalkInput], RandomWalks], Iterable[Any]]
     write: Callable[[list[Path], Any], Any]
     finished: FinishedFiles
     max_waiting: int = 8
@@ -111,14 +112,17 @@ def make_masks(
     num_workers: int,
     batch_size: int,
     title: str,
-    walk_between: Callable[[Tensor], RandomWalk],
+    walks_between: Callable[[Sequence[Tensor]], RandomWalks],
     kept: KeptOutputs | None = None,
 ) -> None:
     """Make all masks of the images `ids` that are not finished; the network sees each image once for all `kinds`.
 
     `load_model`: gives the `model` of `walk_inputs`, whose other arguments are the same here; called only if the
     network has something to do.
-    `walk_between`: of (1, h, w) edges the random walk, of which all kinds make their masks.
+    `batch_size`: images of up to 512 x 512 pixels that IRN sees, and that walk, together; 0: `DEVICE_BATCH` on CUDA,
+    else one.
+    `walks_between`: of the (1, h, w) edges of each image of a batch the random walks, of which all kinds make their
+    masks.
     `kept`: where its output is read, and kept where there is none.
     """
     sources = inputs_of_walk(devkit, ids, cams)
@@ -128,14 +132,15 @@ def make_masks(
     numbers = sorted(set().union(*pending))
     if not numbers:
         return
+    batch_size = batch_size or (DEVICE_BATCH if device.type == "cuda" else 1)
     number_of = {ids[number]: number for number in numbers}
     ids_kept = {} if kept is None else dict.fromkeys(_ids_kept(kept, devkit, [*number_of]))
     ids_left = [image_id for image_id in number_of if image_id not in ids_kept]
     max_waiting = min(kind.max_waiting for kind in kinds) + (kept is not None)  # whose files are writes of their own
     with background_writer(max_waiting=max_waiting) as submit:
-        walked: Iterator[WalkInput] = iter(())
+        batches: Iterator[list[WalkInput]] = iter(())
         if ids_left:
-            walked = walk_inputs(
+            batches = walk_inputs(
                 load_model(),
                 devkit,
                 ids_left,
@@ -146,14 +151,19 @@ def make_masks(
                 title=title,
             )
         if kept is not None:
-            read = _read_walk_inputs(kept, devkit, [*ids_kept], cams.folder, device=device, title=title)
-            walked = itertools.chain(read, _keeping(walked, kept, devkit, submit))
-        for item in walked:
-            number, walk = number_of[item.image_id], walk_between(item.edge)
+            how = {"device": device, "batch_size": batch_size, "title": title}
+            read = _read_walk_inputs(kept, devkit, [*ids_kept], cams.folder, **how)
+            batches = itertools.chain(read, _keeping(batches, kept, devkit, submit))
+        for batch in batches:
+            walks = walks_between([item.edge for item in batch])
             for kind, of_kind, of_pending in zip(kinds, items, pending, strict=True):
-                if number in of_pending:
-                    paths, masks = of_kind[number], kind.make(item, walk)
-                    submit(kind.finished.write, paths, partial(source_of, number), kind.write, paths, masks)
+                numbers = [number_of[item.image_id] for item in batch]
+                wanted = {place: item for place, item in enumerate(batch) if numbers[place] in of_pending}
+                if not wanted:
+                    continue
+                for place, masks in zip(wanted, kind.make(wanted, walks), strict=True):
+                    paths, source = of_kind[numbers[place]], partial(source_of, numbers[place])
+                    submit(kind.finished.write, paths, source, when_arrived, kind.write, paths, masks)
 
 
 def _ids_kept(kept: KeptOutputs, devkit: Devkit, ids: Sequence[str]) -> list[str]:
@@ -166,33 +176,51 @@ def _ids_kept(kept: KeptOutputs, devkit: Devkit, ids: Sequence[str]) -> list[str
 
 
 def _read_walk_inputs(
-    kept: KeptOutputs, devkit: Devkit, ids: Sequence[str], cam_folder: str, *, device: torch.device, title: str
-) -> Iterator[WalkInput]:
+    kept: KeptOutputs,
+    devkit: Devkit,
+    ids: Sequence[str],
+    cam_folder: str,
+    *,
+    device: torch.device,
+    batch_size: int,
+    title: str,
+) -> Iterator[list[WalkInput]]:
     """What `walk_inputs` gives for images whose output is kept."""
+    if not ids:
+        return
     paths = devkit.image_paths(ids)
-    bar = progress(ids, desc=f"{title}, IRN's output read", unit="image") if ids else ids
-    for number, image_id in enumerate(bar):
-        path, cam_path = paths[number], camfile.cam_path(cam_folder, image_id)
-        size = image_size(path)
-        keys, cam = camfile.load_cam(cam_path, len(devkit.classes), size=cells_of(size))
-        edge, displacement = irnfile.load(kept.path(image_id))
-        _require_output(edge, displacement, path, cells_of(size))
-        cam, edge, displacement = (to_device(tensor, device) for tensor in (cam, edge, displacement))
-        yield WalkInput(image_id, size, keys, cam, edge, displacement)
+    sizes = image_sizes(paths)
+    with progress(total=len(ids), desc=f"{title}, IRN's output read", unit="image") as bar:
+        # Those of all sizes walk together
+        for numbers in size_groups([(1, 1)] * len(ids), batch_size, n_parts=[places(size) for size in sizes]):
+            outputs = [irnfile.load(kept.path(ids[number])) for number in numbers]
+            _require_outputs(outputs, [paths[number] for number in numbers], [sizes[number] for number in numbers])
+            batch = []
+            for number, output in zip(numbers, outputs, strict=True):
+                path, cells = camfile.cam_path(cam_folder, ids[number]), cells_of(sizes[number])
+                keys, cam = camfile.load_cam(path, len(devkit.classes), size=cells)
+                on_device = (to_device(tensor, device) for tensor in (cam, *output))
+                batch.append(WalkInput(ids[number], sizes[number], keys, *on_device))
+            yield batch
+            bar.update(len(batch))
 
 
 def _keeping(
-    walked: Iterable[WalkInput], kept: KeptOutputs, devkit: Devkit, submit: Callable[..., None]
-) -> Iterator[WalkInput]:
+    batches: Iterable[list[WalkInput]], kept: KeptOutputs, devkit: Devkit, submit: Callable[..., None]
+) -> Iterator[list[WalkInput]]:
     """The same with IRN's output rounded to half precision, which `submit` has written."""
-    for item in walked:
+
+    def keeping(item: WalkInput) -> WalkInput:
         halves = irnfile.in_half_precision(item.edge), irnfile.in_half_precision(item.displacement)
         path, (image,) = kept.path(item.image_id), devkit.image_paths([item.image_id])
         arriving = (Arriving(half) for half in halves)
         source_of = partial(source_of_files, image)
         submit(kept.finished.write, [path], source_of, when_arrived, irnfile.save, path, *arriving)
         edge, displacement = (half.float() for half in halves)
-        yield replace(item, edge=edge, displacement=displacement)
+        return replace(item, edge=edge, displacement=displacement)
+
+    for batch in batches:
+        yield [keeping(item) for item in batch]
 
 
 def walk_inputs(
@@ -205,22 +233,21 @@ def walk_inputs(
     num_workers: int,
     batch_size: int,
     title: str,
-) -> Iterator[WalkInput]:
-    """Each image's CAM and IRN's output for it, under a progress bar called `title`.
+) -> Iterator[list[WalkInput]]:
+    """Each image's CAM and IRN's output for it, in batches, under a progress bar called `title`.
 
     They come in the order of `ids`, but for images that run in one batch with an earlier one.
 
     Args:
         model: (2, 3, H, W) -> edge (1, h, w), displacement (2, h, w), in evaluation mode on `device`. Where it offers
             `batch(pairs)` and `padded_size(size)`, images that it pads to one size run as one batch.
-        batch_size: images of up to 512 x 512 pixels in a batch; 0: `DEVICE_BATCH` on CUDA, else one.
+        batch_size: images of up to 512 x 512 pixels in a batch.
 
     Raises `InputError` for a CAM that is unreadable or not of its image's size, and for a network whose output is of
     another size or not finite.
     """
     paths = devkit.image_paths(ids)
     cam_paths = camfile.cam_paths(cam_folder, ids)
-    batch_size = batch_size or (DEVICE_BATCH if device.type == "cuda" else 1)
     groups: Sequence[Sequence[int]] = [[number] for number in range(len(ids))]
     if batch_size > 1 and hasattr(model, "batch"):
         padded = [model.padded_size(size) for size in image_sizes(paths)]
@@ -232,12 +259,14 @@ def walk_inputs(
         for numbers, group in zip(groups, loader, strict=True):
             size = tuple(group[0]["image"].shape[1:])
             outputs = fitting.each(partial(_outputs, model, device), group, size=size, example=paths[numbers[0]])
-            for number, item, (edge, displacement) in zip(numbers, group, outputs, strict=True):
-                cam, keys = item["cam"], np.array(item["keys"], dtype=np.int64)
-                size = tuple(item["image"].shape[1:])
-                _require_output(edge, displacement, paths[number], cells_of(size))
-                yield WalkInput(ids[number], size, keys, to_device(cam, device), edge, displacement)
-                bar.update()
+            sizes = [tuple(item["image"].shape[1:]) for item in group]
+            _require_outputs(outputs, [paths[number] for number in numbers], sizes)
+            batch = []
+            for number, item, size, output in zip(numbers, group, sizes, outputs, strict=True):
+                cam, keys = to_device(item["cam"], device), np.array(item["keys"], dtype=np.int64)
+                batch.append(WalkInput(ids[number], size, keys, cam, *output))
+            yield batch
+            bar.update(len(batch))
 
 
 @torch.no_grad()
@@ -247,16 +276,26 @@ def _outputs(model: nn.Module, device: torch.device, items: Sequence[dict[str, A
     return model.batch(pairs) if len(pairs) > 1 else [model(pairs[0])]
 
 
-def _require_output(edge: Tensor, displacement: Tensor, path: str, cells: tuple[int, int]) -> None:
-    """Raise `InputError` unless a network's output for the image at `path` is finite and has the (h, w) `cells`."""
-    given, expected = (tuple(edge.shape), tuple(displacement.shape)), ((1, *cells), (2, *cells))
-    if given != expected:
-        raise InputError(
-            f"--irn_network: edges and displacements of {path} have the shapes {given[0]} and {given[1]}, expected "
-            f"{expected[0]} and {expected[1]}: stride {MAP_STRIDE}; correct EdgeDisplacement."
-        )
-    if not (edge.isfinite().all() and displacement.isfinite().all()):
-        raise InputError(
-            f"--irn_weights_name: edges or displacements of {path} are no finite numbers; train IRN again with a lower "
-            "--irn_learning_rate, or name other weights."
-        )
+def _require_outputs(
+    outputs: Sequence[tuple[Tensor, Tensor]], paths: Sequence[str], sizes: Sequence[tuple[int, int]]
+) -> None:
+    """Raise `InputError` unless a network's outputs for the images at `paths`, of (H, W) each, are sound.
+
+    They must be finite and at stride 4.
+    """
+    for (edge, displacement), path, size in zip(outputs, paths, sizes, strict=True):
+        cells = cells_of(size)
+        given, expected = (tuple(edge.shape), tuple(displacement.shape)), ((1, *cells), (2, *cells))
+        if given != expected:
+            raise InputError(
+                f"--irn_network: edges and displacements of {path} have the shapes {given[0]} and {given[1]}, expected "
+                f"{expected[0]} and {expected[1]}: stride {MAP_STRIDE}; correct EdgeDisplacement."
+            )
+    # All at once, since to look at them waits for a GPU
+    finite = torch.stack([tensor.isfinite().all() for output in outputs for tensor in output]).view(-1, 2).all(dim=1)
+    for is_finite, path in zip(finite.tolist(), paths, strict=True):
+        if not is_finite:
+            raise InputError(
+                f"--irn_weights_name: edges or displacements of {path} are no finite numbers; train IRN again with a "
+                "lower --irn_learning_rate, or name other weights."
+            )
