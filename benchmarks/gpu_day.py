@@ -6,6 +6,7 @@ tests       the tests marked `cuda`: the toy chain against the CPU, interruption
 bench_tf32  every step against the plain way (bench_steps.py)
 bench_bf16  the same in bfloat16, of the steps that run a backbone
 sample      the built-in sample, up to its report
+profile     where the time of the steps goes (profile_steps.py)
 memory      the memory of each step at its peak, beside what is counted beforehand (count_memory.py)
 
 All end in time: each part gets its share of what is left, and what one does not use falls to the next ones. A part that
@@ -84,11 +85,13 @@ def parts_of(device: str, folder: Path) -> list[Part]:
     tests = ["-m", "pytest", "tests/test_cuda.py", "-m", {"cuda": "cuda", "cpu": "slow"}[device]]
     sample = ["--sample", "True", "--device", device, "--work_dir", folder / "sample"]
     data = ["--sample_root", folder / "sample_data"]
+    profile = ["--device", device, "--output", folder / "profile.md"]
     commands = (
         ("tests", [*tests, "-W", "default", "-v", "--tb=short", "-p", "no:cacheprovider"], 130),
         ("bench_tf32", bench("tf32"), 190),
         ("bench_bf16", bench("bf16", *BF16_STEPS), 80),
         ("sample", [ROOT / "run_sample.py", *sample, *data], 140),
+        ("profile", [ROOT / "benchmarks/profile_steps.py", *profile], 60),
         ("memory", [ROOT / "benchmarks/count_memory.py", *(["--measure"] if device == "cuda" else [])], 30),
     )
     return [Part(name, [sys.executable, *command], share) for name, command, share in commands]

@@ -38,6 +38,7 @@ from misc.errors import InputError
 from misc.files.atomic import atomic_path
 from misc.run.device import resolve_device, set_precision
 from misc.run.plan import require_writable
+from voc12.inference import DEVICE_BATCH
 
 STEPS: Mapping[str, Callable[..., Workload]] = {
     "train_deeplab": workloads.deeplab_step,
@@ -45,6 +46,8 @@ STEPS: Mapping[str, Callable[..., Workload]] = {
     "make_cam": workloads.cams,
     "train_cam": workloads.wood_step,
     "make_advcam": workloads.advcams,
+    "train_irn": workloads.irn_step,
+    "make_sem_seg_labels": lambda data, sizes: workloads.sem_seg(data, sizes.walk_target, sizes.masks, 1),
 }
 UPDATES = 2
 """Of a training, that are profiled."""
@@ -117,7 +120,7 @@ class _Watch:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         on_gpu = [ProfilerActivity.CUDA] if device.type == "cuda" else []
-        self.profiler = profile(activities=[ProfilerActivity.CPU, *on_gpu])
+        self.profiler = profile(activities=[ProfilerActivity.CPU, *on_gpu], acc_events=True)
         self.seconds = 0.0
 
     def begin(self) -> None:
@@ -186,10 +189,11 @@ def measure(workload: Workload, way: Way, device: torch.device) -> Profile:
     return Profile(workload.on, seconds, counter.get_total_flops() / n_counted, kinds, operations, calls)
 
 
-def _fewer(sizes: Sizes) -> Sizes:
+def _fewer(sizes: Sizes, device: torch.device) -> Sizes:
     """As much work as a profile needs."""
     one = {flag: getattr(sizes, flag)[:1] for flag in ("cam", "advcam", "segmented")}
-    return replace(sizes, timed_updates=UPDATES, adv_iter=ITERATIONS, **one)
+    masks = 2 * DEVICE_BATCH if device.type == "cuda" else 1
+    return replace(sizes, timed_updates=UPDATES, adv_iter=ITERATIONS, masks=masks, **one)
 
 
 def section(name: str, of_step: Profile, rate: float) -> str:
@@ -251,7 +255,7 @@ def run(options: argparse.Namespace) -> None:
     require_writable(output.parent, flag="output")
     precision = set_precision(options.precision, device)
     rate = matrix_rate(device, precision)
-    sizes = _fewer(GPU_SIZES if device.type == "cuda" else CPU_SIZES)
+    sizes = _fewer(GPU_SIZES if device.type == "cuda" else CPU_SIZES, device)
     profiles = {}
     with tempfile.TemporaryDirectory(prefix="profile_steps_") as folder:
         for name in options.steps:

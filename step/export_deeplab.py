@@ -85,6 +85,8 @@ def run(args: Config) -> None:
     with atomic_path(args.deeplab_export_name) as temporary, warnings.catch_warnings():
         # PyTorch takes weights whose channels are last in memory for parts of larger ones, and saves them rightly
         warnings.filterwarnings("ignore", "No complete tensor found in the group", UserWarning)
+        # And it reads them from bytes that it does not write to
+        warnings.filterwarnings("ignore", "The given buffer is not writable", UserWarning)
         torch.export.save(program, temporary, extra_files={CLASSES_FILE: "\n".join(names)})
         difference = (torch.export.load(temporary).module()(images) - expected).abs().max() / expected.abs().max()
         if not difference <= LARGEST_DIFFERENCE:

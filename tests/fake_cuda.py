@@ -86,6 +86,10 @@ class _Operations(TorchDispatchMode):
             return pinned
         if func is aten.nonzero.default:
             return self._places(args[0])
+        if func is aten.convolution.default:
+            devices = {tensor.device for tensor in args[:3] if tensor is not None}
+            if len(devices) > 1:  # of which some versions of PyTorch say nothing
+                raise RuntimeError(f"a convolution of tensors on more than one device: {devices}")
         if func in (aten.bincount.default, aten._unique2.default, aten.unique_dim.default):
             return self._counted(func, args, kwargs)
         if func is aten._fused_sgd_.default:  # of which there is no fake kernel
@@ -183,6 +187,12 @@ def _fill_gradients(result: Tensor) -> None:
             node.variable.grad = torch.empty_like(node.variable)
 
 
+class _FakeTensorMode(FakeTensorMode):
+    """Which makes no real tensor on a GPU where there is one, and copies it, but does as where there is none."""
+
+    avoid_device_init = True
+
+
 def _dense(rows: Tensor, columns: Tensor, values: Tensor, size: tuple[int, int], **_: Any) -> Tensor:
     """In place of a sparse matrix, of which there is no fake one."""
     assert rows.device == columns.device == values.device
@@ -197,7 +207,7 @@ def fake_cuda() -> Iterator[Waits]:
         stack.enter_context(patch("torch.cuda.Event", type("Event", (_Event,), {"waits": waits})))
         stack.enter_context(patch("torch.cuda.device", nullcontext))  # the current one: that needs a driver
         stack.enter_context(patch("torch.sparse_csr_tensor", _dense))
-        for context in (FakeTensorMode(allow_non_fake_inputs=True), _Operations(waits), _Functions(waits)):
+        for context in (_FakeTensorMode(allow_non_fake_inputs=True), _Operations(waits), _Functions(waits)):
             stack.enter_context(context)
         yield waits
 

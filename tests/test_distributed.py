@@ -1,6 +1,7 @@
 """A run in several processes, as torchrun starts them, gives what one process gives."""
 
 import json
+import os
 import subprocess
 import sys
 import textwrap
@@ -181,14 +182,14 @@ COLLECTIVES = textwrap.dedent("""
 
 
 def test_sums_and_shares_of_three_processes(tmp_path, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
     (tmp_path / "collectives.py").write_text(COLLECTIVES)
     done = torchrun("collectives.py", n=3, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
 
 
 def test_gradients_are_summed_while_the_backward_pass_runs(tmp_path, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
     done = torchrun(ROOT / "tests/summed_gradients.py", n=3, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
 
@@ -254,7 +255,7 @@ run_sample.leave(run_sample.main())
 def test_the_state_is_saved_whichever_process_stops(toy, monkeypatch, where, how, rank, done):
     torch.manual_seed(1)
     save_weights(Net(n_classes=3), "sess/res50_cam_orig.pth")
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
     flags = {"train_cam_pass": True, "cam_num_epoches": 2, "state_minutes": 60, **RATES_THAT_SHOW}
     run_sample.run(toy.flags(**NO_STEPS | flags | {"cam_weights_name": "sess/expected.pth"}))
     Path("stopped.py").write_text(STOPPED)
@@ -318,7 +319,7 @@ run_sample.leave(run_sample.main())
 
 def test_bad_input_of_one_process_stops_all_and_keeps_what_is_done(toy, monkeypatch):
     """The one meets it when the other has written its last label: else chance would tell how much is done by then."""
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
     for image_id in toy.ids[:6]:
         mask = read_label(toy.root / "SegmentationClass" / f"{image_id}.png")
         maps = np.zeros((1, *mask.shape), dtype=np.float32)
@@ -347,7 +348,7 @@ run_sample.leave(run_sample.main())
 
 def test_a_batch_needs_an_image_for_each_process(toy, monkeypatch):
     """The process that finds bad input says so however late: the others wait, since their end would be its own."""
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
     Path("say_late.py").write_text(SAY_LATE)
     flags = {"train_deeplab_pass": True, "deeplab_mask_dir": toy.root / "SegmentationClass"}
     done = torchrun("say_late.py", *toy.flags(**NO_STEPS | flags), n=3, cwd=toy.work)

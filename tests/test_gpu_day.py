@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import bench_steps, gpu_day
+from benchmarks import bench_steps, gpu_day, profile_steps
 from benchmarks.gpu_day import LOG, ROOT, TABLE, Part, parts_of, run_parts
 from misc.errors import InputError
 from misc.run.config import parse_config
@@ -139,13 +139,15 @@ def test_a_part_that_fails_shows_its_last_lines_and_later_calls_add_to_the_table
 @pytest.mark.parametrize("device", ["cuda", "cpu"])
 def test_the_parts_are_lines_that_their_programs_understand(device, tmp_path):
     parts = {part.name: [*map(str, part.command)] for part in parts_of(device, tmp_path)}
-    assert list(parts) == ["tests", "bench_tf32", "bench_bf16", "sample", "memory"]
+    assert list(parts) == ["tests", "bench_tf32", "bench_bf16", "sample", "profile", "memory"]
     assert parts["tests"][1:6] == ["-m", "pytest", "tests/test_cuda.py", "-m", {"cuda": "cuda", "cpu": "slow"}[device]]
     for name, precision in (("bench_tf32", "tf32"), ("bench_bf16", "bf16")):
         assert parts[name][1] == bench_steps.__file__
         options = bench_steps.parse(parts[name][2:])
         assert (options.device, options.precision, options.missing) == (device, precision, True)
         assert options.output.parent == tmp_path
+    profile = profile_steps.parse(parts["profile"][2:])
+    assert (profile.device, profile.output) == (device, tmp_path / "profile.md")
     assert parts["memory"][2:] == {"cuda": ["--measure"], "cpu": []}[device]
     assert Path(parts["sample"][1]) == ROOT / "run_sample.py"
     config = parse_config(parts["sample"][2:])

@@ -224,13 +224,13 @@ TOO_MUCH = {
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc, and other systems don't keep to such limits")
 @pytest.mark.parametrize("kind", TOO_MUCH)
-def test_a_step_that_needs_more_memory_ends_in_one_sentence(kind, toy):
+def test_a_step_that_needs_more_memory_ends_in_one_sentence(kind, toy, monkeypatch):
     """In a process of its own: this one may have memory left that earlier tests have freed."""
     make_all_inputs(toy)
     give_all_one_size(toy, (300, 300))
     flags = toy.flags(**NO_STEPS | {"redo": (), "cam_out_dir": "result/cam"} | TOO_MUCH[kind])
-    paths = os.pathsep.join(map(str, (ROOT, ROOT / "tests")))
-    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}  # each thread takes memory of its own
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, (ROOT, ROOT / "tests"))), prepend=os.pathsep)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # each thread takes memory of its own
     line = [sys.executable, "-c", ON_A_SMALL_MACHINE, *flags]
     done = subprocess.run(line, env=environment, capture_output=True, text=True)
     assert done.returncode == 2, done.stderr

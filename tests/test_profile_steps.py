@@ -109,4 +109,4 @@ def test_the_command_writes_a_table_for_each_step(monkeypatch, tmp_path, capsys)
 def test_flags():
     assert parse([]).steps == list(profile_steps.STEPS)
     with pytest.raises(SystemExit):
-        parse(["--steps", "train_irn"])
+        parse(["--steps", "eval_cam"])

@@ -1,6 +1,7 @@
 """A training that was interrupted goes on where it was saved, and ends as if nothing had happened."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -138,7 +139,7 @@ run_sample.leave(run_sample.main())
 
 def test_a_killed_process_loses_what_came_after_the_last_save(ready, monkeypatch):
     """It waits to be killed where it has taken its third step and saved two."""
-    monkeypatch.setenv("PYTHONPATH", str(Path(run_sample.__file__).parent))
+    monkeypatch.setenv("PYTHONPATH", str(Path(run_sample.__file__).parent), prepend=os.pathsep)
     arguments = {"deeplab_max_iter": 40, "state_minutes": 0}
     expected, _ = train(ready, "train_deeplab", **arguments)
     line = ready.flags(**NO_STEPS | {"train_deeplab_pass": True} | arguments)
