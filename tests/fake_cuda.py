@@ -212,6 +212,16 @@ def fake_cuda() -> Iterator[Waits]:
         yield waits
 
 
+def needs_driver() -> bool:
+    """Whether this PyTorch computes with fake CUDA tensors only where there is a driver (2.8 does, 2.11 does not)."""
+    try:
+        with fake_cuda():
+            torch.empty(2, device=CUDA).copy_(torch.empty(2, device=CUDA))
+    except RuntimeError as error:
+        return "CUDA driver version is insufficient" in str(error)
+    return False
+
+
 def on_cuda(network: nn.Module) -> nn.Module:
     """A network built outside of the block, with fake weights on the GPU, as `Module.to` moves them."""
     for module in network.modules():

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from fake_cuda import CUDA, fake_cuda, on_cuda
+from fake_cuda import CUDA, fake_cuda, needs_driver, on_cuda
 from torch.nn import functional
 
 from misc import crf, instances
@@ -28,6 +28,8 @@ from net.convolution import SamePaddedConv2d
 from net.deeplab import MultiScale, Segmenter
 from tests import own_network
 from voc12.dataloader import images_of
+
+pytestmark = pytest.mark.skipif(needs_driver(), reason="this PyTorch needs a GPU's driver even for fake tensors")
 
 N_CLASSES = 3
 SIZE, CELLS = (60, 46), (15, 12)
