@@ -21,6 +21,7 @@ from torch import nn
 from misc.errors import InputError, first_three, requirement
 from misc.files.checkpointfile import checkpoint_file
 from misc.run.config import BACKBONE_MARK
+from misc.run.device import UnfilledNetworks
 from misc.run.step import Files, Inputs
 from net.weights import load_weights
 
@@ -170,7 +171,8 @@ def inputs_of_network(flags: Mapping[str, str], classes: Sequence[str]) -> Input
 
 def load_network(module_name: str, class_name: str, weights: str, device: torch.device, **arguments: Any) -> nn.Module:
     """The network with the weights of a checkpoint, on `device`, in evaluation mode. Raises `InputError` for either."""
-    network = build_network(module_name, class_name, **arguments)
+    with UnfilledNetworks(keep_layout=True):  # the checkpoint fills all of it
+        network = build_network(module_name, class_name, **arguments)
     load_weights(network, weights)
     return network.to(device).eval()
 

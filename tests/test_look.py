@@ -29,7 +29,9 @@ from misc.run.config import parse_config
 from misc.run.device import UnfilledNetworks
 from misc.run.plan import Plan, require_outputs
 from misc.run.step import Step
+from net.build import load_network
 from net.resnet18_cam import CAM
+from net.weights import save_weights
 from voc12.devkit import open_devkit
 from voc12.labels import Labels, read_labels
 from voc12.lists import read_list
@@ -325,6 +327,20 @@ def test_networks_that_are_only_compared_are_not_filled():
     assert {name: tensor.shape for name, tensor in network.state_dict().items()} == shapes
     assert not torch.equal(torch.get_rng_state(), before)
     network.load_state_dict(CAM(3).state_dict())
+
+
+def test_a_network_that_a_checkpoint_fills_draws_no_weights(tmp_path):
+    """And has its channels last in memory, as one that is built to be trained."""
+    torch.manual_seed(0)
+    network = CAM(3)
+    save_weights(network, tmp_path / "cam.pth")
+    before = torch.get_rng_state()
+    loaded = load_network("net.resnet18_cam", "CAM", str(tmp_path / "cam.pth"), torch.device("cpu"), n_classes=3)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not loaded.training
+    for (name, tensor), expected in zip(loaded.state_dict().items(), network.state_dict().values(), strict=True):
+        assert torch.equal(tensor, expected), name
+        assert tensor.stride() == expected.stride(), name
 
 
 def test_what_a_start_costs_can_be_measured(tmp_path, monkeypatch):

@@ -152,16 +152,21 @@ def when_arrived(function: Callable[..., Any], *args: Any) -> Any:
 
 
 class UnfilledNetworks(TorchFunctionMode):
-    """Within this block networks are built with whatever lies in memory, in no special order.
+    """Within this block networks are built with whatever lies in memory, for weights that take its place or for none.
 
     Random weights, and their copies in channels-last order, take most of a build's time.
     """
+
+    def __init__(self, *, keep_layout: bool = False) -> None:
+        """`keep_layout`: whether channels are last where the network has it so, for one that is to compute."""
+        super().__init__()
+        self._keep_layout = keep_layout
 
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
         if func in _FILLING:
             return args[0] if args else kwargs["tensor"]
-        if func is Tensor.to:
+        if func is Tensor.to and not self._keep_layout:
             kwargs.pop("memory_format", None)
         return func(*args, **kwargs)
 
