@@ -302,6 +302,8 @@ def measure(config: Config) -> dict[str, tuple[int, int]]:
 
     Raises `InputError` if PyTorch finds no GPU.
     """
+    if not torch.cuda.is_available():
+        raise InputError("--measure: PyTorch finds no GPU here; leave it out to count alone.")
     device = resolve_device("cuda")
     set_precision(config.precision, device)
     found = {}

@@ -94,24 +94,25 @@ def test_random_walk_of_no_classes_and_wrong_sizes():
 SIZES = ((9, 13), (13, 8), (3, 3), (1, 7), (6, 1), (9, 13))
 
 
-def some_walks(*, exp_times=3):
+def several_images():
     """Maps and edges of images of several sizes, more or fewer maps of each, one of them with none."""
     generator = torch.Generator().manual_seed(0)
     edges = [torch.rand(1, *size, generator=generator) ** 3 for size in SIZES]
     maps = [torch.rand(n, *size, generator=generator) for n, size in zip((2, 1, 4, 0, 1, 3), SIZES, strict=True)]
-    return maps, edges, [RandomWalk(edge, beta=4, exp_times=exp_times)(x) for x, edge in zip(maps, edges, strict=True)]
+    return maps, edges
 
 
 @pytest.mark.parametrize("beta", [0, 4, 2.5])
 def test_images_of_several_sizes_walk_together_as_alone(beta):
-    maps, edges, _ = some_walks()
+    maps, edges = several_images()
     walks = RandomWalks(edges, beta=beta, exp_times=3)
     for walked, x, edge in zip(walks(maps), maps, edges, strict=True):
         torch.testing.assert_close(walked, RandomWalk(edge, beta=beta, exp_times=3)(x), rtol=1e-6, atol=1e-9)
 
 
 def test_some_of_the_images_walk_and_each_alone():
-    maps, edges, expected = some_walks()
+    maps, edges = several_images()
+    expected = [RandomWalk(edge, beta=4, exp_times=3)(x) for x, edge in zip(maps, edges, strict=True)]
     walks = RandomWalks(edges, beta=4, exp_times=3)
     chosen = [4, 0, 3]
     for walked, number in zip(walks([maps[number] for number in chosen], chosen), chosen, strict=True):
@@ -131,7 +132,7 @@ def test_one_matrix_and_one_series_of_products_serve_all_images():
             counts[-1] += "aten::" in function.name() and not function.is_view
             return function(*args, **kwargs or {})
 
-    maps, edges, _ = some_walks()
+    maps, edges = several_images()
     counts = []
     for n in (1, 6):
         counts.append(0)

@@ -137,32 +137,23 @@ def make_masks(
     ids_kept = {} if kept is None else dict.fromkeys(_ids_kept(kept, devkit, [*number_of]))
     ids_left = [image_id for image_id in number_of if image_id not in ids_kept]
     max_waiting = min(kind.max_waiting for kind in kinds) + (kept is not None)  # whose files are writes of their own
+    how = {"device": device, "batch_size": batch_size, "title": title}
     with background_writer(max_waiting=max_waiting) as submit:
         batches: Iterator[list[WalkInput]] = iter(())
         if ids_left:
-            batches = walk_inputs(
-                load_model(),
-                devkit,
-                ids_left,
-                cams.folder,
-                device=device,
-                num_workers=num_workers,
-                batch_size=batch_size,
-                title=title,
-            )
+            batches = walk_inputs(load_model(), devkit, ids_left, cams.folder, num_workers=num_workers, **how)
         if kept is not None:
-            how = {"device": device, "batch_size": batch_size, "title": title}
             read = _read_walk_inputs(kept, devkit, [*ids_kept], cams.folder, **how)
             batches = itertools.chain(read, _keeping(batches, kept, devkit, submit))
         for batch in batches:
             walks = walks_between([item.edge for item in batch])
+            of_batch = [number_of[item.image_id] for item in batch]
             for kind, of_kind, of_pending in zip(kinds, items, pending, strict=True):
-                numbers = [number_of[item.image_id] for item in batch]
-                wanted = {place: item for place, item in enumerate(batch) if numbers[place] in of_pending}
+                wanted = {place: item for place, item in enumerate(batch) if of_batch[place] in of_pending}
                 if not wanted:
                     continue
                 for place, masks in zip(wanted, kind.make(wanted, walks), strict=True):
-                    paths, source = of_kind[numbers[place]], partial(source_of, numbers[place])
+                    paths, source = of_kind[of_batch[place]], partial(source_of, of_batch[place])
                     submit(kind.finished.write, paths, source, when_arrived, kind.write, paths, masks)
 
 
