@@ -127,7 +127,12 @@ def _added_product_flops(_summand: Tensor, a: Tensor, b: Tensor, *_: object, **_
     return _matrix_product_flops(a, b)
 
 
-for _formula in (_matrix_product_flops, _added_product_flops):
+def _fused_convolution_flops(_x: Tensor, weight: Tensor, *_: object, out_val: Tensor, **__: object) -> int:
+    """Of a convolution with what follows it: as one alone, which torch's own formulas count."""
+    return 2 * out_val.numel() * weight[0].numel()
+
+
+for _formula in (_matrix_product_flops, _added_product_flops, _fused_convolution_flops):
     _formula._get_raw = True  # the counter hands over tensors in place of shapes
 
 
@@ -143,7 +148,9 @@ class _TotalOnly:
 
 def flop_counter() -> FlopCounterMode:
     """Counts convolutions and matrix products, forward and backward, of all modules together."""
-    formulas = {torch.ops.aten.mm: _matrix_product_flops, torch.ops.aten.addmm: _added_product_flops}
+    aten = torch.ops.aten
+    formulas = {aten.mm: _matrix_product_flops, aten.addmm: _added_product_flops}
+    formulas |= dict.fromkeys((aten.cudnn_convolution_relu, aten.cudnn_convolution_add_relu), _fused_convolution_flops)
     counter = FlopCounterMode(display=False, custom_mapping=formulas)
     counter.mod_tracker = _TotalOnly()
     return counter

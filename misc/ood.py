@@ -1,6 +1,7 @@
 """The mathematics of W-OoD: prototypes, distances and the two losses (W-OoD sections 3.2 and 3.3)."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -108,6 +109,19 @@ def distance_loss(dist: Tensor, label: Tensor, topk: float = 0.2) -> tuple[Tenso
     return pull - push, threshold
 
 
+@contextmanager
+def _constant_weights(model: nn.Module) -> Iterator[None]:
+    """Within this block no weight requires a gradient, and nothing is kept for one."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        for parameter in trained:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
+
+
 def adversarial_step(model: nn.Module, images: Tensor, step: float = 0.07) -> Tensor:
     """Perturb OoD images so that the classifier fires harder on them (section 3.3).
 
@@ -123,7 +137,7 @@ def adversarial_step(model: nn.Module, images: Tensor, step: float = 0.07) -> Te
         (B, 3, H, W) without a gradient.
     """
     pixels = images.detach().requires_grad_(True)
-    with torch.enable_grad():
+    with torch.enable_grad(), _constant_weights(model):
         logits, _ = model(pixels)
         (gradient,) = torch.autograd.grad(logits.amax(dim=1).sum(), pixels)
     extremes = torch.stack([gradient.abs().max(), images.max(), -images.min()])

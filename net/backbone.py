@@ -4,6 +4,7 @@ CAM and IRN code uses a backbone only through `Backbone`: five stages, the chann
 network is put in place by a class that fills these three attributes.
 """
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -134,9 +135,12 @@ class FrozenStatsBatchNorm2d(nn.Module):
             x, self.running_mean, self.running_var, self.weight, self.bias, training=False, eps=self.eps
         )
 
-    def after(self, convolution: nn.Conv2d, x: Tensor) -> Tensor:
-        """`self(convolution(x))` in one pass over the pixels: frozen statistics make the norm part of the weights."""
-        return convolve(convolution, x, *self._folded(convolution.weight))
+    def after(self, convolution: nn.Conv2d, x: Tensor, *, shortcut: Tensor | None = None, relu: bool = False) -> Tensor:
+        """`self(convolution(x))`, plus `shortcut`, through a ReLU where asked.
+
+        Frozen statistics make the norm part of the weights, so that it takes no pass over the pixels.
+        """
+        return convolve(convolution, x, *self._folded(convolution.weight), shortcut=shortcut, relu=relu)
 
     def _folded(self, weight: Tensor) -> _Folded:
         """Of the convolution's weight and this norm; constant ones are kept as long as nothing in them changes."""
@@ -144,6 +148,7 @@ class FrozenStatsBatchNorm2d(nn.Module):
             return self._fold(weight)
         sources = (weight, self.weight, self.bias, self.running_mean, self.running_var)
         if torch.is_grad_enabled() and any(source.requires_grad for source in sources):
+            self._constant = None  # while they were constant for a while, as in an adversarial step
             if _shared is None or _may_run_again():
                 return self._fold(weight)
             if (self, weight) not in _shared:
@@ -163,38 +168,37 @@ class FrozenStatsBatchNorm2d(nn.Module):
 
 
 def run_in_order(modules: Iterable[nn.Module], x: Tensor) -> Tensor:
-    """Modules one after the other; a frozen norm is folded into the convolution before it."""
-    convolution = None
-    for module in modules:
-        if convolution is not None and isinstance(module, FrozenStatsBatchNorm2d):
-            x, convolution = module.after(convolution, x), None
-            continue
-        if convolution is not None:
-            x, convolution = convolution(x), None
-        if isinstance(module, nn.Conv2d) and module.bias is None:
-            convolution = module
+    """Modules one after the other; a frozen norm, and a ReLU after it, are part of the convolution before them."""
+    left = deque(modules)
+    while left:
+        module = left.popleft()
+        folds = isinstance(module, nn.Conv2d) and module.bias is None
+        if folds and left and isinstance(left[0], FrozenStatsBatchNorm2d):
+            norm = left.popleft()
+            relu = bool(left) and isinstance(left[0], nn.ReLU)
+            if relu:
+                left.popleft()
+            x = norm.after(module, x, relu=relu)
         else:
             x = module(x)
-    return x if convolution is None else convolution(x)
+    return x
 
 
 class _FoldedBasicBlock(BasicBlock):
     """torchvision's block with its norms folded into the convolutions."""
 
     def forward(self, x: Tensor) -> Tensor:
-        out = F.relu(self.bn1.after(self.conv1, x), inplace=True)
-        out = self.bn2.after(self.conv2, out)
-        return F.relu(out.add_(_shortcut(self, x)), inplace=True)
+        out = self.bn1.after(self.conv1, x, relu=True)
+        return self.bn2.after(self.conv2, out, shortcut=_shortcut(self, x), relu=True)
 
 
 class _FoldedBottleneck(Bottleneck):
     """torchvision's block with its norms folded into the convolutions."""
 
     def forward(self, x: Tensor) -> Tensor:
-        out = F.relu(self.bn1.after(self.conv1, x), inplace=True)
-        out = F.relu(self.bn2.after(self.conv2, out), inplace=True)
-        out = self.bn3.after(self.conv3, out)
-        return F.relu(out.add_(_shortcut(self, x)), inplace=True)
+        out = self.bn1.after(self.conv1, x, relu=True)
+        out = self.bn2.after(self.conv2, out, relu=True)
+        return self.bn3.after(self.conv3, out, shortcut=_shortcut(self, x), relu=True)
 
 
 def _shortcut(block: BasicBlock | Bottleneck, x: Tensor) -> Tensor:

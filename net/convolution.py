@@ -1,6 +1,8 @@
-"""Convolutions that PyTorch lacks: padded as in TensorFlow, and, on a CPU, dilated ones that are trained fast.
+"""Convolutions that PyTorch lacks: padded as in TensorFlow, one kernel with what follows them, dilated ones on a CPU.
 
-oneDNN has no fast way to the gradient of a dilated convolution's weights, and its result has to be copied into
+On a GPU bias, shortcut and ReLU are passes over memory that take longer than many a convolution. cuDNN does all in one.
+
+On a CPU oneDNN has no fast way to the gradient of a dilated convolution's weights, and its result has to be copied into
 another layout twice. Here it is one matrix product.
 """
 
@@ -11,6 +13,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_input
+
+from misc.run.device import may_fuse_relu
 
 
 class SamePaddedConv2d(nn.Conv2d):
@@ -37,14 +41,95 @@ class SamePaddedConv2d(nn.Conv2d):
         return F.conv2d(x, weight, bias, stride=stride, groups=self.groups)
 
 
-def convolve(convolution: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """`convolution` of x (B, C, H, W) with another weight and bias; the result and its gradients are PyTorch's own.
+def convolve(
+    convolution: nn.Conv2d,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    shortcut: Tensor | None = None,
+    relu: bool = False,
+) -> Tensor:
+    """`convolution` of x (B, C, H, W) with another weight and bias, plus `shortcut`, through a ReLU where asked.
 
-    These gradients can't be differentiated once more.
+    The result and its gradients are PyTorch's own, up to rounding. These gradients can't be differentiated once more.
     """
-    if weight.requires_grad and torch.is_grad_enabled() and _is_slow(convolution, x):
-        return _SameSize.apply(x, weight, bias, convolution.dilation)
-    return convolution._conv_forward(x, weight, bias)
+    if relu and _is_fused(convolution, x):
+        return _fused(convolution, x, weight, bias, shortcut)
+    if _is_product(convolution, x):
+        out = F.linear(x.permute(0, 2, 3, 1), weight.flatten(1), bias).permute(0, 3, 1, 2)
+    elif weight.requires_grad and torch.is_grad_enabled() and _is_slow(convolution, x):
+        out = _SameSize.apply(x, weight, bias, convolution.dilation)
+    else:
+        out = convolution._conv_forward(x, weight, bias)
+    if shortcut is not None:
+        out = out.add_(shortcut)
+    return F.relu(out, inplace=True) if relu else out
+
+
+def _is_fused(convolution: nn.Conv2d, x: Tensor) -> bool:
+    """Whether cuDNN shall do all in one kernel: where it sees a size often, since it prepares such kernels for long.
+
+    That is in trainings (`misc.run.device.one_size`), and where there is a gradient, as that of AdvCAM's iterations.
+    """
+    often = torch.backends.cudnn.benchmark or torch.is_grad_enabled()
+    pads_itself = isinstance(convolution, SamePaddedConv2d)
+    can = often and _is_plain(convolution) and not pads_itself and may_fuse_relu(x.device)
+    return can and not torch.compiler.is_compiling()  # which has kernels of its own, and can't see into cuDNN's
+
+
+def _is_product(convolution: nn.Conv2d, x: Tensor) -> bool:
+    """Whether it shall be a matrix product: 1x1 convolutions of whole images on CUDA.
+
+    cuDNN prepares each convolution for each new size of images, which takes several times as long as computing it; for
+    a matrix product next to nothing is prepared. In a training's backward pass, however, cuDNN is the faster one.
+    """
+    is_one_by_one = convolution.kernel_size == convolution.stride == (1, 1) and convolution.padding == (0, 0)
+    whole_image = not (torch.backends.cudnn.benchmark or torch.is_grad_enabled())
+    return x.device.type == "cuda" and whole_image and is_one_by_one and _is_plain(convolution)
+
+
+def _fused(convolution: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor, shortcut: Tensor | None) -> Tensor:
+    given = [x, weight, bias, shortcut]
+    if torch.is_autocast_enabled(x.device.type):  # which does not know this operation
+        dtype = torch.get_autocast_dtype(x.device.type)
+        given = [None if tensor is None else tensor.to(dtype) for tensor in given]
+    return _Fused.apply(*given, convolution.stride, convolution.padding, convolution.dilation)
+
+
+class _Fused(torch.autograd.Function):
+    """relu(convolution + bias + shortcut) by one of cuDNN's kernels."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        shortcut: Tensor | None,
+        stride: tuple[int, int],
+        padding: tuple[int, int],
+        dilation: tuple[int, int],
+    ) -> Tensor:
+        geometry = (stride, padding, dilation)
+        if shortcut is None:
+            out = torch.cudnn_convolution_relu(x, weight, bias, *geometry, 1)
+        else:
+            out = torch.cudnn_convolution_add_relu(x, weight, shortcut, 1.0, bias, *geometry, 1)
+        ctx.save_for_backward(x, weight, out)
+        ctx.geometry = geometry
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, out = ctx.saved_tensors
+        *needs, needs_shortcut = ctx.needs_input_grad[:4]
+        gradient = torch.ops.aten.threshold_backward(gradient, out, 0)
+        gradients = torch.ops.aten.convolution_backward(
+            gradient, x, weight, [len(weight)], *ctx.geometry, False, [0, 0], 1, needs
+        )
+        return *gradients, gradient if needs_shortcut else None, None, None, None
 
 
 def _is_slow(convolution: nn.Conv2d, x: Tensor) -> bool:

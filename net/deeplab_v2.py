@@ -8,7 +8,6 @@ from collections import OrderedDict
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from misc.imutils import subtract_bgr_mean
 from misc.run.device import backbone_precision
@@ -48,10 +47,9 @@ class _Bottleneck(nn.Module):
         self.shortcut = _conv_bn(inputs, outputs, 1, stride=stride) if first else nn.Sequential()
 
     def forward(self, x: Tensor) -> Tensor:
-        inner = F.relu(run_in_order(self.reduce, x), inplace=True)
-        inner = F.relu(run_in_order(self.conv3x3, inner), inplace=True)
-        out = run_in_order(self.increase, inner)
-        return F.relu(out.add_(run_in_order(self.shortcut, x)), inplace=True)
+        inner = self.reduce.bn.after(self.reduce.conv, x, relu=True)
+        inner = self.conv3x3.bn.after(self.conv3x3.conv, inner, relu=True)
+        return self.increase.bn.after(self.increase.conv, inner, shortcut=run_in_order(self.shortcut, x), relu=True)
 
 
 def _stage(inputs: int, n_blocks: int, inner: int, stride: int, dilation: int) -> nn.Sequential:

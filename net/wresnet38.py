@@ -48,7 +48,7 @@ class _Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         activated = F.relu(self.bn_branch2a(x))
         shortcut = self.conv_branch1(activated) if self.has_convolution else x
-        inner = F.relu(self.bn_branch2b1.after(self.conv_branch2a, activated))
+        inner = self.bn_branch2b1.after(self.conv_branch2a, activated, relu=True)
         return shortcut + self.conv_branch2b1(inner)
 
 
@@ -69,8 +69,8 @@ class _Bottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         activated = F.relu(self.bn_branch2a(x))
-        inner = self.dropout_2b1(F.relu(self.bn_branch2b1.after(self.conv_branch2a, activated)))
-        inner = self.dropout_2b2(F.relu(self.bn_branch2b2.after(self.conv_branch2b1, inner)))
+        inner = self.dropout_2b1(self.bn_branch2b1.after(self.conv_branch2a, activated, relu=True))
+        inner = self.dropout_2b2(self.bn_branch2b2.after(self.conv_branch2b1, inner, relu=True))
         return self.conv_branch1(activated) + self.conv_branch2b2(inner)
 
 

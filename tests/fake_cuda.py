@@ -19,17 +19,24 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
+from misc.run.device import AMPERE, set_precision
+
 CUDA = torch.device("cuda", 0)
 ROOT = Path(__file__).resolve().parent.parent
 WATCHED = tuple(str(ROOT / folder) for folder in ("misc", "net", "step", "voc12"))
 aten = torch.ops.aten
+_FUSED = (aten.cudnn_convolution_relu.default, aten.cudnn_convolution_add_relu.default)
 
 
 class Waits:
-    """Where the processor has waited for the GPU so far, as lines of code, and which copies are still on their way."""
+    """Where the processor has waited for the GPU so far, as lines of code, and which copies are still on their way.
+
+    `n_fused`: convolutions that cuDNN was given with what follows them.
+    """
 
     def __init__(self) -> None:
         self.lines: list[str] = []
+        self.n_fused = 0
         self.pinned, self.on_its_way = WeakIdKeyDictionary(), WeakIdKeyDictionary()
 
     def note(self, what: str) -> None:
@@ -90,6 +97,8 @@ class _Operations(TorchDispatchMode):
             devices = {tensor.device for tensor in args[:3] if tensor is not None}
             if len(devices) > 1:  # of which some versions of PyTorch say nothing
                 raise RuntimeError(f"a convolution of tensors on more than one device: {devices}")
+        if func in _FUSED:
+            return self._fused(func, *args)
         if func in (aten.bincount.default, aten._unique2.default, aten.unique_dim.default):
             return self._counted(func, args, kwargs)
         if func is aten._fused_sgd_.default:  # of which there is no fake kernel
@@ -103,6 +112,18 @@ class _Operations(TorchDispatchMode):
             non_blocking = kwargs.get("non_blocking") or (len(args) > 2 and args[2])
             self._copied(source, result, non_blocking=bool(non_blocking))
         return result
+
+    def _fused(self, func: Any, x: Tensor, weight: Tensor, *others: Any) -> Tensor:
+        """A convolution with what follows it, of which there is no fake kernel."""
+        shortcut, _, bias, *geometry = others if func is aten.cudnn_convolution_add_relu.default else (None, 1, *others)
+        stride, padding, dilation, groups = geometry
+        out = torch.ops.aten.convolution(x, weight, None, stride, padding, dilation, False, [0, 0], groups)
+        assert bias.shape == (out.shape[1],)
+        assert shortcut is None or shortcut.shape == out.shape
+        given = {(tensor.device, tensor.dtype) for tensor in (x, weight, bias, shortcut) if tensor is not None}
+        assert given == {(CUDA, out.dtype)}
+        self._waits.n_fused += 1
+        return out
 
     def _read(self, tensor: Tensor) -> Any:
         self._waits.require_arrived(tensor)
@@ -201,12 +222,17 @@ def _dense(rows: Tensor, columns: Tensor, values: Tensor, size: tuple[int, int],
 
 @contextmanager
 def fake_cuda() -> Iterator[Waits]:
-    """Within this block all tensors are fake."""
+    """Within this block all tensors are fake, and the precision is that of CUDA."""
     waits = Waits()
     with ExitStack() as stack:
         stack.enter_context(patch("torch.cuda.Event", type("Event", (_Event,), {"waits": waits})))
         stack.enter_context(patch("torch.cuda.device", nullcontext))  # the current one: that needs a driver
         stack.enter_context(patch("torch.sparse_csr_tensor", _dense))
+        stack.enter_context(patch("torch.cuda.get_device_capability", lambda *_: AMPERE))
+        stack.enter_context(patch("torch.cuda.is_bf16_supported", lambda *_: True))
+        stack.enter_context(patch("torch.cuda.amp.common.amp_definitely_not_available", lambda: False))
+        set_precision("auto", CUDA)
+        stack.callback(set_precision, "fp32", torch.device("cpu"))
         for context in (_FakeTensorMode(allow_non_fake_inputs=True), _Operations(waits), _Functions(waits)):
             stack.enter_context(context)
         yield waits

@@ -9,6 +9,7 @@ import warnings
 from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -24,18 +25,23 @@ from support import (
     make_all_inputs,
     make_toy_data,
 )
+from torch.nn import functional
 
 import run_sample
 from misc.errors import InputError
 from misc.files import camfile, instancefile
 from misc.files.images import read_label
+from misc.run.device import one_size, set_precision
 from misc.run.parallel import SHARE_GPUS
 from misc.run.record import start_log
+from net import convolution
+from net.resnet50_cam import Net
 from net.weights import read_checkpoint
 from tests.own_network import CAM, EdgeDisplacement
 from tests.test_distributed import run_in_processes
 from tests.test_fitting import limit
 from tests.test_limits import limited_memory
+from tests.test_networks import randomised_norms
 from tests.test_resume import WEIGHTS, messages, train, train_until
 from voc12.devkit import open_devkit
 from voc12.inference import walk_inputs
@@ -160,6 +166,45 @@ def test_networks_with_norms_and_loaders_in_processes_of_their_own(device, tmp_p
     for weights in (CAM_START, IRN_WEIGHTS):
         on_cpu, other = (read_checkpoint(toy.work / weights) for toy in toys)
         assert_near(other, on_cpu, tolerance=1e-2)
+
+
+def relative_error(given, expected):
+    """Of tensors, all their values together."""
+    given, expected = (torch.cat([x.detach().double().flatten() for x in tensors]) for tensors in (given, expected))
+    return ((given - expected).norm() / expected.norm()).item()
+
+
+@pytest.mark.parametrize("precision", ["tf32", "bf16"])
+def test_convolutions_lose_no_more_in_the_kernels_of_a_gpu(device, monkeypatch, precision):
+    """ResNet-50 with what follows each convolution in one kernel, and with products: against plain ones, by fp32."""
+    monkeypatch.setattr(torch, "cudnn_convolution_add_relu", Mock(wraps=torch.cudnn_convolution_add_relu))
+    monkeypatch.setattr(functional, "linear", Mock(wraps=functional.linear))
+    given_device, model = torch.device(device), randomised_norms(Net(n_classes=3))
+    model.to(given_device).requires_grad_(True)
+    images = torch.randn(2, 3, 97, 130, device=given_device, requires_grad=True)
+    parameters = [images, *model.parameters()]
+
+    def computed(name):
+        set_precision(name, given_device)
+        with one_size():
+            logits, _ = model(images)
+            gradients = torch.autograd.grad(logits.square().sum(), parameters)
+        with torch.no_grad():
+            return [logits], gradients, [model.logit_maps(images)]
+
+    try:
+        own = computed(precision)
+        n_blocks = 16 if device == "cuda" else 0
+        assert torch.cudnn_convolution_add_relu.call_count == n_blocks
+        assert functional.linear.call_count == (2 * n_blocks + 2 if n_blocks else 0)
+        for name in ("_is_fused", "_is_product"):
+            monkeypatch.setattr(convolution, name, lambda *_: False)
+        plain, exact = computed(precision), computed("fp32")
+    finally:
+        set_precision("fp32", torch.device("cpu"))
+    for ours, theirs, expected in zip(own, plain, exact, strict=True):
+        assert relative_error(ours, expected) <= 1.2 * relative_error(theirs, expected) + 1e-6
+    assert device == "cpu" or relative_error(own[1], exact[1]) > 1e-5, "a lower precision has to be seen"
 
 
 # Interruptions

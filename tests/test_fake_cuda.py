@@ -19,11 +19,11 @@ from misc.indexing import RandomWalk, RandomWalks
 from misc.masks import semantic_mask, semantic_masks
 from misc.metrics import ThresholdSweep
 from misc.ood import class_prototypes, kmeans, wood_losses
-from misc.run.device import Arriving, UnfilledNetworks, one_size, to_device, when_arrived
+from misc.run.device import Arriving, UnfilledNetworks, one_size, set_precision, to_device, when_arrived
 from misc.run.training import fit
 from misc.segmentation import masks_of_images
 from misc.torchutils import two_rate_optimizer
-from net import resnet18_cam, resnet18_deeplab, resnet18_irn
+from net import resnet18_cam, resnet18_deeplab, resnet18_irn, resnet50_cam
 from net.convolution import SamePaddedConv2d
 from net.deeplab import MultiScale, Segmenter
 from tests import own_network
@@ -337,3 +337,30 @@ def test_depthwise_convolutions_of_whole_images_are_not_cudnns(monkeypatch, grou
         SamePaddedConv2d(4, 4, 3, groups=groups, device=CUDA)(on_gpu(1, 4, 9, 12))
     assert asked == [by_cudnn]
     assert torch.backends.cudnn.enabled
+
+
+@pytest.mark.parametrize(
+    ("precision", "of_training", "gradient", "in_one_kernel"),
+    [
+        ("tf32", True, True, True),
+        ("tf32", False, True, True),  # as in AdvCAM's iterations
+        ("tf32", True, False, True),  # as IRN's backbone, which is not trained
+        ("tf32", False, False, False),
+        ("bf16", True, True, True),
+        ("fp32", True, True, False),
+    ],
+)
+def test_convolutions_run_with_what_follows_them_or_as_products(
+    monkeypatch, precision, of_training, gradient, in_one_kernel
+):
+    """Bias, ReLU and a block's shortcut in cuDNN's kernel; 1x1 convolutions of whole images as matrix products."""
+    model, products, linear = network(resnet50_cam, "Net", n_classes=N_CLASSES), [], functional.linear
+    monkeypatch.setattr(functional, "linear", lambda *given: products.append(given) or linear(*given))
+    with fake_cuda() as waits, one_size(of_training), torch.set_grad_enabled(gradient):
+        set_precision(precision, CUDA)
+        logits, _ = on_cuda(model)(on_gpu(2, 3, 64, 64))
+        assert (logits.shape, logits.dtype) == ((2, N_CLASSES), torch.float32)
+    stages = [len(model.backbone.get_submodule(f"layer{number}")) for number in range(1, 5)]
+    of_stride_one = 2  # of the shortcuts that are convolutions
+    assert waits.n_fused == (1 + 3 * sum(stages) if in_one_kernel else 0)
+    assert len(products) == (0 if of_training or gradient else 2 * sum(stages) + of_stride_one)

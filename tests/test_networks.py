@@ -5,14 +5,16 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from misc import torchutils
 from misc.errors import InputError
 from misc.torchutils import two_rate_optimizer
+from net import convolution as net_convolution
 from net import resnet18_cam, resnet18_irn, resnet50_cam, resnet50_irn
-from net.backbone import FrozenStatsBatchNorm2d, _FoldedBasicBlock, _FoldedBottleneck, folded_once
+from net.backbone import FrozenStatsBatchNorm2d, _FoldedBasicBlock, _FoldedBottleneck, folded_once, run_in_order
 from net.build import build_network
 from net.convolution import _SameSize, convolve
 
@@ -142,6 +144,52 @@ def test_dilated_convolutions_and_their_gradients_are_those_of_pytorch(kernel, d
         torch.testing.assert_close(a, b)
     (alone,) = torch.autograd.grad(convolve(convolution, *inputs), convolution.weight, slope)
     assert torch.equal(alone, given[1])
+
+
+@pytest.mark.parametrize("with_shortcut", [True, False])
+@pytest.mark.parametrize(("stride", "dilation", "kernel"), [(1, 1, 1), (2, 1, 3), (1, 2, 3)])
+def test_what_follows_a_convolution_may_be_part_of_it(monkeypatch, stride, dilation, kernel, with_shortcut):
+    """As plain operations, and as one of cuDNN's kernels, whose place PyTorch's own operations take here."""
+    padding = dilation * (kernel // 2)
+    convolution = nn.Conv2d(3, 5, kernel, stride, padding, dilation, bias=False).double()
+    bias = torch.randn(5, dtype=torch.float64, requires_grad=True)
+    x = torch.randn(2, 3, 7, 9, dtype=torch.float64, requires_grad=True)
+    shortcut = torch.randn_like(convolution(x)).requires_grad_(True) if with_shortcut else None
+    inputs = [tensor for tensor in (x, convolution.weight, bias, shortcut) if tensor is not None]
+    expected = convolution(x) + bias[:, None, None]
+    expected = functional.relu(expected if shortcut is None else expected + shortcut)
+    slope = torch.randn_like(expected)
+
+    def assert_as_expected():
+        output = convolve(convolution, x, convolution.weight, bias, shortcut=shortcut, relu=True)
+        given = torch.autograd.grad(output, inputs, slope)
+        for a, b in zip((output, *given), (expected, *plain), strict=True):
+            torch.testing.assert_close(a, b)
+        return output
+
+    plain = torch.autograd.grad(expected, inputs, slope, retain_graph=True)
+    assert "_Fused" not in assert_as_expected().grad_fn.name()
+    fused = {
+        "cudnn_convolution_relu": lambda x, w, *rest: functional.conv2d(x, w, *rest).relu(),
+        "cudnn_convolution_add_relu": lambda x, w, z, alpha, *rest: (functional.conv2d(x, w, *rest) + alpha * z).relu(),
+    }
+    for name, stand_in in fused.items():
+        monkeypatch.setattr(torch, name, stand_in)
+    monkeypatch.setattr(net_convolution, "may_fuse_relu", lambda device: True)
+    assert "_Fused" in assert_as_expected().grad_fn.name()
+    convolution.requires_grad_(False)  # of frozen weights no gradient is computed
+    (alone,) = torch.autograd.grad(convolve(convolution, x, convolution.weight, bias.detach(), relu=True).sum(), x)
+    assert alone.shape == x.shape
+
+
+def test_modules_in_order_are_as_one_after_the_other():
+    modules = [nn.Conv2d(3, 4, 3, bias=False), FrozenStatsBatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 1), nn.ReLU6()]
+    modules += [nn.Conv2d(4, 5, 1, bias=False), FrozenStatsBatchNorm2d(5), FrozenStatsBatchNorm2d(5), nn.ReLU()]
+    randomised_norms(nn.Sequential(*modules))
+    x = torch.randn(2, 3, 7, 8)
+    torch.testing.assert_close(run_in_order(modules, x), nn.Sequential(*modules)(x))
+    for n in range(len(modules)):
+        torch.testing.assert_close(run_in_order(modules[:n], x), nn.Sequential(*modules[:n])(x))
 
 
 def test_convolutions_that_pytorch_does_well_are_left_to_it(monkeypatch):

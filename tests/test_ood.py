@@ -127,6 +127,27 @@ def test_adversarial_step_moves_along_the_largest_logit_and_clamps_to_the_batch(
     assert not images.requires_grad
 
 
+def test_adversarial_step_takes_the_weights_as_constants():
+    """Nothing is kept or computed for their gradients; after it those that are trained are so again."""
+    model, seen = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.Linear(3, 2)), []
+    model[1].requires_grad_(False)
+
+    def forward(x):
+        seen.append([parameter.requires_grad for parameter in model.parameters()])
+        return model(x), x
+
+    wrapped = nn.Module()
+    wrapped.model, wrapped.forward = model, forward
+    images = torch.randn(2, 1, 2, 2)
+    adversarial_step(wrapped, images)
+    assert seen == [[False] * 4]
+    assert [parameter.requires_grad for parameter in model.parameters()] == [False, False, True, True]
+    wrapped.forward = lambda x: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        adversarial_step(wrapped, images)
+    assert [parameter.requires_grad for parameter in model.parameters()] == [False, False, True, True]
+
+
 def test_adversarial_step_works_where_gradients_are_off():
     with torch.no_grad():
         assert adversarial_step(PixelSum(), torch.ones(1, 1, 1, 2)).shape == (1, 1, 1, 2)

@@ -18,6 +18,9 @@ from torch.overrides import TorchFunctionMode
 from misc.errors import InputError
 from misc.run.parallel import SHARE_GPUS, gpus_are_shared, launched_local_rank
 
+AMPERE = (8, 0)
+"""The compute capability from which on NVIDIA's GPUs have tensor cores for TF32 and bfloat16."""
+
 
 def resolve_device(name: str) -> torch.device:
     """`auto`, `cpu` or `cuda` -> a device; auto takes CUDA where there is a GPU.
@@ -105,6 +108,18 @@ def one_size(yes: bool = True) -> Iterator[None]:
         yield
     finally:
         torch.backends.cudnn.benchmark = before
+
+
+def may_fuse_relu(device: torch.device) -> bool:
+    """Whether cuDNN shall add bias and shortcut and apply ReLU in the kernel that convolves: with TF32 or 16 bits.
+
+    Each of them is a pass over memory otherwise, and together they take longer than the convolution. In full float32
+    such kernels are slower than the plain ones; GPUs before NVIDIA's Ampere, and AMD's, have none or other ones.
+    """
+    if device.type != "cuda" or torch.version.hip is not None:
+        return False
+    cudnn = torch.backends.cudnn
+    return cudnn.enabled and cudnn.allow_tf32 and torch.cuda.get_device_capability(device) >= AMPERE
 
 
 def may_fuse(parameters: Iterable[Tensor]) -> bool:
