@@ -106,12 +106,12 @@ class Bench:
                 for name in (("ours", "plain") if plain else ("ours",))
             }
             first = {name: worker.warm_up(count=name == "ours") for name, worker in workers.items()}
-            results = [worker.result() for worker in workers.values()]
             runs = {name: [] for name in workers}
             for _ in range(self.repeats):
                 for name, worker in workers.items():
                     if not (plain_once and name == "plain"):
                         runs[name].append(worker.run())
+            results = [worker.result() for worker in workers.values()]
         if plain_once and plain:
             runs["plain"] = [first["plain"]]
         costs = {name: _cost(runs[name], first[name]) for name in workers}

@@ -7,7 +7,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from multiprocessing import get_context, get_start_method, set_start_method
 from multiprocessing.connection import Connection
@@ -28,6 +28,8 @@ SAMPLING_SECONDS, CLOSING_SECONDS = 0.1, 10
 MATRIX_SIDE = {"cpu": 2048, "cuda": 8192}
 COPY_BYTES = {"cpu": 2**28, "cuda": 2**31}
 SPEED_RUNS = 4
+WARM_UP_UPDATES = 3
+"""Of a training: its first ones, of which the last two count."""
 SHARED_MEMORY = Path("/dev/shm")
 
 
@@ -95,12 +97,22 @@ def require_shared_memory(n_bytes: int) -> None:
         )
 
 
-class UpdateClock:
-    """The time, and the FLOPs so far, after each update of whatever optimiser runs meanwhile."""
+class Enough(Exception):
+    """Ends a training of which no more updates are wanted."""
 
-    def __init__(self, device: torch.device, counter: FlopCounterMode | None = None) -> None:
-        self._device, self._counter = device, counter
-        self.times: list[float] = []
+
+class UpdateClock:
+    """When each update of whatever optimiser runs meanwhile was done, and the FLOPs so far.
+
+    On a GPU these moments are events in its queue, so that nobody waits for it: the next update is prepared meanwhile,
+    as it is without a clock. `at_most`: after how many updates `Enough` is raised.
+    """
+
+    def __init__(
+        self, device: torch.device, counter: FlopCounterMode | None = None, *, at_most: int | None = None
+    ) -> None:
+        self._device, self._counter, self._at_most = device, counter, at_most
+        self._moments: list[float | torch.cuda.Event] = []
         self.flops: list[float] = []
 
     def __enter__(self) -> "UpdateClock":
@@ -110,10 +122,26 @@ class UpdateClock:
     def __exit__(self, *_: object) -> None:
         self._hook.remove()
 
+    def __len__(self) -> int:
+        return len(self._moments)
+
     def _note(self, *_: object) -> None:
-        synchronize(self._device)
-        self.times.append(time.perf_counter())
+        if self._device.type == "cuda":
+            moment = torch.cuda.Event(enable_timing=True)
+            moment.record()
+        else:
+            moment = time.perf_counter()
+        self._moments.append(moment)
         self.flops.append(self._counter.get_total_flops() if self._counter else 0)
+        if len(self) == self._at_most:
+            raise Enough
+
+    def per_update(self, first: int, last: int) -> tuple[float, float]:
+        """Seconds and FLOPs of an update, from the one of number `first` to that of number `last`."""
+        synchronize(self._device)
+        begin, end = self._moments[first], self._moments[last]
+        seconds = begin.elapsed_time(end) / 1000 if self._device.type == "cuda" else end - begin
+        return seconds / (last - first), (self.flops[last] - self.flops[first]) / (last - first)
 
 
 def _matrix_product_flops(a: Tensor, b: Tensor, *_: object, **__: object) -> int:
@@ -156,6 +184,16 @@ def flop_counter() -> FlopCounterMode:
     return counter
 
 
+def warm_up(way: Way, device: torch.device, *, count: bool) -> Run:
+    """As `run_once`, but of a training the first updates alone, which take up what there is to take up."""
+    if way.untimed_updates is None:
+        return run_once(way, device, count=count)
+    counter = flop_counter() if count else None
+    with counter or nullcontext(), UpdateClock(device, counter, at_most=WARM_UP_UPDATES) as clock, suppress(Enough):
+        way.call()
+    return Run(*clock.per_update(0, len(clock) - 1))
+
+
 def run_once(way: Way, device: torch.device, *, count: bool = False) -> Run:
     """Time a call; with `count` its FLOPs too."""
     counter = flop_counter() if count else None
@@ -167,11 +205,10 @@ def run_once(way: Way, device: torch.device, *, count: bool = False) -> Run:
         seconds = way.clock() - started
     if way.untimed_updates is None:
         return Run(seconds / way.units, counter.get_total_flops() / way.units if counter else 0.0)
-    first, last = way.untimed_updates - 1, len(clock.times) - way.untimed_updates - 1
-    n = last - first
-    if n < 1:
-        raise BenchmarkError(f"{len(clock.times)} updates are too few: {way.untimed_updates} at each end are not timed")
-    return Run((clock.times[last] - clock.times[first]) / n, (clock.flops[last] - clock.flops[first]) / n)
+    first, last = way.untimed_updates - 1, len(clock) - way.untimed_updates - 1
+    if last <= first:
+        raise BenchmarkError(f"{len(clock)} updates are too few: {way.untimed_updates} at each end are not timed")
+    return Run(*clock.per_update(first, last))
 
 
 class Worker:
@@ -198,7 +235,7 @@ class Worker:
         self._process.join()
 
     def warm_up(self, *, count: bool) -> Run:
-        """The first run, with the peak memory of the process and its workers, and of the GPU where there is one."""
+        """The first run, or a training's beginning, with the peak memory of the process, its workers and the GPU."""
         return self._ask("warm up", count, sample=True)
 
     def run(self) -> Run:
@@ -249,7 +286,7 @@ def _serve(
             match command:
                 case ("warm up", count):
                     reset_peak_memory(device)
-                    answer = (run_once(way, device, count=count), peak_memory_mib(device))
+                    answer = (warm_up(way, device, count=count), peak_memory_mib(device))
                 case ("run",):
                     answer = run_once(way, device)
                 case ("result",):

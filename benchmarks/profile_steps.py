@@ -31,7 +31,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import bench_steps, workloads
-from benchmarks.measure import Way, flop_counter, machine_name, matrix_rate, synchronize
+from benchmarks.measure import Enough, Way, flop_counter, machine_name, matrix_rate, synchronize
 from benchmarks.table import DEVICE_TITLES
 from benchmarks.workloads import CPU_SIZES, GPU_SIZES, Inputs, Sizes, Workload
 from misc.errors import InputError
@@ -110,10 +110,6 @@ def _belongs_to_optimiser(event: FunctionEvent) -> bool:
     return False
 
 
-class _Enough(Exception):
-    """Ends a training whose updates have been profiled."""
-
-
 class _Watch:
     """The profiler, from `begin` to `end`, and the seconds between them."""
 
@@ -149,13 +145,13 @@ def _watch_updates(way: Way, counter: FlopCounterMode, watch: _Watch) -> None:
             watch.begin()
         elif n_updates == 2 + UPDATES:
             watch.end()
-            raise _Enough
+            raise Enough
 
     hook = register_optimizer_step_post_hook(after_update)
     try:
         with counting:
             way.call()
-    except _Enough:
+    except Enough:
         return
     finally:
         hook.remove()

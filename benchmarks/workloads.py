@@ -59,9 +59,10 @@ class Sizes:
         walk_target: the image of the target; both ways where the plain one is affordable.
         walk_large: images of which only our way can walk; the memory of the last is judged.
         walks: of an image, in one run.
-        masks, plain_masks: images of make_sem_seg_labels, ours and the first of them for the plain way, which is slow.
+        masks: images of make_sem_seg_labels.
         cam, advcam, evaluated, refined: the images of make_cam, make_advcam, eval_cam, cam_to_ir_label.
-        plain_refined: the first images of those that cam_to_ir_label gets in the plain way.
+        plain_masks, plain_cam, plain_advcam, plain_refined: how many of them, the first ones, the plain way gets, which
+            is slow.
         adv_iter, advcam_batch: iterations of AdvCAM; (image, class) pairs in one batch of ours.
         crop, batch: of train_cam; the OoD batch is as large.
         irn_crop, irn_batch: of train_irn.
@@ -78,7 +79,9 @@ class Sizes:
     masks: int
     plain_masks: int
     cam: tuple[Size, ...]
+    plain_cam: int
     advcam: tuple[Size, ...]
+    plain_advcam: int
     adv_iter: int
     advcam_batch: int
     evaluated: tuple[Size, ...]
@@ -108,7 +111,9 @@ CPU_SIZES = Sizes(
     masks=8,
     plain_masks=2,
     cam=_VOC_SIZES[:2],
+    plain_cam=2,
     advcam=((94, 125),) * 2,
+    plain_advcam=2,
     adv_iter=7,
     advcam_batch=1,
     evaluated=_VOC_SIZES * 10,
@@ -130,10 +135,12 @@ GPU_SIZES = dataclasses.replace(
     walk=((188, 250),),
     walks=10,
     masks=256,
-    plain_masks=16,
+    plain_masks=4,
     cam=_VOC_SIZES * 32,
+    plain_cam=16,
     advcam=((375, 500),) * 4,
-    adv_iter=27,
+    plain_advcam=1,
+    adv_iter=12,
     advcam_batch=8,
     evaluated=_VOC_SIZES * 40,
     refined=_VOC_SIZES * 12,
@@ -144,7 +151,7 @@ GPU_SIZES = dataclasses.replace(
     crf=_VOC_SIZES * 8,
     deeplab_crop=321,
     deeplab_batch=5,
-    timed_updates=20,
+    timed_updates=10,
 )
 
 
@@ -410,7 +417,10 @@ def irn_step(data: Inputs, sizes: Sizes) -> Workload:
 
 def cams(data: Inputs, sizes: Sizes) -> Workload:
     """make_cam with the default scales."""
-    return Workload(**_over_images(data, make_cam.run, plain.make_cam, ["cam_out_dir"], sizes.cam))
+    outputs = ["cam_out_dir"]
+    return Workload(
+        **_over_images(data, make_cam.run, plain.make_cam, outputs, sizes.cam, n_plain=sizes.plain_cam),
+    )
 
 
 def advcams(data: Inputs, sizes: Sizes) -> Workload:
@@ -423,6 +433,7 @@ def advcams(data: Inputs, sizes: Sizes) -> Workload:
             plain.make_advcam,
             ["advcam_out_dir"],
             sizes.advcam,
+            n_plain=sizes.plain_advcam,
             units_per_image=inputs.N_OBJECTS * iterations,
             adv_iter=sizes.adv_iter,
             advcam_batch_size=sizes.advcam_batch,

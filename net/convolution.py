@@ -24,21 +24,59 @@ class SamePaddedConv2d(nn.Conv2d):
     """
 
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        # cuDNN takes about 0.1 s to prepare a depthwise convolution for each new size, PyTorch's own kernel nothing. In
-        # a training, whose crops are of one size (`misc.run.device.one_size`), that is done once
-        if x.device.type == "cuda" and self.groups > 1 and not torch.backends.cudnn.benchmark:
-            with torch.backends.cudnn.flags(enabled=False):
-                return self._padded(x, weight, bias)
-        return self._padded(x, weight, bias)
-
-    def _padded(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         (kernel, _), (stride, _) = self.kernel_size, self.stride
         if stride == 1 and kernel % 2:
-            return F.conv2d(x, weight, bias, padding=kernel // 2, groups=self.groups)
+            return self._convolved(x, weight, bias, kernel // 2)
         # TensorFlow's (ceil(side / stride) - 1) * stride + kernel - side, in a form that torch.export can reason about
         rows, columns = [kernel - stride + side % stride for side in x.shape[-2:]]
         x = F.pad(x, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2))
-        return F.conv2d(x, weight, bias, stride=stride, groups=self.groups)
+        return self._convolved(x, weight, bias, 0)
+
+    def _convolved(self, x: Tensor, weight: Tensor, bias: Tensor | None, padding: int) -> Tensor:
+        if x.device.type == "cuda" and self.groups > 1:
+            return _WithoutCudnn.apply(*_autocast(x, weight, bias), self.stride, (padding, padding), self.groups)
+        return F.conv2d(x, weight, bias, self.stride, padding, groups=self.groups)
+
+
+def _autocast(*tensors: Tensor | None) -> list[Tensor | None]:
+    """Tensors of one device as autocast would cast them for a convolution; it knows only PyTorch's own operations."""
+    device = tensors[0].device.type
+    if not torch.is_autocast_enabled(device):
+        return [*tensors]
+    dtype = torch.get_autocast_dtype(device)
+    return [None if tensor is None else tensor.to(dtype) for tensor in tensors]
+
+
+class _WithoutCudnn(torch.autograd.Function):
+    """A convolution in groups by PyTorch's own kernels.
+
+    cuDNN takes about 0.1 s to prepare a depthwise one for each new size of images, and seconds in a training's first
+    step, where it tries its algorithms. These kernels need no preparation.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        stride: tuple[int, int],
+        padding: tuple[int, int],
+        groups: int,
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.settings = (None if bias is None else [len(bias)], stride, padding, (1, 1), False, [0, 0], groups)
+        with torch.backends.cudnn.flags(enabled=False):
+            return F.conv2d(x, weight, bias, stride, padding, groups=groups)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        with torch.backends.cudnn.flags(enabled=False):
+            gradients = torch.ops.aten.convolution_backward(
+                gradient, *ctx.saved_tensors, *ctx.settings, ctx.needs_input_grad[:3]
+            )
+        return *gradients, None, None, None
 
 
 def convolve(
@@ -90,11 +128,8 @@ def _is_product(convolution: nn.Conv2d, x: Tensor) -> bool:
 
 
 def _fused(convolution: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor, shortcut: Tensor | None) -> Tensor:
-    given = [x, weight, bias, shortcut]
-    if torch.is_autocast_enabled(x.device.type):  # which does not know this operation
-        dtype = torch.get_autocast_dtype(x.device.type)
-        given = [None if tensor is None else tensor.to(dtype) for tensor in given]
-    return _Fused.apply(*given, convolution.stride, convolution.padding, convolution.dilation)
+    geometry = (convolution.stride, convolution.padding, convolution.dilation)
+    return _Fused.apply(*_autocast(x, weight, bias, shortcut), *geometry)
 
 
 class _Fused(torch.autograd.Function):

@@ -14,7 +14,7 @@ from torch import nn
 
 from benchmarks import bench_steps, compare_cams, measure, plain, workloads
 from benchmarks.bench_steps import STEPS
-from benchmarks.measure import BenchmarkError, Way, Worker, difference, flop_counter, run_once
+from benchmarks.measure import BenchmarkError, Way, Worker, difference, flop_counter, run_once, warm_up
 from benchmarks.table import Conditions, Cost, Report, Row, detail_table, load, page, require_same, save, summary_table
 from benchmarks.workloads import CPU_SIZES, Inputs
 from misc.errors import InputError
@@ -226,6 +226,26 @@ def test_updates_are_timed_without_those_at_the_ends():
     assert run.flops == 2 * (2 * 2 * 4 * 3)  # forward, and backward to the weights
     with pytest.raises(BenchmarkError, match="5 updates are too few"):
         run_once(Way(train, dict, untimed_updates=3), CPU)
+
+
+def test_the_beginning_of_a_training_warms_up():
+    done = []
+
+    def train():
+        layer = nn.Linear(4, 3, bias=False)
+        optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+        for number in range(50):
+            layer(torch.ones(2, 4)).sum().backward()
+            done.append(number)
+            optimizer.step()
+
+    run = warm_up(Way(train, dict, untimed_updates=2), CPU, count=True)
+    assert done == [0, 1, 2]
+    assert run.seconds > 0
+    assert run.flops == 2 * (2 * 2 * 4 * 3)
+    whole = warm_up(Way(lambda: done.clear(), dict), CPU, count=False)
+    assert whole.seconds > 0
+    assert done == []
 
 
 def test_batches_made_before_the_clock_starts_are_not_timed():

@@ -16,7 +16,7 @@ from net import convolution as net_convolution
 from net import resnet18_cam, resnet18_irn, resnet50_cam, resnet50_irn
 from net.backbone import FrozenStatsBatchNorm2d, _FoldedBasicBlock, _FoldedBottleneck, folded_once, run_in_order
 from net.build import build_network
-from net.convolution import _SameSize, convolve
+from net.convolution import SamePaddedConv2d, _SameSize, _WithoutCudnn, convolve
 
 
 @pytest.mark.parametrize("module", [resnet18_cam, resnet50_cam])
@@ -180,6 +180,31 @@ def test_what_follows_a_convolution_may_be_part_of_it(monkeypatch, stride, dilat
     convolution.requires_grad_(False)  # of frozen weights no gradient is computed
     (alone,) = torch.autograd.grad(convolve(convolution, x, convolution.weight, bias.detach(), relu=True).sum(), x)
     assert alone.shape == x.shape
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_depthwise_convolutions_of_a_gpu_and_their_gradients_are_those_of_pytorch(monkeypatch, stride, with_bias):
+    convolution = SamePaddedConv2d(4, 4, 3, stride=stride, groups=4, bias=with_bias).double()
+    x = torch.randn(2, 4, 8, 7, dtype=torch.float64, requires_grad=True)
+    inputs, expected = [x, *convolution.parameters()], convolution(x)
+    slope, with_cudnn, computed = torch.randn_like(expected), [], functional.conv2d
+    plain = torch.autograd.grad(expected, inputs, slope)
+
+    def as_on_a_gpu(given, weight, bias, padding):
+        return _WithoutCudnn.apply(given, weight, bias, (stride, stride), (padding, padding), 4)
+
+    def conv2d(*given, **settings):
+        with_cudnn.append(torch.backends.cudnn.enabled)
+        return computed(*given, **settings)
+
+    monkeypatch.setattr(convolution, "_convolved", as_on_a_gpu)
+    monkeypatch.setattr(functional, "conv2d", conv2d)
+    output = convolution(x)
+    for a, b in zip((output, *torch.autograd.grad(output, inputs, slope)), (expected, *plain), strict=True):
+        torch.testing.assert_close(a, b)
+    assert with_cudnn == [False]
+    assert torch.backends.cudnn.enabled
 
 
 def test_modules_in_order_are_as_one_after_the_other():
