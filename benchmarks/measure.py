@@ -1,5 +1,6 @@
 """Measuring: a process for each way, wall time, peak memory, FLOPs, and the speed of the machine itself."""
 
+import gc
 import os
 import platform
 import shutil
@@ -84,6 +85,7 @@ def synchronize(device: torch.device) -> None:
 
 def release_memory(device: torch.device) -> None:
     """Hand back what the GPU keeps in store for this process: the benchmark and both ways share its memory."""
+    gc.collect()  # a training that was ended in the middle has left some in cycles
     if device.type == "cuda":
         torch.cuda.empty_cache()
 

@@ -1,6 +1,6 @@
 """The mathematics of W-OoD: prototypes, distances and the two losses (W-OoD sections 3.2 and 3.3)."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -110,9 +110,10 @@ def distance_loss(dist: Tensor, label: Tensor, topk: float = 0.2) -> tuple[Tenso
 
 
 @contextmanager
-def _constant_weights(model: nn.Module) -> Iterator[None]:
-    """Within this block no weight requires a gradient, and nothing is kept for one."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+def _constant_weights(model: nn.Module | Callable) -> Iterator[None]:
+    """Within this block no weight of a module requires a gradient, and nothing is kept for one."""
+    weights = model.parameters() if isinstance(model, nn.Module) else ()
+    trained = [parameter for parameter in weights if parameter.requires_grad]
     try:
         for parameter in trained:
             parameter.requires_grad_(False)
@@ -130,7 +131,7 @@ def adversarial_step(model: nn.Module, images: Tensor, step: float = 0.07) -> Te
     Only gradients of the pixels are computed, none of the weights.
 
     Args:
-        model: (B, 3, H, W) -> (logits (B, C), features).
+        model: (B, 3, H, W) -> (logits (B, C), features), a module or any function.
         images: (B, 3, H, W) normalised.
 
     Returns:

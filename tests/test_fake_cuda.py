@@ -323,9 +323,9 @@ def test_a_copy_that_nobody_waited_for_is_no_result():
         assert Arriving(on_gpu(2)).wait().numpy().shape == (2,)
 
 
-@pytest.mark.parametrize(("groups", "training", "by_cudnn"), [(4, False, False), (4, True, False), (1, False, True)])
-def test_depthwise_convolutions_are_not_cudnns(monkeypatch, groups, training, by_cudnn):
-    """Which would prepare them for each new size, and at a training's first step, for longer than it computes them."""
+@pytest.mark.parametrize(("groups", "training", "by_cudnn"), [(4, False, False), (4, True, True), (1, False, True)])
+def test_depthwise_convolutions_of_whole_images_are_not_cudnns(monkeypatch, groups, training, by_cudnn):
+    """Which would prepare them for each new size for longer than it computes them."""
     asked, convolve = [], functional.conv2d
 
     def conv2d(*args, **kwargs):

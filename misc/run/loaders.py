@@ -1,5 +1,6 @@
 """The order in which samples are drawn, and the loaders that bring them."""
 
+import gc
 import math
 import os
 import signal
@@ -198,7 +199,7 @@ def _loader(
         persistent_workers=keep_workers and num_workers > 0,
         pin_memory=device.type == "cuda",
         collate_fn=_convert if options.get("batch_size", 1) is None else _collate,
-        worker_init_fn=_end_with_what_is_lost,
+        worker_init_fn=_set_up_worker,
         **options,
     )
 
@@ -263,11 +264,13 @@ def _sent(data: Any) -> Any:
     return [_sent(part) for part in data] if isinstance(data, list) else data
 
 
-def _end_with_what_is_lost(_number: int) -> None:
+def _set_up_worker(_number: int) -> None:
     """Let a worker end when it can't send an item, of which Python would tell on the screen and go on.
 
-    The process that uses the items notices that, and would wait for the lost one for ever.
+    The process that uses the items notices that, and would wait for the lost one for ever. What a worker has inherited
+    it never collects as garbage: memory that belongs to CUDA in the other process can't be freed in this one.
     """
+    gc.freeze()
 
     def end(error: Exception, _item: Any) -> None:
         os.write(2, f"a process that loads images can't send them: {reason_of(error)}\n".encode())
