@@ -87,12 +87,12 @@ def parts_of(device: str, folder: Path) -> list[Part]:
     data = ["--sample_root", folder / "sample_data"]
     profile = ["--device", device, "--output", folder / "profile.md"]
     commands = (
-        ("tests", [*tests, "-W", "default", "-v", "--tb=short", "-p", "no:cacheprovider"], 130),
-        ("bench_tf32", bench("tf32"), 190),
-        ("bench_bf16", bench("bf16", *BF16_STEPS), 80),
-        ("sample", [ROOT / "run_sample.py", *sample, *data], 140),
-        ("profile", [ROOT / "benchmarks/profile_steps.py", *profile], 60),
-        ("memory", [ROOT / "benchmarks/count_memory.py", *(["--measure"] if device == "cuda" else [])], 30),
+        ("tests", [*tests, "-W", "default", "-v", "--tb=short", "-p", "no:cacheprovider"], 110),
+        ("bench_tf32", bench("tf32"), 140),
+        ("bench_bf16", bench("bf16", *BF16_STEPS), 60),
+        ("sample", [ROOT / "run_sample.py", *sample, *data], 170),
+        ("profile", [ROOT / "benchmarks/profile_steps.py", *profile], 75),
+        ("memory", [ROOT / "benchmarks/count_memory.py", *(["--measure"] if device == "cuda" else [])], 35),
     )
     return [Part(name, [sys.executable, *command], share) for name, command, share in commands]
 

@@ -27,6 +27,31 @@ class MeanShift(nn.Module):
         return x if self.training else x - self.running_mean.view(1, -1, 1, 1)
 
 
+class _Upsample(nn.Upsample):
+    """Bilinear upsampling by a whole factor, on CUDA as two matrix products.
+
+    PyTorch's kernel there gives a thread one pixel of all channels and images, so that small maps of many channels
+    leave most of the GPU idle: a fifth of an IRN training step.
+    """
+
+    def __init__(self, factor: int) -> None:
+        super().__init__(scale_factor=factor, mode="bilinear", align_corners=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._as_products(x) if x.device.type == "cuda" else super().forward(x)
+
+    def _as_products(self, x: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        columns = self._weights(width, x)
+        rows = columns if height == width else self._weights(height, x)
+        return rows @ (x @ columns.T)
+
+    def _weights(self, n_cells: int, like: Tensor) -> Tensor:
+        """(n_cells * factor, n_cells): what each cell adds to each pixel, along one side."""
+        unit_vectors = torch.eye(n_cells, device=like.device, dtype=like.dtype)[None]
+        return F.interpolate(unit_vectors, scale_factor=self.scale_factor, mode="linear", align_corners=False)[0].T
+
+
 def _head(in_channels: int, out_channels: int, *, groups: int, upsample: int) -> nn.Sequential:
     """1x1 convolution, group norm, upsampling, ReLU, in this order."""
     layers: list[nn.Module] = [
@@ -34,7 +59,7 @@ def _head(in_channels: int, out_channels: int, *, groups: int, upsample: int) ->
         nn.GroupNorm(groups, out_channels),
     ]
     if upsample > 1:
-        layers.append(nn.Upsample(scale_factor=upsample, mode="bilinear", align_corners=False))
+        layers.append(_Upsample(upsample))
     return nn.Sequential(*layers, nn.ReLU(inplace=True))
 
 

@@ -17,6 +17,7 @@ from net import resnet18_cam, resnet18_irn, resnet50_cam, resnet50_irn
 from net.backbone import FrozenStatsBatchNorm2d, _FoldedBasicBlock, _FoldedBottleneck, folded_once, run_in_order
 from net.build import build_network
 from net.convolution import SamePaddedConv2d, _SameSize, _WithoutCudnn, convolve
+from net.irn import _Upsample
 
 
 @pytest.mark.parametrize("module", [resnet18_cam, resnet50_cam])
@@ -205,6 +206,18 @@ def test_depthwise_convolutions_of_a_gpu_and_their_gradients_are_those_of_pytorc
         torch.testing.assert_close(a, b)
     assert with_cudnn == [False]
     assert torch.backends.cudnn.enabled
+
+
+@pytest.mark.parametrize("factor", [2, 4])
+@pytest.mark.parametrize("size", [(5, 5), (7, 3), (1, 4)])
+def test_upsampling_as_products_is_bilinear(size, factor):
+    layer, x = _Upsample(factor), torch.randn(2, 3, *size, dtype=torch.float64, requires_grad=True)
+    given, expected = layer._as_products(x), layer(x)
+    torch.testing.assert_close(given, expected)
+    slope = torch.randn_like(expected)
+    for a, b in zip(*(torch.autograd.grad(y, x, slope) for y in (given, expected)), strict=True):
+        torch.testing.assert_close(a, b)
+    torch.testing.assert_close(_Upsample(factor)._as_products(x.detach().float()), expected.detach().float())
 
 
 def test_modules_in_order_are_as_one_after_the_other():
