@@ -110,10 +110,12 @@ def _is_fused(convolution: nn.Conv2d, x: Tensor) -> bool:
 
     That is in trainings (`misc.run.device.one_size`), and where there is a gradient, as that of AdvCAM's iterations.
     """
+    if torch.compiler.is_compiling():  # which has kernels of its own, and can't see into cuDNN's
+        return False
     often = torch.backends.cudnn.benchmark or torch.is_grad_enabled()
-    pads_itself = isinstance(convolution, SamePaddedConv2d)
-    can = often and _is_plain(convolution) and not pads_itself and may_fuse_relu(x.device)
-    return can and not torch.compiler.is_compiling()  # which has kernels of its own, and can't see into cuDNN's
+    pads_itself = type(convolution)._conv_forward is not nn.Conv2d._conv_forward or isinstance(convolution.padding, str)
+    has_kernel = x.dtype != torch.float64 and _is_plain(convolution) and not pads_itself
+    return often and has_kernel and may_fuse_relu(x.device)
 
 
 def _is_product(convolution: nn.Conv2d, x: Tensor) -> bool:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from fake_cuda import CUDA, fake_cuda, needs_driver, on_cuda
+from torch import nn
 from torch.nn import functional
 
 from misc import crf, instances
@@ -24,7 +25,7 @@ from misc.run.training import fit
 from misc.segmentation import masks_of_images
 from misc.torchutils import two_rate_optimizer
 from net import resnet18_cam, resnet18_deeplab, resnet18_irn, resnet50_cam
-from net.convolution import SamePaddedConv2d
+from net.convolution import SamePaddedConv2d, convolve
 from net.deeplab import MultiScale, Segmenter
 from tests import own_network
 from voc12.dataloader import images_of
@@ -364,3 +365,17 @@ def test_convolutions_run_with_what_follows_them_or_as_products(
     of_stride_one = 2  # of the shortcuts that are convolutions
     assert waits.n_fused == (1 + 3 * sum(stages) if in_one_kernel else 0)
     assert len(products) == (0 if of_training or gradient else 2 * sum(stages) + of_stride_one)
+
+
+@pytest.mark.parametrize(
+    ("settings", "dtype"),
+    [({}, torch.float64), ({"padding": "same"}, torch.float32), ({"groups": 2}, torch.float32), ({}, torch.float32)],
+)
+def test_what_cudnn_has_no_kernel_for_is_left_to_pytorch(settings, dtype):
+    with fake_cuda() as waits, one_size():
+        convolution = nn.Conv2d(4, 6, 3, bias=False, device=CUDA, dtype=dtype, **settings)
+        out = convolve(
+            convolution, on_gpu(2, 4, 9, 9, dtype=dtype), convolution.weight, on_gpu(6, dtype=dtype), relu=True
+        )
+        assert (out.shape[:2], out.dtype, out.device) == ((2, 6), dtype, CUDA)
+    assert waits.n_fused == (not settings and dtype == torch.float32)

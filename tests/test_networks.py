@@ -152,9 +152,9 @@ def test_dilated_convolutions_and_their_gradients_are_those_of_pytorch(kernel, d
 def test_what_follows_a_convolution_may_be_part_of_it(monkeypatch, stride, dilation, kernel, with_shortcut):
     """As plain operations, and as one of cuDNN's kernels, whose place PyTorch's own operations take here."""
     padding = dilation * (kernel // 2)
-    convolution = nn.Conv2d(3, 5, kernel, stride, padding, dilation, bias=False).double()
-    bias = torch.randn(5, dtype=torch.float64, requires_grad=True)
-    x = torch.randn(2, 3, 7, 9, dtype=torch.float64, requires_grad=True)
+    convolution = nn.Conv2d(3, 5, kernel, stride, padding, dilation, bias=False)
+    bias = torch.randn(5, requires_grad=True)
+    x = torch.randn(2, 3, 7, 9, requires_grad=True)
     shortcut = torch.randn_like(convolution(x)).requires_grad_(True) if with_shortcut else None
     inputs = [tensor for tensor in (x, convolution.weight, bias, shortcut) if tensor is not None]
     expected = convolution(x) + bias[:, None, None]
