@@ -140,6 +140,8 @@ class UpdateClock:
 
     def per_update(self, first: int, last: int) -> tuple[float, float]:
         """Seconds and FLOPs of an update, from the one of number `first` to that of number `last`."""
+        if last <= first:
+            raise BenchmarkError(f"{len(self)} updates are too few: {first + 1} or more at each end are not timed")
         synchronize(self._device)
         begin, end = self._moments[first], self._moments[last]
         seconds = begin.elapsed_time(end) / 1000 if self._device.type == "cuda" else end - begin
@@ -207,10 +209,7 @@ def run_once(way: Way, device: torch.device, *, count: bool = False) -> Run:
         seconds = way.clock() - started
     if way.untimed_updates is None:
         return Run(seconds / way.units, counter.get_total_flops() / way.units if counter else 0.0)
-    first, last = way.untimed_updates - 1, len(clock) - way.untimed_updates - 1
-    if last <= first:
-        raise BenchmarkError(f"{len(clock)} updates are too few: {way.untimed_updates} at each end are not timed")
-    return Run(*clock.per_update(first, last))
+    return Run(*clock.per_update(way.untimed_updates - 1, len(clock) - way.untimed_updates - 1))
 
 
 class Worker:

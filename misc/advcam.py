@@ -122,8 +122,9 @@ def climb(
             steepest = gradient.abs().amax(dim=(1, 2, 3, 4), keepdim=True)
             lowest, highest = (limit(pixels, dim=(1, 2, 3, 4), keepdim=True) for limit in (torch.amin, torch.amax))
             pixels = (pixels + step * gradient / (steepest + EPSILON)).clamp(lowest, highest)
-    with torch.no_grad():
-        return total + forward(pixels)[1]
+    with torch.enable_grad():  # as the passes before, whose kernels a GPU has prepared for this size
+        _, regions, _ = forward(pixels.detach().requires_grad_(True))
+    return total + regions.detach()
 
 
 def advcam_batch(

@@ -148,7 +148,7 @@ class FrozenStatsBatchNorm2d(nn.Module):
             return self._fold(weight)
         sources = (weight, self.weight, self.bias, self.running_mean, self.running_var)
         if torch.is_grad_enabled() and any(source.requires_grad for source in sources):
-            self._constant = None  # while they were constant for a while, as in an adversarial step
+            self._constant = None  # a copy from an adversarial step would only take memory
             if _shared is None or _may_run_again():
                 return self._fold(weight)
             if (self, weight) not in _shared:
@@ -168,14 +168,17 @@ class FrozenStatsBatchNorm2d(nn.Module):
 
 
 def run_in_order(modules: Iterable[nn.Module], x: Tensor) -> Tensor:
-    """Modules one after the other; a frozen norm, and a ReLU after it, are part of the convolution before them."""
+    """Modules one after the other; a frozen norm, and a ReLU after it, are part of the convolution before them.
+
+    They are then computed as one, so that hooks on this norm and this ReLU don't run.
+    """
     left = deque(modules)
     while left:
         module = left.popleft()
         folds = isinstance(module, nn.Conv2d) and module.bias is None
         if folds and left and isinstance(left[0], FrozenStatsBatchNorm2d):
             norm = left.popleft()
-            relu = bool(left) and isinstance(left[0], nn.ReLU)
+            relu = bool(left) and type(left[0]) is nn.ReLU
             if relu:
                 left.popleft()
             x = norm.after(module, x, relu=relu)

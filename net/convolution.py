@@ -1,6 +1,6 @@
 """Convolutions that PyTorch lacks: padded as in TensorFlow, one kernel with what follows them, dilated ones on a CPU.
 
-On a GPU bias, shortcut and ReLU are passes over memory that take longer than many a convolution. cuDNN does all in one.
+On a GPU bias, shortcut and ReLU are passes over memory, nearly as long as the convolutions. cuDNN does all in one.
 
 On a CPU oneDNN has no fast way to the gradient of a dilated convolution's weights, and its result has to be copied into
 another layout twice. Here it is one matrix product.
@@ -33,7 +33,8 @@ class SamePaddedConv2d(nn.Conv2d):
         return self._convolved(x, weight, bias, 0)
 
     def _convolved(self, x: Tensor, weight: Tensor, bias: Tensor | None, padding: int) -> Tensor:
-        if x.device.type == "cuda" and self.groups > 1 and not torch.backends.cudnn.benchmark:
+        whole_image = not (torch.backends.cudnn.benchmark or torch.compiler.is_compiling())
+        if x.device.type == "cuda" and self.groups > 1 and whole_image:
             return _WithoutCudnn.apply(*_autocast(x, weight, bias), self.stride, (padding, padding), self.groups)
         return F.conv2d(x, weight, bias, self.stride, padding, groups=self.groups)
 
@@ -41,7 +42,7 @@ class SamePaddedConv2d(nn.Conv2d):
 def _autocast(*tensors: Tensor | None) -> list[Tensor | None]:
     """Tensors of one device as autocast would cast them for a convolution; it knows only PyTorch's own operations."""
     device = tensors[0].device.type
-    if not torch.is_autocast_enabled(device):
+    if not torch.is_autocast_enabled(device) or any(x.dtype == torch.float64 for x in tensors if x is not None):
         return [*tensors]
     dtype = torch.get_autocast_dtype(device)
     return [None if tensor is None else tensor.to(dtype) for tensor in tensors]
@@ -92,8 +93,9 @@ def convolve(
 
     The result and its gradients are PyTorch's own, up to rounding. These gradients can't be differentiated once more.
     """
-    if relu and _is_fused(convolution, x):
-        return _fused(convolution, x, weight, bias, shortcut)
+    given = (x, weight, bias, shortcut)
+    if relu and _is_fused(convolution, x, needs_gradient=any(t is not None and t.requires_grad for t in given)):
+        return _Fused.apply(*_autocast(*given), convolution.stride, convolution.padding, convolution.dilation)
     if _is_product(convolution, x):
         out = F.linear(x.permute(0, 2, 3, 1), weight.flatten(1), bias).permute(0, 3, 1, 2)
     elif weight.requires_grad and torch.is_grad_enabled() and _is_slow(convolution, x):
@@ -105,16 +107,15 @@ def convolve(
     return F.relu(out, inplace=True) if relu else out
 
 
-def _is_fused(convolution: nn.Conv2d, x: Tensor) -> bool:
+def _is_fused(convolution: nn.Conv2d, x: Tensor, *, needs_gradient: bool) -> bool:
     """Whether cuDNN shall do all in one kernel: where it sees a size often, since it prepares such kernels for long.
 
     That is in trainings (`misc.run.device.one_size`), and where there is a gradient, as that of AdvCAM's iterations.
     """
     if torch.compiler.is_compiling():  # which has kernels of its own, and can't see into cuDNN's
         return False
-    often = torch.backends.cudnn.benchmark or torch.is_grad_enabled()
-    pads_itself = type(convolution)._conv_forward is not nn.Conv2d._conv_forward or isinstance(convolution.padding, str)
-    has_kernel = x.dtype != torch.float64 and _is_plain(convolution) and not pads_itself
+    often = torch.backends.cudnn.benchmark or (needs_gradient and torch.is_grad_enabled())
+    has_kernel = x.dtype != torch.float64 and _is_plain(convolution) and not isinstance(convolution.padding, str)
     return often and has_kernel and may_fuse_relu(x.device)
 
 
@@ -126,12 +127,8 @@ def _is_product(convolution: nn.Conv2d, x: Tensor) -> bool:
     """
     is_one_by_one = convolution.kernel_size == convolution.stride == (1, 1) and convolution.padding == (0, 0)
     whole_image = not (torch.backends.cudnn.benchmark or torch.is_grad_enabled())
-    return x.device.type == "cuda" and whole_image and is_one_by_one and _is_plain(convolution)
-
-
-def _fused(convolution: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor, shortcut: Tensor | None) -> Tensor:
-    geometry = (convolution.stride, convolution.padding, convolution.dilation)
-    return _Fused.apply(*_autocast(x, weight, bias, shortcut), *geometry)
+    is_known = _is_plain(convolution) or type(convolution) is SamePaddedConv2d and convolution.groups == 1
+    return x.device.type == "cuda" and whole_image and is_one_by_one and is_known
 
 
 class _Fused(torch.autograd.Function):
@@ -179,7 +176,9 @@ def _is_slow(convolution: nn.Conv2d, x: Tensor) -> bool:
 
 
 def _is_plain(convolution: nn.Conv2d) -> bool:
-    return convolution.groups == 1 and convolution.padding_mode == "zeros"
+    """Whether it computes as PyTorch's own class does, with zeros around the image and all channels together."""
+    own = type(convolution)._conv_forward is nn.Conv2d._conv_forward
+    return own and convolution.groups == 1 and convolution.padding_mode == "zeros"
 
 
 class _SameSize(torch.autograd.Function):

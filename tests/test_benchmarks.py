@@ -14,7 +14,7 @@ from torch import nn
 
 from benchmarks import bench_steps, compare_cams, measure, plain, workloads
 from benchmarks.bench_steps import STEPS
-from benchmarks.measure import BenchmarkError, Way, Worker, difference, flop_counter, run_once, warm_up
+from benchmarks.measure import BenchmarkError, UpdateClock, Way, Worker, difference, flop_counter, run_once, warm_up
 from benchmarks.table import Conditions, Cost, Report, Row, detail_table, load, page, require_same, save, summary_table
 from benchmarks.workloads import CPU_SIZES, Inputs
 from misc.errors import InputError
@@ -246,6 +246,35 @@ def test_the_beginning_of_a_training_warms_up():
     whole = warm_up(Way(lambda: done.clear(), dict), CPU, count=False)
     assert whole.seconds > 0
     assert done == []
+
+
+def test_a_clock_on_a_gpu_waits_for_nothing_between_updates(monkeypatch):
+    """Its moments are events in the queue of the GPU, read when all is done."""
+    said = []
+
+    class Event:
+        def __init__(self, *, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            said.append("event")
+            self.milliseconds = 500.0 * len(said)
+
+        def elapsed_time(self, other):
+            return other.milliseconds - self.milliseconds
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda _: said.append("wait"))
+    layer = nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    with UpdateClock(torch.device("cuda")) as clock:
+        for _ in range(4):
+            optimizer.step()
+    assert said == ["event"] * 4
+    assert clock.per_update(1, 3) == (0.5, 0)
+    assert said[4:] == ["wait"]
+    with pytest.raises(BenchmarkError, match="too few"):
+        clock.per_update(2, 2)
 
 
 def test_batches_made_before_the_clock_starts_are_not_timed():

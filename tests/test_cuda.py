@@ -25,6 +25,7 @@ from support import (
     make_all_inputs,
     make_toy_data,
 )
+from torch import nn
 from torch.nn import functional
 
 import run_sample
@@ -35,7 +36,9 @@ from misc.run.device import one_size, set_precision
 from misc.run.parallel import SHARE_GPUS
 from misc.run.record import start_log
 from net import convolution
+from net.irn import _Upsample
 from net.resnet50_cam import Net
+from net.resnet50_irn import EdgeDisplacement as EdgeDisplacement50
 from net.weights import read_checkpoint
 from tests.own_network import CAM, EdgeDisplacement
 from tests.test_distributed import run_in_processes
@@ -176,11 +179,13 @@ def relative_error(given, expected):
 
 @pytest.mark.parametrize("precision", ["tf32", "bf16"])
 def test_convolutions_lose_no_more_in_the_kernels_of_a_gpu(device, monkeypatch, precision):
-    """ResNet-50 with what follows each convolution in one kernel, and with products: against plain ones, by fp32."""
+    """Against plain ones: what follows a convolution is in its kernel, 1x1 ones and upsampling are products."""
     monkeypatch.setattr(torch, "cudnn_convolution_add_relu", Mock(wraps=torch.cudnn_convolution_add_relu))
     monkeypatch.setattr(functional, "linear", Mock(wraps=functional.linear))
-    given_device, model = torch.device(device), randomised_norms(Net(n_classes=3))
-    model.to(given_device).requires_grad_(True)
+    given_device = torch.device(device)
+    model, irn = (randomised_norms(network).to(given_device) for network in (Net(n_classes=3), EdgeDisplacement50()))
+    model.requires_grad_(True)
+    irn.train()
     images = torch.randn(2, 3, 97, 130, device=given_device, requires_grad=True)
     parameters = [images, *model.parameters()]
 
@@ -190,15 +195,16 @@ def test_convolutions_lose_no_more_in_the_kernels_of_a_gpu(device, monkeypatch, 
             logits, _ = model(images)
             gradients = torch.autograd.grad(logits.square().sum(), parameters)
         with torch.no_grad():
-            return [logits], gradients, [model.logit_maps(images)]
+            return [logits], gradients, [model.logit_maps(images)], irn.edge_and_displacement(images)
 
     try:
         own = computed(precision)
         n_blocks = 16 if device == "cuda" else 0
         assert torch.cudnn_convolution_add_relu.call_count == n_blocks
-        assert functional.linear.call_count == (2 * n_blocks + 2 if n_blocks else 0)
+        assert functional.linear.call_count == 2 * (2 * n_blocks + 2 if n_blocks else 0)
         for name in ("_is_fused", "_is_product"):
-            monkeypatch.setattr(convolution, name, lambda *_: False)
+            monkeypatch.setattr(convolution, name, lambda *_, **__: False)
+        monkeypatch.setattr(_Upsample, "forward", nn.Upsample.forward)
         plain, exact = computed(precision), computed("fp32")
     finally:
         set_precision("fp32", torch.device("cpu"))

@@ -10,6 +10,7 @@ from fake_cuda import CUDA, fake_cuda, needs_driver, on_cuda
 from torch import nn
 from torch.nn import functional
 
+from benchmarks.measure import flop_counter
 from misc import crf, instances
 from misc.advcam import advcam
 from misc.cam import batch_scale_maps, confident_label, merge_scales
@@ -359,7 +360,7 @@ def test_convolutions_run_with_what_follows_them_or_as_products(
     monkeypatch.setattr(functional, "linear", lambda *given: products.append(given) or linear(*given))
     with fake_cuda() as waits, one_size(of_training), torch.set_grad_enabled(gradient):
         set_precision(precision, CUDA)
-        logits, _ = on_cuda(model)(on_gpu(2, 3, 64, 64))
+        logits, _ = on_cuda(model)(on_gpu(2, 3, 64, 64).requires_grad_(gradient))
         assert (logits.shape, logits.dtype) == ((2, N_CLASSES), torch.float32)
     stages = [len(model.backbone.get_submodule(f"layer{number}")) for number in range(1, 5)]
     of_stride_one = 2  # of the shortcuts that are convolutions
@@ -379,3 +380,16 @@ def test_what_cudnn_has_no_kernel_for_is_left_to_pytorch(settings, dtype):
         )
         assert (out.shape[:2], out.dtype, out.device) == ((2, 6), dtype, CUDA)
     assert waits.n_fused == (not settings and dtype == torch.float32)
+
+
+def test_flops_of_a_convolution_are_the_same_with_what_follows_it():
+    counts = []
+    for of_training in (True, False):
+        convolution = nn.Conv2d(4, 6, 3, bias=False)
+        with fake_cuda() as waits, one_size(of_training), torch.no_grad(), flop_counter() as counter:
+            convolve(
+                convolution, on_gpu(2, 4, 9, 9), on_gpu(6, 4, 3, 3), on_gpu(6), shortcut=on_gpu(2, 6, 7, 7), relu=True
+            )
+        assert waits.n_fused == of_training
+        counts.append(counter.get_total_flops())
+    assert counts == [2 * (2 * 6 * 7 * 7) * (4 * 3 * 3)] * 2

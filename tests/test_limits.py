@@ -2,6 +2,7 @@
 
 import ctypes
 import errno
+import gc
 import json
 import os
 import re
@@ -310,6 +311,20 @@ def no_hang():
     signal.alarm(0)
     signal.signal(signal.SIGCHLD, handler)
     limits._kept.clear()
+
+
+class WhatIsFrozen(Items):
+    """Items that tell how many objects the garbage collector leaves alone in their process."""
+
+    def __getitem__(self, index):
+        return torch.tensor(gc.get_freeze_count())
+
+
+def test_workers_leave_what_they_inherited_alone():
+    """Memory of CUDA, in the cycles that an exception leaves behind, would end the process that frees it there."""
+    loader = sequential_loader(WhatIsFrozen(2), num_workers=1, device=CPU)
+    assert all(n > 10_000 for n in loader)
+    assert gc.get_freeze_count() == 0
 
 
 def read_all(loader):

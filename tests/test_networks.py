@@ -147,6 +147,18 @@ def test_dilated_convolutions_and_their_gradients_are_those_of_pytorch(kernel, d
     assert torch.equal(alone, given[1])
 
 
+def spied_backward(monkeypatch, seen_by):
+    """What `seen_by` says at each backward pass of a convolution, of its arguments."""
+    seen, computed = [], torch.ops.aten.convolution_backward
+
+    def backward(*given):
+        seen.append(seen_by(*given))
+        return computed(*given)
+
+    monkeypatch.setattr(torch.ops.aten, "convolution_backward", backward)
+    return seen
+
+
 @pytest.mark.parametrize("with_shortcut", [True, False])
 @pytest.mark.parametrize(("stride", "dilation", "kernel"), [(1, 1, 1), (2, 1, 3), (1, 2, 3)])
 def test_what_follows_a_convolution_may_be_part_of_it(monkeypatch, stride, dilation, kernel, with_shortcut):
@@ -178,9 +190,11 @@ def test_what_follows_a_convolution_may_be_part_of_it(monkeypatch, stride, dilat
         monkeypatch.setattr(torch, name, stand_in)
     monkeypatch.setattr(net_convolution, "may_fuse_relu", lambda device: True)
     assert "_Fused" in assert_as_expected().grad_fn.name()
-    convolution.requires_grad_(False)  # of frozen weights no gradient is computed
-    (alone,) = torch.autograd.grad(convolve(convolution, x, convolution.weight, bias.detach(), relu=True).sum(), x)
-    assert alone.shape == x.shape
+    asked = spied_backward(monkeypatch, lambda *given: given[-1])
+    constants = (convolution.weight.detach(), bias.detach())
+    output = convolve(convolution, x, *constants, shortcut=shortcut, relu=True)
+    torch.testing.assert_close(torch.autograd.grad(output, x, slope)[0], plain[0])
+    assert asked == [[True, False, False]]  # no gradient of what is frozen
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -201,10 +215,11 @@ def test_depthwise_convolutions_of_a_gpu_and_their_gradients_are_those_of_pytorc
 
     monkeypatch.setattr(convolution, "_convolved", as_on_a_gpu)
     monkeypatch.setattr(functional, "conv2d", conv2d)
+    backward_with_cudnn = spied_backward(monkeypatch, lambda *_: torch.backends.cudnn.enabled)
     output = convolution(x)
     for a, b in zip((output, *torch.autograd.grad(output, inputs, slope)), (expected, *plain), strict=True):
         torch.testing.assert_close(a, b)
-    assert with_cudnn == [False]
+    assert with_cudnn == backward_with_cudnn == [False]
     assert torch.backends.cudnn.enabled
 
 
@@ -220,9 +235,17 @@ def test_upsampling_as_products_is_bilinear(size, factor):
     torch.testing.assert_close(_Upsample(factor)._as_products(x.detach().float()), expected.detach().float())
 
 
+class DoubledReLU(nn.ReLU):
+    """Whose own forward pass counts."""
+
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
 def test_modules_in_order_are_as_one_after_the_other():
     modules = [nn.Conv2d(3, 4, 3, bias=False), FrozenStatsBatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 1), nn.ReLU6()]
     modules += [nn.Conv2d(4, 5, 1, bias=False), FrozenStatsBatchNorm2d(5), FrozenStatsBatchNorm2d(5), nn.ReLU()]
+    modules += [nn.Conv2d(5, 5, 1, bias=False), FrozenStatsBatchNorm2d(5), DoubledReLU()]
     randomised_norms(nn.Sequential(*modules))
     x = torch.randn(2, 3, 7, 8)
     torch.testing.assert_close(run_in_order(modules, x), nn.Sequential(*modules)(x))
@@ -245,6 +268,16 @@ def test_convolutions_that_pytorch_does_well_are_left_to_it(monkeypatch):
         assert convolve(dilated, x, dilated.weight, bias).dtype == torch.bfloat16
     meta = nn.Conv2d(4, 4, 3, bias=False, dilation=2, padding=2, device="meta")
     assert convolve(meta, x.to("meta"), meta.weight, bias.to("meta")).shape == (1, 4, 9, 9)
+
+
+def test_a_fold_is_not_kept_beside_one_that_is_trained():
+    norm, layer = FrozenStatsBatchNorm2d(4), nn.Conv2d(3, 4, 1, bias=False)
+    x = torch.randn(1, 3, 5, 5)
+    with torch.no_grad():
+        constant = norm.after(layer, x)
+    assert norm._constant is not None
+    torch.testing.assert_close(norm.after(layer, x), constant)
+    assert norm._constant is None
 
 
 @torch.no_grad()

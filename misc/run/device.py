@@ -113,8 +113,8 @@ def one_size(yes: bool = True) -> Iterator[None]:
 def may_fuse_relu(device: torch.device) -> bool:
     """Whether cuDNN shall add bias and shortcut and apply ReLU in the kernel that convolves: with TF32 or 16 bits.
 
-    Each of them is a pass over memory otherwise, and together they take longer than the convolution. In full float32
-    such kernels are slower than the plain ones; GPUs before NVIDIA's Ampere, and AMD's, have none or other ones.
+    Each of them is a pass over memory otherwise, and together they take nearly as long as the convolutions. In full
+    float32 nothing is gained; GPUs before NVIDIA's Ampere, and AMD's, have no such kernels or other ones.
     """
     if device.type != "cuda" or torch.version.hip is not None:
         return False
