@@ -268,8 +268,8 @@ images. Printed by `python benchmarks/bench_steps.py`.
 * Plain: `benchmarks/plain.py`, the original's arithmetic on the same files. "Extrapolated": the time on the largest
   of the smaller maps, plus that of the additional FLOPs of the squarings at the rate of a large matrix product; all
   else is taken as constant, which understates the plain way. `--full` measures it. Where the plain way gets fewer
-  images than ours, they are the first of ours; what a way takes to start, network and processes included, is then spread
-  over fewer. Its walk is in full float32 whatever the precision, as ours is.
+  images than ours, they are the first of ours; what a way takes to start, network and processes included, is then
+  spread over fewer. Its walk is in full float32 whatever the precision, as ours is.
 * Not timed: the checks of the input that `run_sample.py` makes before a run. Trainings are timed from one update to
   the next, without those at the start and at the end for which the loaders' workers have nothing to make.
 * cam_to_ir_label, eval_deeplab: the plain way is one process, with pydensecrf.
