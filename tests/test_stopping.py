@@ -346,7 +346,9 @@ def test_the_example_for_slurm_passes_the_signal_on_and_queues_the_job_again(tmp
     (example,) = re.findall(
         r"^```bash\n(#!/bin/bash\n#SBATCH.*?)^```", (ROOT / "docs/running.md").read_text(), re.M | re.S
     )
-    run = "trap 'sleep 0.2; echo saved >> said; exit 143' TERM; echo started >> said; while :; do sleep 0.05; done"
+    # Half a second, in which a shell that others keep waiting comes to its next line
+    run = "trap 'sleep 0.2; echo saved >> said; exit 143' TERM; sleep 0.5; echo started >> said"
+    run += "; while :; do sleep 0.05; done"
     for name, lines in (("python", run), ("scontrol", 'echo "$@" >> said')):
         (tmp_path / name).write_text(f"#!/bin/bash\n{lines}\n")
         (tmp_path / name).chmod(0o755)
