@@ -1,6 +1,7 @@
 """Gradients of three processes, summed while the backward pass runs: `test_distributed.py` starts it by torchrun."""
 
 import time
+import weakref
 from collections.abc import Collection
 
 import pytest
@@ -129,6 +130,7 @@ if __name__ == "__main__":
     dist.all_reduce = told_all_reduce
     with distributed.process_group(torch.device("cpu")):
         assert distributed.n_processes() == 3
+        group = weakref.ref(dist.group.WORLD)
         layers = make_layers()
         check_buckets(layers)
         check_that_the_sums_are_waited_for(layers)
@@ -136,3 +138,4 @@ if __name__ == "__main__":
         check_layers_without_a_gradient(layers)
         check_odd_parameters()
         check_gradients_in_parts()
+    assert group() is None, "its threads would live until the exit, which they can abort"

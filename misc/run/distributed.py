@@ -11,6 +11,7 @@ called by every process, in the same order.
 
 import gc
 import hashlib
+import importlib
 import math
 import os
 from collections import Counter
@@ -58,6 +59,9 @@ def process_group(device: torch.device) -> Iterator[None]:
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    # Functions of this module keep the group that exists when it is imported, with its threads, for good, and PyTorch's
+    # optimisers import it. Such a thread can abort the process when it ends, although the run has succeeded.
+    importlib.import_module("torch.distributed.nn.functional")
     store, number, count = next(dist.rendezvous("env://", timeout=PATIENCE))
     # After a restart torchrun may hand out the store of the start before, which holds the addresses of the dead.
     start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
@@ -70,7 +74,7 @@ def process_group(device: torch.device) -> Iterator[None]:
     finally:
         if succeeded or device.type == "cpu":  # NCCL could wait for a process that is gone
             dist.destroy_process_group()
-            gc.collect()  # a cycle that holds the group would keep its threads until the exit, which they would abort
+            gc.collect()  # a cycle that holds the group would keep its threads as well
 
 
 def n_processes() -> int:
