@@ -5,7 +5,7 @@ network is put in place by a class that fills these three attributes.
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -87,7 +87,7 @@ class Renormalized(nn.Module):
 
 
 _Folded = tuple[Tensor, Tensor]
-"""Weight and bias of a convolution and the norm after it, in one."""
+"""Weight and bias: of a convolution and the norm after it, in one, or of a norm."""
 _shared: dict[tuple[nn.Module, Tensor], _Folded] | None = None
 """Within `folded_once`, by norm and weight: what was folded there."""
 
@@ -106,6 +106,20 @@ def folded_once() -> Iterator[None]:
         yield
     finally:
         _shared = before
+
+
+class _Kept:
+    """What was made of tensors, as long as nothing in them changes."""
+
+    def __init__(self) -> None:
+        self._state: tuple = ()
+        self._made: _Folded | None = None
+
+    def made_of(self, sources: Sequence[Tensor], make: Callable[[], _Folded]) -> _Folded:
+        state = tuple((source.data_ptr(), source._version, source.dtype) for source in sources)
+        if self._made is None or self._state != state:
+            self._state, self._made = state, make()
+        return self._made
 
 
 def _may_run_again() -> bool:
@@ -128,7 +142,7 @@ class FrozenStatsBatchNorm2d(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels))
         self.register_buffer("running_mean", torch.zeros(channels))
         self.register_buffer("running_var", torch.ones(channels))
-        self._constant: tuple[tuple, _Folded] | None = None
+        self._constant_fold, self._constant_norm = _Kept(), _Kept()
 
     def forward(self, x: Tensor) -> Tensor:
         return F.batch_norm(
@@ -146,25 +160,36 @@ class FrozenStatsBatchNorm2d(nn.Module):
         """Of the convolution's weight and this norm; constant ones are kept as long as nothing in them changes."""
         if torch.compiler.is_compiling():
             return self._fold(weight)
-        sources = (weight, self.weight, self.bias, self.running_mean, self.running_var)
+        sources = (weight, *self._sources())
         if torch.is_grad_enabled() and any(source.requires_grad for source in sources):
-            self._constant = None  # a copy from an adversarial step would only take memory
+            self._constant_fold = _Kept()  # a copy from an adversarial step would only take memory
             if _shared is None or _may_run_again():
                 return self._fold(weight)
             if (self, weight) not in _shared:
                 _shared[self, weight] = self._fold(weight)
             return _shared[self, weight]
-        state = tuple((source.data_ptr(), source._version, source.dtype) for source in sources)
-        if self._constant is None or self._constant[0] != state:
-            self._constant = state, tuple(folded.detach() for folded in self._fold(weight))
-        return self._constant[1]
+        return self._constant_fold.made_of(sources, lambda: tuple(folded.detach() for folded in self._fold(weight)))
 
     def _fold(self, weight: Tensor) -> _Folded:
+        scale, bias = self._scale_and_bias()
+        return weight * scale.view(-1, 1, 1, 1), bias
+
+    def _scale_and_bias(self) -> _Folded:
+        """The norm is `scale * x + bias`; that of frozen weights (DeepLab's) is kept, too."""
+        is_constant = not any(source.requires_grad for source in self._sources())
+        if torch.compiler.is_compiling() or not is_constant:
+            return self._made_affine()
+        return self._constant_norm.made_of(self._sources(), self._made_affine)
+
+    def _made_affine(self) -> _Folded:
         scale = self.weight * torch.rsqrt(self.running_var + self.eps)
-        return weight * scale.view(-1, 1, 1, 1), self.bias - self.running_mean * scale
+        return scale, self.bias - self.running_mean * scale
+
+    def _sources(self) -> tuple[Tensor, ...]:
+        return self.weight, self.bias, self.running_mean, self.running_var
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "_constant": None}
+        return {**self.__dict__, "_constant_fold": _Kept(), "_constant_norm": _Kept()}
 
 
 def run_in_order(modules: Iterable[nn.Module], x: Tensor) -> Tensor:

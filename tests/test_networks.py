@@ -275,9 +275,27 @@ def test_a_fold_is_not_kept_beside_one_that_is_trained():
     x = torch.randn(1, 3, 5, 5)
     with torch.no_grad():
         constant = norm.after(layer, x)
-    assert norm._constant is not None
+    assert norm._constant_fold._made is not None
     torch.testing.assert_close(norm.after(layer, x), constant)
-    assert norm._constant is None
+    assert norm._constant_fold._made is None
+
+
+def test_a_frozen_norm_is_computed_once_and_follows_its_weights(monkeypatch):
+    norm, layer = randomised_norms(FrozenStatsBatchNorm2d(4)).requires_grad_(False), nn.Conv2d(3, 4, 1, bias=False)
+    x = torch.randn(1, 3, 5, 5)
+    computed, compute = [], FrozenStatsBatchNorm2d._made_affine
+    monkeypatch.setattr(FrozenStatsBatchNorm2d, "_made_affine", lambda of: computed.append(of) or compute(of))
+    for n_expected, change in enumerate(
+        (lambda: None, lambda: norm.weight.mul_(2), lambda: norm.running_var.add_(1)), 1
+    ):
+        change()
+        for _ in range(2):
+            torch.testing.assert_close(norm.after(layer, x), norm(layer(x)))
+            with torch.no_grad():
+                layer.weight.mul_(0.5)
+        assert len(computed) == n_expected
+    norm.requires_grad_(True).after(layer, x).sum().backward()
+    assert norm.weight.grad is not None
 
 
 @torch.no_grad()
