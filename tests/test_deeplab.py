@@ -329,6 +329,7 @@ def test_accumulated_batches_are_one_large_batch(tmp_path):
             n_steps=2,
             steps_per_epoch=1,
             batch_size=1,
+            seed=0,
             name=name,
             result_dir=str(tmp_path),
             rate_flag="lr",

@@ -146,12 +146,12 @@ def test_no_step_of_a_training_waits_for_the_gpu(name, family, tmp_path):
             n_steps=2,
             steps_per_epoch=2,
             batch_size=2,
+            seed=0,
             name=name,
             result_dir=str(tmp_path),
             rate_flag="rate",
             state=SimpleNamespace(
                 restore=lambda: 0,
-                restore_generators=lambda: None,
                 unfinished_line=None,
                 save_if_due=lambda step: None,
                 save=lambda step: None,

@@ -176,9 +176,8 @@ def test_a_training_whose_memory_runs_out_loses_no_step(toy, monkeypatch, step):
     backward, began = training._backward, []
 
     def fail(given, *, share):
-        began.append(torch.get_rng_state())
+        began.append(given)
         if len(began) == 4:
-            torch.rand(9)  # as a network with dropout does
             raise GPU_ERROR
         return backward(given, share=share)
 
@@ -193,7 +192,6 @@ def test_a_training_whose_memory_runs_out_loses_no_step(toy, monkeypatch, step):
     state = torch.load(f"result/state/{step}.pth", weights_only=True)
     done = 3 // (2 if step == "train_deeplab" else 1)  # whose steps have two batches each
     assert state["step"] == done
-    assert torch.equal(state["generators"]["cpu"], began[-1])
     weights, lines = train(toy, step, **rare)
     assert f"{step} goes on after step {done} " in messages()
     assert lines == losses

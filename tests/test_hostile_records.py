@@ -376,11 +376,6 @@ STATES = {
     "chosen weights that are text": (("parts", "selection", "best_state"), "x"),
     "a choice whose score is text": (("parts", "selection", "best_miou"), "best"),
     "a choice whose step is a list": (("parts", "selection", "best_step"), [1]),
-    "no generators": (("generators",),),
-    "a generator that is text": (("generators", "cpu"), "x"),
-    "a short generator": (("generators", "cpu"), torch.zeros(8, dtype=torch.uint8)),
-    "a generator of floats": (("generators", "cpu"), torch.zeros(5056)),
-    "generators of GPUs that are a number": (("generators", "cuda"), 3),
 }
 
 
@@ -394,7 +389,6 @@ def test_a_damaged_state_changes_nothing(tmp_path, name):
     before = fresh.everything()
     assert fresh.state.restore() == 0
     assert fresh.everything() == before
-    fresh.state.restore_generators()
     fresh.steps()
 
 

@@ -200,6 +200,7 @@ def train(training: Training, n_steps: int, folder: Path) -> tuple[dict[str, lis
         n_steps=n_steps,
         steps_per_epoch=n_steps,
         batch_size=1,
+        seed=0,
         name="train",
         result_dir=str(folder),
         rate_flag="learning_rate",

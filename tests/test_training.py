@@ -49,7 +49,7 @@ def train(loss_of, *, n_steps=3, batches_per_step=1, stop_after=None, **options)
         rate_flag="rate",
         state=state,
         batches_per_step=batches_per_step,
-        **{"after_step": stop, **options},
+        **{"after_step": stop, "seed": 0, **options},
     )
     return model.weight.item()
 
@@ -152,20 +152,45 @@ def test_an_optimisers_state_goes_from_device_to_device(monkeypatch):
     assert str(states[False]) == str(states[True])
 
 
-def test_random_numbers_go_on_after_an_interruption():
-    """As a network with dropout draws them."""
+def numbers_drawn(*, n_steps=4, **options):
+    """By a network with dropout, say, in each step of a training, and the trained number."""
+    drawn = []
 
     def loss_of(weight, batch):
-        return {"total": weight * torch.rand(())}
+        drawn.append(torch.rand(()).item())
+        return {"total": weight * drawn[-1]}
+
+    try:
+        return drawn, train(loss_of, n_steps=n_steps, **options)
+    except KeyboardInterrupt:
+        return drawn, None
+
+
+def test_what_a_network_draws_depends_on_seed_step_and_process_alone(monkeypatch):
+    expected, trained = numbers_drawn()
+    assert len({*expected}) == len(expected)
+
+    def training_anew(**options):
+        Path("result/state/t.pth").unlink()
+        return numbers_drawn(**options)
 
     torch.manual_seed(3)
-    expected = train(loss_of)
-    Path("result/state/t.pth").unlink()
-    torch.manual_seed(3)
-    with pytest.raises(KeyboardInterrupt):
-        train(loss_of, stop_after=3)
+    looks = {"after_step": lambda step: {"drawn": torch.rand(step).mean().item()}}  # as loaders draw, of which some are kept
+    assert training_anew(**looks) == (expected, trained)
+    before, _ = training_anew(stop_after=2)
     torch.manual_seed(4)
-    assert train(loss_of) == expected
+    after, resumed = numbers_drawn()
+    assert before + after == expected
+    assert resumed == trained
+    others, _ = training_anew(seed=1)
+    monkeypatch.setattr("misc.run.training.rank", lambda: 1)
+    of_another_process, _ = training_anew()
+    assert not {*expected} & {*others} | {*expected} & {*of_another_process}
+
+
+def test_passes_of_a_step_draw_other_numbers():
+    drawn, _ = numbers_drawn(batches_per_step=2)
+    assert len({*drawn}) == len(drawn) == 8
 
 
 def test_a_state_is_due_after_so_many_minutes(monkeypatch):

@@ -26,13 +26,17 @@ PIXELS_A_PLACE = 512 * 512
 
 
 class Stream(IntEnum):
-    """The random streams of a run's seed: each training has its own, so that no two draw the same orders and crops."""
+    """The random streams of a run's seed: each training has its own, so that no two draw the same orders and crops.
+
+    `NETWORKS` is for what networks themselves draw in a training, as for dropout.
+    """
 
     CLASSIFIER = 0
     CAM = 1
     CAM_OOD = 2
     IRN = 3
     DEEPLAB = 4
+    NETWORKS = 5
 
 
 def generator(seed: Sequence[int], *place: int) -> np.random.Generator:

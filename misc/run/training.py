@@ -18,24 +18,25 @@ from misc.errors import InputError, ProcessLost
 from misc.files.soundness import unsound_weight
 from misc.run.board import board
 from misc.run.config import Config
-from misc.run.device import Arriving, one_size, resolve_device
+from misc.run.device import Arriving, one_size, resolve_device, set_seed
 from misc.run.distributed import (
     GradientSums,
     is_first_process,
     max_over_processes,
     n_processes,
+    rank,
     sums_when_it_returns,
 )
 from misc.run.done import made_with
 from misc.run.journal import Journal
 from misc.run.limits import LOST_CONNECTION, lacks_memory
-from misc.run.loaders import training_loader
+from misc.run.loaders import Stream, generator, training_loader
 from misc.run.notices import notice
 from misc.run.progress import progress
 from misc.run.record import metrics_log, read_losses
 from misc.run.step import Inputs, Step
 from misc.run.stopping import GRACE_SECONDS, is_told, stop_deferred, told
-from misc.run.training_state import Part, TrainingState, random_generators
+from misc.run.training_state import Part, TrainingState
 
 FEWEST_COMPARED = 10
 """Steps from which on a loss's start and end tell more than the chance of single batches."""
@@ -127,6 +128,7 @@ class Training:
             "n_steps": self.n_steps,
             "steps_per_epoch": self.steps_per_epoch,
             "batches_per_step": self.batches_per_step,
+            "seed": self.args.seed,
             "name": self.step.name,
             "result_dir": self.args.result_dir,
             "tensorboard": self.args.tensorboard,
@@ -141,6 +143,7 @@ def fit(
     n_steps: int,
     steps_per_epoch: float,
     batch_size: int,
+    seed: int,
     name: str,
     result_dir: str,
     rate_flag: str,
@@ -162,6 +165,8 @@ def fit(
         loss_of: batch -> named scalars, among them `total`. With several processes: those of the whole batch, whose
             gradient is of this process's part (as `misc.run.distributed.sum_over_processes` has it).
         batch_size: images a batch, for the speed shown.
+        seed: of the run. What a network draws, as for dropout, depends on it, the step and the process alone, so that a
+            training can be taken up after any step.
         name: of the bar and of `<result_dir>/metrics/<name>.jsonl`.
         rate_flag: the learning rate's flag, named if the loss stops being finite (`InputError`).
         other_help: what else to do then, beside lowering it.
@@ -175,7 +180,6 @@ def fit(
     if done == n_steps and state.unfinished_line is None:
         return
     batches = iter(batches_from(done * batches_per_step))
-    state.restore_generators()
     n_kept = done - (state.unfinished_line is not None)
     device = optimizer.param_groups[0]["params"][0].device
     with (
@@ -204,6 +208,7 @@ def fit(
         started = time.perf_counter()
         for step, group in enumerate(_groups(batches, batches_per_step, state=state, done=done), start=done + 1):
             optimizer.zero_grad(set_to_none=True)
+            set_seed(int(generator((seed, Stream.NETWORKS), step, rank()).integers(2**32)))
             with _saved_if_cut_short(state, step - 1, device):
                 of_batches = [_backward(loss_of(batch), share=1 / batches_per_step) for batch in group]
                 gradients.finish()
@@ -266,17 +271,16 @@ def _saved_if_cut_short(state: TrainingState, done: int, device: torch.device) -
     """For what changes no weight: if the memory does not suffice, or another process is gone, `state` is saved.
 
     No process gets further in a step than to the sums of its gradients until all have come there. So the weights of the
-    first process, who saves, are those after `done` steps of all, wherever the others are; the random numbers are those
-    with which the block began. Where the GPU has yet to compute what a collective has returned, with NCCL, nobody knows
-    whether weights are made of whole sums once a process is gone: then nothing is saved.
+    first process, who saves, are those after `done` steps of all, wherever the others are. Where the GPU has yet to
+    compute what a collective has returned, with NCCL, nobody knows whether weights are made of whole sums once a process
+    is gone: then nothing is saved.
     """
-    generators = random_generators()
     try:
         yield
     except Exception as error:
         is_lost = isinstance(error, ProcessLost)
         if done and (sums_when_it_returns(device) if is_lost else lacks_memory(error)):
-            state.save(done, generators=generators)
+            state.save(done)
         raise
 
 

@@ -1,7 +1,8 @@
 """The state of a training on disk, so that a run that was killed goes on where it was saved last.
 
 A resumed training computes what an uninterrupted one does: batches depend on seed, epoch and index alone
-(`misc.run.loaders.ShuffledBatches`); weights, momentum, learning rates and random numbers are in the state.
+(`misc.run.loaders.ShuffledBatches`), what networks draw on seed and step; weights, momentum and learning rates are in
+the state.
 """
 
 import copy
@@ -67,7 +68,6 @@ class TrainingState:
         self._name, self._parts, self._seconds, self._resume = name, parts, 60 * minutes, resume
         self._n_steps = n_steps
         self._made_with = json.dumps(made_with, sort_keys=True)
-        self._generators: dict[str, Any] | None = None
         self._done: int | None = None
         self.unfinished_line: dict[str, Any] | None = None
         """What was said of the last step done, if the run was told to end before all of it was known."""
@@ -104,22 +104,13 @@ class TrainingState:
                 part.load_state_dict(content["parts"][name])
                 if isinstance(part, nn.Module) and (weight := unsound_weight(part.state_dict())):
                     raise ValueError(f"{weight} holds NaN, infinity or numbers without bounds")
-            _require_generators(content["generators"])
         except Exception as error:  # a damaged file makes whoever uses it fail in any way
             for name, part in self._parts.items():
                 part.load_state_dict(before[name])
             self._set_aside(error)
             return False
-        self._generators, self.unfinished_line = content["generators"], content.get("unfinished_line")
+        self.unfinished_line = content.get("unfinished_line")
         return True
-
-    def restore_generators(self) -> None:
-        """Set the random generators as they were: for after the loaders have started, who draw from them, too."""
-        if self._generators is None:
-            return
-        torch.set_rng_state(self._generators["cpu"])
-        if torch.cuda.is_available() and len(self._generators["cuda"]) == torch.cuda.device_count():
-            torch.cuda.set_rng_state_all(self._generators["cuda"])
 
     def _read(self) -> dict[str, Any] | None:
         if not self.path.is_file():
@@ -160,18 +151,10 @@ class TrainingState:
         if time.monotonic() - self._saved_at >= self._seconds:
             self.save(step)
 
-    def save(
-        self,
-        step: int,
-        *,
-        unfinished_line: dict[str, Any] | None = None,
-        generators: dict[str, Any] | None = None,
-    ) -> None:
+    def save(self, step: int, *, unfinished_line: dict[str, Any] | None = None) -> None:
         """Write the state after `step` steps; of several processes, whose parts are equal, the first one does it.
 
-        Args:
-            unfinished_line: what is known of that step, if what follows a step is still to be done.
-            generators: the `random_generators` after that step, if they have gone on since.
+        `unfinished_line`: what is known of that step, if what follows a step is still to be done.
         """
         self.before_saving()
         if not is_first_process():
@@ -181,7 +164,6 @@ class TrainingState:
             "n_steps": self._n_steps,
             "made_with": self._made_with,
             "parts": {name: part.state_dict() for name, part in self._parts.items()},
-            "generators": generators or random_generators(),
             "unfinished_line": unfinished_line,
         }
         with atomic_path(self.path) as temporary:
@@ -220,17 +202,3 @@ def remove_unfinished_metrics(result_dir: str | Path) -> None:
     for path in (Path(result_dir) / METRICS_FOLDER).glob(f"*{GROWING}"):
         if not state_path(result_dir, path.name.removesuffix(GROWING)).is_file():
             path.unlink()
-
-
-def random_generators() -> dict[str, Any]:
-    """The state of PyTorch's random generators: `cpu`, and `cuda`, one a GPU, where CUDA is in use."""
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-    return {"cpu": torch.get_rng_state(), "cuda": cuda}
-
-
-def _require_generators(states: dict[str, Any]) -> None:
-    """Raise an error for states that random generators can't have."""
-    torch.Generator().set_state(states["cpu"])
-    for state in states["cuda"]:
-        if torch.cuda.is_available():
-            torch.Generator("cuda").set_state(state)
