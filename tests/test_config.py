@@ -36,6 +36,17 @@ def test_values_are_typed_and_read_only():
         config.train_list = "other.txt"
 
 
+@pytest.mark.parametrize("recipe", [[], ["--recipe", "small"], ["--recipe", "sample"]])
+def test_a_number_that_is_given_as_it_is_by_default_is_the_same_setting(recipe):
+    """Records compare what is written, where 7 and 7.0 differ."""
+    by_default = vars(parse_config(recipe))
+    for name, value in by_default.items():
+        numbers = value if isinstance(value, tuple) else (value,)
+        if all(isinstance(number, int | float) and not isinstance(number, bool) for number in numbers) and numbers:
+            given = [f"{number:g}" for number in numbers]
+            assert repr(vars(parse_config([*recipe, f"--{name}", *given]))[name]) == repr(value), name
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -11,6 +11,7 @@ import re
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -453,6 +454,15 @@ class Config:
         False, "write one page of what was done so far: curves, tables, pictures (not in the original)"
     )
 
+    def __post_init__(self) -> None:
+        # A default of 7 and a given 7.0 are one setting, also in records, which compare what is written
+        for name, annotation in _types().items():
+            value = getattr(self, name)
+            if annotation is float:
+                object.__setattr__(self, name, float(value))
+            elif annotation == tuple[float, ...]:
+                object.__setattr__(self, name, tuple(map(float, value)))
+
     def only(self, names: Sequence[str]) -> dict[str, Any]:
         """{name: value} of some flags."""
         return {name: getattr(self, name) for name in names}
@@ -468,6 +478,12 @@ class Config:
         if self.masks_from == "advcam":
             return CamSource(self.advcam_out_dir, flag="advcam_out_dir", made_by="make_advcam")
         return CamSource(self.cam_out_dir, flag="cam_out_dir", made_by="make_cam")
+
+
+@cache
+def _types() -> dict[str, Any]:
+    """{flag: its type}."""
+    return typing.get_type_hints(Config)
 
 
 STEP_SUFFIX = "_pass"
@@ -525,7 +541,7 @@ def _make_parser() -> _Parser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,
     )
-    annotations, defaults = typing.get_type_hints(Config), vars(Config())
+    annotations, defaults = _types(), vars(Config())
     for item in fields(Config):
         annotation = annotations[item.name]
         options: dict[str, Any] = {}
