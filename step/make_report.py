@@ -83,7 +83,7 @@ def run(args: Config) -> None:
     names = names_with_background(devkit.classes)
     wood = collect_arm("W-OoD", args.result_dir, args.voc12_root, names)
     control = collect_arm("Control", args.control_dir, args.voc12_root, names)
-    arms = [wood, control] if control.scores else [wood]
+    arms = [wood, control] if control.scores or control.outdated else [wood]
 
     data = PicturedData(devkit.classes, voc_palette(), devkit.image_path, devkit.mask_path)
     folders = OutputFolders(

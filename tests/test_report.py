@@ -245,6 +245,37 @@ def test_results_of_another_data_set_are_not_shown(finished, tmp_path, monkeypat
     assert "No run is recorded" in page.text
 
 
+def test_a_score_of_earlier_files_is_not_shown(finished, tmp_path, monkeypatch):
+    shutil.copytree(finished.work, tmp_path / "work", symlinks=True)
+    monkeypatch.chdir(tmp_path / "work")
+    older = {
+        "Evaluation: CAM (its score is of what there was before train_cam was done again)": "eval_cam",
+        "Evaluation: CAM + CRF (its score is of what there was before train_cam was done again)": "eval_ir_label",
+        "Evaluation: Masks after IRN (its score is of what there was before train_cam was done again)": "eval_sem_seg",
+    }
+    run(finished, train_cam_pass=True, make_cam_pass=True, make_report_pass=True, seed=5)
+    page = Page("result/report.html")
+    for sentence, step in older.items():
+        assert sentence in missing_parts(page)
+        assert f"--{step}_pass True --redo {step}" in missing_parts(page)
+    assert "Control (its score" not in page.text
+    assert "maps reach" not in page.text
+    assert "Instance AP" not in page.text.replace(missing_parts(page), "")
+
+    run(finished, eval_cam_pass=True, make_report_pass=True, seed=5)
+    page = Page("result/report.html")
+    first, *others = older
+    assert first not in page.text
+    assert all(sentence in missing_parts(page) for sentence in others)
+    best = json.loads(Path("result/scores/eval_cam.json").read_text())["best"]["miou"]
+    assert f"maps reach {100 * best:.1f}" in page.text
+    control = {"cam_weights_name": "sess/control.pth", **CONTROL}
+    run(finished, train_cam_pass=True, make_cam_pass=True, **control, seed=5)
+    run(finished, **REPORT, seed=5)
+    sentence = "Evaluation: CAM, Control (its score is of what there was before train_cam was done again)"
+    assert sentence in missing_parts(Page("result/report.html"))
+
+
 def test_facts_are_those_of_the_training_not_of_the_report(finished, tmp_path, monkeypatch):
     shutil.copytree(finished.work, tmp_path / "work", symlinks=True)
     monkeypatch.chdir(tmp_path / "work")

@@ -175,7 +175,9 @@ def test_what_a_network_draws_depends_on_seed_step_and_process_alone(monkeypatch
         return numbers_drawn(**options)
 
     torch.manual_seed(3)
-    looks = {"after_step": lambda step: {"drawn": torch.rand(step).mean().item()}}  # as loaders draw, of which some are kept
+    looks = {
+        "after_step": lambda step: {"drawn": torch.rand(step).mean().item()}
+    }  # as loaders draw, of which some are kept
     assert training_anew(**looks) == (expected, trained)
     before, _ = training_anew(stop_after=2)
     torch.manual_seed(4)

@@ -1,15 +1,21 @@
 """Reading what a run left behind. Whatever is missing or damaged is left out."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from misc.files.jsonfile import is_number, read_dict
 from misc.files.resultfiles import RUNS_FOLDER, SCORES_FOLDER
+from misc.run.done import DoneSteps
 from misc.run.record import LARGEST_SHOWN, read_losses
 
+MAKERS = (
+    *("train_classifier", "train_cam", "make_cam", "make_advcam", "cam_to_ir_label", "train_irn"),
+    *("make_sem_seg", "make_ins_seg", "train_deeplab"),
+)
+"""The steps whose results are scored, or made into what is, in the order of the chain."""
 TRAININGS = ("train_classifier", "train_cam", "train_irn", "train_deeplab")
 SEGMENTATION_EVALUATIONS = {"eval_deeplab": "DeepLab", "eval_deeplab_crf": "DeepLab + CRF"}
 EVALUATIONS = {
@@ -19,6 +25,7 @@ EVALUATIONS = {
     "eval_sem_seg": "Masks after IRN",
     **SEGMENTATION_EVALUATIONS,
 }
+INSTANCE_EVALUATION = "eval_ins_seg"
 CAM_EVALUATIONS = ("eval_cam", "eval_advcam")
 """Over background scores."""
 OPTIONAL = ("eval_advcam", "train_deeplab", *SEGMENTATION_EVALUATIONS)
@@ -36,7 +43,8 @@ class Arm:
 
     Attributes:
         name: as shown.
-        scores: evaluation name -> its JSON, for those that were done on this data set and class list.
+        scores: evaluation name -> its JSON, for those that were done on this data set and class list, and are up to date.
+        outdated: evaluation name -> the step that was done after it, so that its score is of earlier files.
         losses: training name -> {"step": [...], loss name: [...]}.
         instance_ap: the mean instance AP and its IoU threshold, where it was measured on this data set.
         runs: records of the runs on this data set that did more than a report, oldest first.
@@ -46,6 +54,7 @@ class Arm:
 
     name: str
     scores: dict[str, Record] = field(default_factory=dict)
+    outdated: dict[str, str] = field(default_factory=dict)
     losses: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     instance_ap: tuple[float, float] | None = None
     runs: list[Record] = field(default_factory=list)
@@ -148,6 +157,29 @@ def _same_path(path: Any, other: Any) -> bool:
         return False
 
 
+def evaluation_step(evaluation: str) -> str:
+    """The step that does an evaluation."""
+    return "eval_deeplab" if evaluation in SEGMENTATION_EVALUATIONS else evaluation
+
+
+def _later_step(evaluation: str, records: Mapping[str, Record]) -> str | None:
+    """The first step of the chain behind an evaluation that was done after it; None if there is none, or no record.
+
+    `records`: {step: its record}, as `misc.run.done.DoneSteps` writes them.
+    """
+    evaluated = records.get(evaluation_step(evaluation))
+    if not evaluated:
+        return None
+    used, later = {*evaluated["inputs"]}, None
+    for step in reversed(MAKERS):
+        record = records.get(step)
+        if record and used & record["places"].keys():
+            used |= record["inputs"].keys()
+            if (record["finished"] or record["started"]) > evaluated["started"]:
+                later = step
+    return later
+
+
 def _segmentation_training(scores: Record, records: Iterable[Record]) -> Record | None:
     """Flags of the run that wrote the weights of a segmentation evaluation: the last one before that evaluation."""
     latest = found = None
@@ -172,18 +204,27 @@ def collect_arm(name: str, result_dir: str | Path, voc12_root: str, class_names:
         owner.update(dict.fromkeys(_done(record), ours))
         if ours and record["steps"] != [REPORT_STEP]:
             arm.runs.append(record)
+    done = DoneSteps(folder)
+    steps = {step: done.read(step) for step in (*MAKERS, *map(evaluation_step, EVALUATIONS), INSTANCE_EVALUATION)}
+    later_steps = {evaluation: _later_step(evaluation, steps) for evaluation in (*EVALUATIONS, INSTANCE_EVALUATION)}
     for evaluation in EVALUATIONS:
         content = read_dict(folder / SCORES_FOLDER / f"{evaluation}.json")
         ours = _same_path(content.get("voc12_root"), voc12_root) and content.get("classes") == class_names
         if ours and _is_score(content, over_thresholds=evaluation in CAM_EVALUATIONS):
-            arm.scores[evaluation] = content
+            if later := later_steps[evaluation]:
+                arm.outdated[evaluation] = later
+            else:
+                arm.scores[evaluation] = content
     if arm.segmentation_scores is not None:
         arm.segmentation_training = _segmentation_training(arm.segmentation_scores, records)
-    instances = read_dict(folder / SCORES_FOLDER / "eval_ins_seg.json")
+    instances = read_dict(folder / SCORES_FOLDER / f"{INSTANCE_EVALUATION}.json")
     ap = instances.get("map"), instances.get("iou_threshold")
     ours = _same_path(instances.get("voc12_root"), voc12_root) and instances.get("classes") == class_names[1:]
     if ours and all(is_number(number, low=0, high=1) for number in ap):
-        arm.instance_ap = ap
+        if later := later_steps[INSTANCE_EVALUATION]:
+            arm.outdated[INSTANCE_EVALUATION] = later
+        else:
+            arm.instance_ap = ap
     for training in TRAININGS:  # losses carry no data set: the last run that wrote them tells it
         losses = read_losses(folder, training) if owner.get(training) else {}
         if losses:
