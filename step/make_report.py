@@ -1,5 +1,6 @@
 """Last step: one page that shows what the run did, from the files in the result folder (not in the original)."""
 
+import importlib
 import logging
 import shlex
 from pathlib import Path
@@ -9,11 +10,12 @@ from torch import nn
 from misc.errors import InputError
 from misc.files.atomic import atomic_path
 from misc.files.resultfiles import METRICS_FOLDER, PICTURE_FOLDER, REPORT, SCORES_FOLDER, STEPS_FOLDER
-from misc.report.collect import Arm, collect_arm
+from misc.report.collect import INSTANCE_EVALUATION, MAKERS, Arm, collect_arm, steps_redone
 from misc.report.page import chart_files, render_page
 from misc.report.pictures import Captioned, contact_sheet
 from misc.report.sheet import OutputFolders, PicturedData, Sheet, ShownNetworks, example_pictures
 from misc.run.config import (
+    STEP_MODULES,
     STEP_SUFFIX,
     Config,
     changed_flags,
@@ -23,6 +25,7 @@ from misc.run.config import (
     to_arguments,
 )
 from misc.run.device import resolve_device
+from misc.run.done import DoneSteps
 from misc.run.plan import Planned, require_writable
 from misc.run.record import UNPRINTABLE
 from misc.run.step import Files, Inputs, Step
@@ -83,7 +86,8 @@ def run(args: Config) -> None:
     names = names_with_background(devkit.classes)
     wood = collect_arm("W-OoD", args.result_dir, args.voc12_root, names)
     control = collect_arm("Control", args.control_dir, args.voc12_root, names)
-    arms = [wood, control] if control.scores or control.outdated else [wood]
+    _leave_out_earlier_scores(wood, args)
+    arms = [wood, control] if control.scores else [wood]
 
     data = PicturedData(devkit.classes, voc_palette(), devkit.image_path, devkit.mask_path)
     folders = OutputFolders(
@@ -120,6 +124,25 @@ def run(args: Config) -> None:
     with atomic_path(folder / REPORT) as temporary:
         temporary.write_text(page, encoding="utf-8", errors=UNPRINTABLE)
     log.info("wrote %s", folder / REPORT)
+
+
+def _leave_out_earlier_scores(wood: Arm, args: Config) -> None:
+    """Those of files that are gone: a step behind them was done again, and what it makes has changed since.
+
+    Changed data do not count: what was made before is then still what was scored.
+    """
+    done = DoneSteps(args.result_dir)
+    records = {name: done.read(name) for name in STEP_MODULES}
+    made = {flag for name in MAKERS if (record := records[name]) for flag in record["places"]}
+    changed: dict[str, str | None] = {}
+    evaluations = [*wood.scores, *([] if wood.instance_ap is None else [INSTANCE_EVALUATION])]
+    for evaluation in evaluations:
+        for step in steps_redone(evaluation, records):
+            if step not in changed:
+                changed[step] = done.changed_input(importlib.import_module(STEP_MODULES[step]), args, flags=made)
+            if why := changed[step]:
+                wood.leave_out(evaluation, step=step, why=why)
+                break
 
 
 def _command(args: Config, step: str) -> str:

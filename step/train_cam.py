@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from misc.errors import InputError
-from misc.files.checkpointfile import checkpoint_file
+from misc.files.checkpointfile import checkpoint_file, files_of_network
 from misc.files.paths import Paths
 from misc.imutils import normalize, resize_image
 from misc.ood import class_prototypes, kmeans, wood_losses
@@ -31,7 +31,7 @@ from misc.selection import CheckpointSelection, selection_steps
 from misc.torchutils import two_rate_optimizer
 from net.build import build_network, require_same_weights, source_file
 from net.weights import load_weights, save_weights
-from voc12.classes import files_of_network, save_named
+from voc12.classes import save_named
 from voc12.dataloader import ClassificationCrops, ScaledImages, WholeImages, images_of
 from voc12.devkit import Devkit, open_devkit, require_classes_of_network
 from voc12.images import LabelledImages, read_labelled_images, require_batch

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from misc.classifier import classification_losses
+from misc.files.checkpointfile import files_of_network
 from misc.run.config import Config
 from misc.run.device import to_device
 from misc.run.distributed import mean_over_processes, sum_over_processes
@@ -19,7 +20,7 @@ from misc.run.training import Training, fit
 from misc.torchutils import two_rate_optimizer
 from net.build import build_network, source_file
 from net.weights import load_imagenet, save_weights, start_input
-from voc12.classes import files_of_network, save_named
+from voc12.classes import save_named
 from voc12.dataloader import ClassificationCrops, TopLeftCrops, images_of
 from voc12.devkit import open_devkit
 from voc12.images import LabelledImages, read_labelled_images, require_batch

@@ -6,6 +6,7 @@ from pathlib import Path
 from torch import Tensor
 
 from misc.deeplab import deeplab_optimizer, multiscale_losses
+from misc.files.checkpointfile import files_of_network
 from misc.files.images import label_paths
 from misc.run.config import Config, deeplab_list_flag
 from misc.run.device import to_device
@@ -16,7 +17,7 @@ from misc.run.training import Training, fit
 from net.build import build_network, source_file
 from net.deeplab import MultiScale
 from net.weights import save_weights, start_input
-from voc12.classes import files_of_network, names_with_background, save_named
+from voc12.classes import names_with_background, save_named
 from voc12.dataloader import SegmentationCrops
 from voc12.devkit import Devkit, open_devkit
 from voc12.images import read_ids_to_segment, require_batch

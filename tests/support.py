@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from misc.errors import InputError
 from misc.files import camfile, instancefile
+from misc.files.checkpointfile import classes_beside
 from misc.files.images import read_label, write_label
 from misc.files.instancefile import Detections
 from misc.indexing import pair_paths
 from net.weights import BACKBONE_PREFIX, save_weights
 from tests import own_network
-from voc12.classes import classes_beside, write_classes
+from voc12.classes import write_classes
 
 
 @dataclass(frozen=True)

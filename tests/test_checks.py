@@ -20,12 +20,13 @@ from torch import nn
 
 import run_sample
 from misc.errors import InputError
+from misc.files.checkpointfile import classes_beside
 from misc.run.config import STEP_MODULES, parse_config, switches
 from misc.run.plan import Plan
 from net.weights import save_weights
 from step import make_report
 from tests import own_network
-from voc12.classes import classes_beside, write_classes
+from voc12.classes import write_classes
 
 
 @pytest.fixture(scope="module")

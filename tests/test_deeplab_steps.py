@@ -15,6 +15,7 @@ import run_sample
 from misc.crf import crf_inference_softmax
 from misc.errors import InputError
 from misc.files import camfile
+from misc.files.checkpointfile import classes_beside
 from misc.files.images import read_image, read_label
 from misc.imutils import to_chw
 from misc.run.device import set_precision
@@ -25,7 +26,7 @@ from net.weights import read_checkpoint, save_weights
 from step.eval_deeplab import SERVER_LAYOUT
 from step.export_deeplab import CLASSES_FILE
 from tests.own_network import DeepLab, EdgeDisplacement
-from voc12.classes import classes_beside, voc_palette, write_classes
+from voc12.classes import voc_palette, write_classes
 
 WEIGHTS = "sess/deeplab_v2_ood.pth"
 CPU = torch.device("cpu")

@@ -16,6 +16,7 @@ import run_sample
 from benchmarks import bench_mining
 from misc.classifier import class_probabilities
 from misc.errors import InputError
+from misc.files.checkpointfile import classes_beside
 from misc.files.images import read_image
 from misc.imutils import normalize, to_chw
 from misc.mining import NEAR, by_size, perceptual_hash, rank, scoring_size
@@ -26,7 +27,7 @@ from net.weights import save_weights
 from tests import colour_network
 from tests.test_fitting import limit
 from voc12 import sample
-from voc12.classes import classes_beside, write_classes
+from voc12.classes import write_classes
 from voc12.lists import read_ood_paths
 
 CHANNEL_OF = {"aeroplane": 0, "bottle": 1, "train": 2}

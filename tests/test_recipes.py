@@ -1,13 +1,16 @@
 """Recipes: which one runs, what it sets, what it decides by the files that are there, and what it says about that."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from support import NO_STEPS
 
 import run_sample
 from misc.errors import InputError
+from misc.files.atomic import write_json
 from misc.files.devkitfiles import IMPORT_RECORD
 from misc.run.config import Config, changed_flags, enabled_steps, parse_config, to_arguments
 from misc.run.recipes import DEEPLAB_START, RECIPES
@@ -103,6 +106,33 @@ def test_the_classifier_is_trained_only_if_there_is_none(name):
     touch(f"sess/{name}")
     assert "train_classifier" not in steps("--recipe", "cam")
     assert "train_classifier" in steps("--recipe", "cam", "--cam_init_weights_name", "other.pth")
+
+
+@pytest.mark.parametrize("recipe", ["cam", "small"])
+def test_a_classifier_that_was_trained_here_is_kept_up_to_date(toy, recipe):
+    given = ["--recipe", recipe, "--cam_init_weights_name", "sess/own.pth"]
+    run_sample.run(toy.flags(**NO_STEPS | {"train_classifier_pass": True, "cam_init_weights_name": "sess/own.pth"}))
+    record = Path("result/steps/train_classifier.json")
+    assert parse_config(given).train_classifier_pass
+    assert not parse_config([*given, "--result_dir", "other"]).train_classifier_pass
+    touch("sess/foreign.pth")
+    assert not parse_config([*given[:-1], "sess/foreign.pth"]).train_classifier_pass
+
+    finished = json.loads(record.read_text())
+    write_json(record, {**finished, "finished": None})  # interrupted while it makes another one
+    assert parse_config(given).train_classifier_pass
+    for damaged in ({}, {**finished, "places": 3}, {**finished, "outputs": []}):
+        write_json(record, damaged)
+        assert not parse_config(given).train_classifier_pass
+    write_json(record, finished)
+    Path("sess/own.pth").write_bytes(b"from elsewhere")
+    assert not parse_config(given).train_classifier_pass
+
+
+def test_a_step_to_be_done_again_has_to_be_among_the_steps():
+    with pytest.raises(InputError, match="--redo: train_irn is not among the steps of this run; add"):
+        parse_config(["--redo", "make_cam", "train_irn"])
+    assert parse_config(["--redo", "make_cam"]).redo == ("make_cam",)
 
 
 @pytest.mark.parametrize(
@@ -286,13 +316,32 @@ def test_small_evaluates_only_what_has_masks(photographs):
     assert sentences == ["evaluations are left out: there are no masks in mine/SegmentationClass."]
     touch("mine/SegmentationClass/0.png")
     touch("sess/small_cam_orig.pth")
-    assert steps(*photographs) == SMALL_CHAIN - {"eval_ins_seg", "eval_deeplab"}
+    config, sentences = explained(*photographs)
+    assert set(enabled_steps(config)) == SMALL_CHAIN - {"eval_ins_seg", "eval_deeplab"}
+    val = "mine/ImageSets/Segmentation/val.txt"
+    assert sentences == [f"evaluations that need it are left out: there is no list {val} of images with masks."]
     touch("mine/SegmentationObject/0.png")
     touch("mine/ImageSets/Segmentation/val.txt")
     config, sentences = explained(*photographs)
     assert set(enabled_steps(config)) == SMALL_CHAIN
     assert config.val_list == "mine/ImageSets/Segmentation/val.txt"
     assert sentences == []
+
+
+def test_an_evaluations_list_that_is_named_has_to_be_there(photographs):
+    touch("mine/SegmentationClass/0.png")
+    touch("sess/small_cam_orig.pth")
+    for is_imported in (False, True):
+        if is_imported:
+            Path("mine", IMPORT_RECORD).touch()
+        flags = ["--chainer_eval_set", "trian", "--deeplab_eval_set", "vall"]
+        assert steps(*photographs, *flags) == SMALL_CHAIN - {"eval_ins_seg"}
+
+
+@pytest.mark.parametrize("flag", ["cam_batch_size", "irn_batch_size", "deeplab_batch_size", "ood_batch_size"])
+def test_batches_without_images_are_refused(photographs, flag):
+    with pytest.raises(InputError, match=f"--{flag} must be at least 1, got 0"):
+        parse_config([*photographs, f"--{flag}", "0"])
 
 
 def test_small_without_lists_leaves_the_complaint_to_the_steps():

@@ -12,6 +12,7 @@ import torch
 from benchmarks import count_flops
 from benchmarks.measure import flop_counter
 from misc.advcam import SCALES, climb, iterations_at
+from misc.files.checkpointfile import classes_beside
 from misc.files.resultfiles import REPORT, SCORES_FOLDER
 from misc.imutils import cells_of
 from misc.run.config import Config, enabled_steps, parse_config, switches, to_arguments
@@ -20,7 +21,7 @@ from net.build import build_network
 from net.resnet50_cam import Net
 from step.make_sem_seg_labels import PALETTE_FOLDER
 from tests.own_network import CAM, FiveConvolutions
-from voc12.classes import VOC_CLASSES, classes_beside
+from voc12.classes import VOC_CLASSES
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "docs/reproduce.md").read_text()

@@ -12,13 +12,14 @@ import torch
 from support import NO_STEPS, TOY_CLASSES
 
 import run_sample
+from misc.files.checkpointfile import classes_beside
 from misc.files.images import read_label, write_label
 from misc.run.loaders import ShuffledBatches
 from misc.run.training_state import TrainingState
 from misc.torchutils import PolyOptimizer
 from net.weights import read_checkpoint, save_weights
 from tests.own_network import Net
-from voc12.classes import classes_beside, read_classes, save_named, write_classes
+from voc12.classes import read_classes, save_named, write_classes
 
 WEIGHTS = {
     "train_classifier": ("cam_init_weights_name", "sess/res50_cam_orig.pth"),

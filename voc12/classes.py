@@ -11,6 +11,7 @@ import numpy as np
 
 from misc.errors import InputError, first_three
 from misc.files.atomic import atomic_path
+from misc.files.checkpointfile import classes_beside
 from misc.files.text import read_text
 from misc.imutils import IGNORE_LABEL
 
@@ -82,16 +83,6 @@ def write_classes(path: str | Path, names: Sequence[str]) -> None:
     """Write class names as `read_classes` reads them."""
     with atomic_path(path) as temporary:
         temporary.write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
-
-
-def files_of_network(weights: str) -> list[str | Path]:
-    """A checkpoint, and its class names beside it."""
-    return [weights, classes_beside(weights)]
-
-
-def classes_beside(weights: str | Path) -> Path:
-    """The file with the class names of a checkpoint: `NAME.classes.txt` for `NAME.pth`."""
-    return Path(f"{str(weights).removesuffix('.pth')}.classes.txt")
 
 
 def save_named(weights: str | Path, names: Sequence[str], *, save: Callable[[str | Path], None]) -> None:

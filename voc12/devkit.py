@@ -7,11 +7,12 @@ from itertools import zip_longest
 from pathlib import Path
 
 from misc.errors import InputError, requirement
+from misc.files.checkpointfile import classes_beside
 from misc.files.devkitfiles import CLASS_LIST, IMAGES, MASKS, OBJECTS, TO_EVALUATE, list_path
 from misc.files.images import IMAGE_SUFFIXES, label_path
 from misc.files.look import Folder, folder_at, remembered
 from misc.files.paths import Paths
-from voc12.classes import VOC_CLASSES, classes_beside, names_with_background, read_classes
+from voc12.classes import VOC_CLASSES, names_with_background, read_classes
 
 
 @dataclass(frozen=True)

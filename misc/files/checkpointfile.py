@@ -1,4 +1,4 @@
-"""Under which names a checkpoint may lie."""
+"""Under which names a checkpoint may lie, and what lies beside it."""
 
 from pathlib import Path
 
@@ -11,3 +11,13 @@ def checkpoint_names(path: str | Path) -> tuple[Path, ...]:
 def checkpoint_file(path: str | Path) -> Path:
     """The first of these names that is a file; `path` where none is."""
     return next((name for name in checkpoint_names(path) if name.is_file()), Path(path))
+
+
+def files_of_network(weights: str) -> list[str | Path]:
+    """A checkpoint, and its class names beside it."""
+    return [weights, classes_beside(weights)]
+
+
+def classes_beside(weights: str | Path) -> Path:
+    """The file with the class names of a checkpoint: `NAME.classes.txt` for `NAME.pth`."""
+    return Path(f"{str(weights).removesuffix('.pth')}.classes.txt")

@@ -11,6 +11,8 @@ from misc.report.collect import EVALUATIONS, Arm
 COLOURS = {"W-OoD": "#1f6fb2", "Control": "#d9822b", "AdvCAM": "#2f8f5b"}
 MASK_COLOURS = {"eval_sem_seg": "#3b3b3b", "eval_deeplab": "#7a4ea3", "eval_deeplab_crf": "#b59ad0"}
 LEGEND_COLUMNS = 3
+LOWEST_BARS = 1.8
+"""Inches: a lower figure has no room beside its legend and axis."""
 NOT_LOSSES = ("step", "epoch", "lr", "images_per_second", "validation_loss", "cam_miou")
 RIGHT_AXIS = ("distance",)
 """Terms of another size, whose weight in the total is small."""
@@ -106,7 +108,8 @@ def class_bars(arms: Sequence[Arm]) -> bytes | None:
         return None
     names = [name for k, name in enumerate(series[0][2]) if any(iou[k] is not None for *_, iou in series)]
     rows = [series[0][2].index(name) for name in names]
-    figure = Figure(figsize=(7.2, 0.8 + 0.18 * (len(series) + 1) * len(names)), layout="constrained")
+    inches = max(LOWEST_BARS, 0.8 + 0.18 * (len(series) + 1) * len(names))
+    figure = Figure(figsize=(7.2, inches), layout="constrained")
     axes = figure.add_subplot()
     height = 0.8 / len(series)
     for number, (label, colour, _, iou) in enumerate(series):

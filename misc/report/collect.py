@@ -8,7 +8,6 @@ from typing import Any
 
 from misc.files.jsonfile import is_number, read_dict
 from misc.files.resultfiles import RUNS_FOLDER, SCORES_FOLDER
-from misc.run.done import DoneSteps
 from misc.run.record import LARGEST_SHOWN, read_losses
 
 MAKERS = (
@@ -43,8 +42,8 @@ class Arm:
 
     Attributes:
         name: as shown.
-        scores: evaluation name -> its JSON, for those that were done on this data set and class list, and are up to date.
-        outdated: evaluation name -> the step that was done after it, so that its score is of earlier files.
+        scores: evaluation name -> its JSON, for those that were done on this data set and class list.
+        outdated: evaluation name -> a step behind it that is no longer up to date, and why; its score is left out.
         losses: training name -> {"step": [...], loss name: [...]}.
         instance_ap: the mean instance AP and its IoU threshold, where it was measured on this data set.
         runs: records of the runs on this data set that did more than a report, oldest first.
@@ -54,7 +53,7 @@ class Arm:
 
     name: str
     scores: dict[str, Record] = field(default_factory=dict)
-    outdated: dict[str, str] = field(default_factory=dict)
+    outdated: dict[str, tuple[str, str]] = field(default_factory=dict)
     losses: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     instance_ap: tuple[float, float] | None = None
     runs: list[Record] = field(default_factory=list)
@@ -68,6 +67,16 @@ class Arm:
     def last_run_of(self, step: str) -> Record | None:
         """The latest run in which `step` was done."""
         return next((run for run in reversed(self.runs) if step in _done(run)), None)
+
+    def leave_out(self, evaluation: str, *, step: str, why: str) -> None:
+        """Take a score for one of earlier files, since `step` is no longer up to date."""
+        self.outdated[evaluation] = step, why
+        if evaluation == INSTANCE_EVALUATION:
+            self.instance_ap = None
+        else:
+            del self.scores[evaluation]
+        if self.segmentation_scores is None:
+            self.segmentation_training = None
 
     @property
     def segmentation_scores(self) -> Record | None:
@@ -162,22 +171,23 @@ def evaluation_step(evaluation: str) -> str:
     return "eval_deeplab" if evaluation in SEGMENTATION_EVALUATIONS else evaluation
 
 
-def _later_step(evaluation: str, records: Mapping[str, Record]) -> str | None:
-    """The first step of the chain behind an evaluation that was done after it; None if there is none, or no record.
+def steps_redone(evaluation: str, records: Mapping[str, Record]) -> list[str]:
+    """The steps behind an evaluation, and itself, if one of them was done after it; else none. In the chain's order.
 
-    `records`: {step: its record}, as `misc.run.done.DoneSteps` writes them.
+    `records`: {step: its record}, as `misc.run.done.DoneSteps` writes them; a step without one is left out.
     """
-    evaluated = records.get(evaluation_step(evaluation))
+    step = evaluation_step(evaluation)
+    evaluated = records.get(step)
     if not evaluated:
-        return None
-    used, later = {*evaluated["inputs"]}, None
-    for step in reversed(MAKERS):
-        record = records.get(step)
+        return []
+    used, behind = {*evaluated["inputs"]}, [step]
+    for maker in reversed(MAKERS):
+        record = records.get(maker)
         if record and used & record["places"].keys():
             used |= record["inputs"].keys()
-            if (record["finished"] or record["started"]) > evaluated["started"]:
-                later = step
-    return later
+            behind.insert(0, maker)
+    times = [records[name]["finished"] or records[name]["started"] for name in behind[:-1]]
+    return behind if any(time > evaluated["started"] for time in times) else []
 
 
 def _segmentation_training(scores: Record, records: Iterable[Record]) -> Record | None:
@@ -204,27 +214,18 @@ def collect_arm(name: str, result_dir: str | Path, voc12_root: str, class_names:
         owner.update(dict.fromkeys(_done(record), ours))
         if ours and record["steps"] != [REPORT_STEP]:
             arm.runs.append(record)
-    done = DoneSteps(folder)
-    steps = {step: done.read(step) for step in (*MAKERS, *map(evaluation_step, EVALUATIONS), INSTANCE_EVALUATION)}
-    later_steps = {evaluation: _later_step(evaluation, steps) for evaluation in (*EVALUATIONS, INSTANCE_EVALUATION)}
     for evaluation in EVALUATIONS:
         content = read_dict(folder / SCORES_FOLDER / f"{evaluation}.json")
         ours = _same_path(content.get("voc12_root"), voc12_root) and content.get("classes") == class_names
         if ours and _is_score(content, over_thresholds=evaluation in CAM_EVALUATIONS):
-            if later := later_steps[evaluation]:
-                arm.outdated[evaluation] = later
-            else:
-                arm.scores[evaluation] = content
+            arm.scores[evaluation] = content
     if arm.segmentation_scores is not None:
         arm.segmentation_training = _segmentation_training(arm.segmentation_scores, records)
     instances = read_dict(folder / SCORES_FOLDER / f"{INSTANCE_EVALUATION}.json")
     ap = instances.get("map"), instances.get("iou_threshold")
     ours = _same_path(instances.get("voc12_root"), voc12_root) and instances.get("classes") == class_names[1:]
     if ours and all(is_number(number, low=0, high=1) for number in ap):
-        if later := later_steps[INSTANCE_EVALUATION]:
-            arm.outdated[INSTANCE_EVALUATION] = later
-        else:
-            arm.instance_ap = ap
+        arm.instance_ap = ap
     for training in TRAININGS:  # losses carry no data set: the last run that wrote them tells it
         losses = read_losses(folder, training) if owner.get(training) else {}
         if losses:

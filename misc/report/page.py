@@ -19,7 +19,6 @@ from misc.report.collect import (
     TRAININGS,
     Arm,
     differ_in_ood_data_alone,
-    evaluation_step,
 )
 from misc.report.pictures import Captioned, data_uri, thumbnail_uri
 from misc.report.templates import render
@@ -89,7 +88,7 @@ def render_page(
         made=f"{datetime.now():%d %B %Y, %H:%M}",
         headline=_headline(arms),
         tiles=_tiles(arms),
-        missing=_missing(arms, groups, command_of) + [{"what": what, "how": ""} for what in skipped],
+        missing=_missing(wood, groups, command_of) + [{"what": what, "how": ""} for what in skipped],
         examples=[{"picture": thumbnail_uri(picture), "caption": caption} for caption, picture in examples],
         arms=arms,
         fair_control=len(arms) > 1 and differ_in_ood_data_alone(*arms),
@@ -201,10 +200,7 @@ def _tiles(arms: Sequence[Arm]) -> list[dict[str, str]]:
     return tiles
 
 
-def _missing(
-    arms: Sequence[Arm], groups: dict[str, list[ImageRow]], command_of: Callable[[str], str]
-) -> list[dict[str, str]]:
-    wood, *others = arms
+def _missing(wood: Arm, groups: dict[str, list[ImageRow]], command_of: Callable[[str], str]) -> list[dict[str, str]]:
     missing = [
         {"what": f"Loss curves of {name}", "how": command_of(name)}
         for name in TRAININGS
@@ -216,18 +212,9 @@ def _missing(
         if name not in wood.scores and name not in (*OPTIONAL, *wood.outdated)
     ]
     titles = {**EVALUATIONS, INSTANCE_EVALUATION: "Instance AP"}
-    why = "its score is of what there was before {} was done again"
     missing += [
-        {
-            "what": f"Evaluation: {titles[name]} ({why.format(later)})",
-            "how": f"{command_of(evaluation_step(name))} --redo {evaluation_step(name)}",
-        }
-        for name, later in wood.outdated.items()
-    ]
-    missing += [
-        {"what": f"Evaluation: {titles[name]}, {arm.name} ({why.format(later)})", "how": ""}
-        for arm in others
-        for name, later in arm.outdated.items()
+        {"what": f"Evaluation: {titles[name]} (its score is of earlier files; {step}: {why})", "how": command_of(step)}
+        for name, (step, why) in wood.outdated.items()
     ]
     if not any(groups.values()):
         missing.append({"what": "Pictures (there are no CAM files)", "how": command_of("make_cam")})

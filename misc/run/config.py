@@ -612,6 +612,10 @@ def parse_config(arguments: Sequence[str] | None = None, *, explain: Callable[[s
             near = difflib.get_close_matches(step, STEP_MODULES, 1)
             hint = f"did you mean {near[0]}?" if near else f"expected steps, such as make_cam, or {ALL_STEPS}."
             raise InputError(f"--redo: there is no step {step}; {hint}")
+        if step != ALL_STEPS and not values[f"{step}{STEP_SUFFIX}"]:
+            raise InputError(
+                f"--redo: {step} is not among the steps of this run; add --{step}{STEP_SUFFIX} True, or leave it out."
+            )
     for sentence in [*sentences, *_on_steps_left_out(values, given)] if explain is not None else ():
         explain(sentence)
     return Config(**values)

@@ -1,13 +1,14 @@
 """What is done, as `make` knows it: which steps a run need not do again, and why it does the others."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from misc.errors import InputError
 from misc.files import look
 from misc.files.atomic import write_json
 from misc.files.jsonfile import read_dict
@@ -94,6 +95,21 @@ class DoneSteps:
             or _first_difference(record["versions"], versions_of(step.STEP), "the version of {} differs: {} -> {}")
             or self._changed_input(record["inputs"], step.inputs(args))
         )
+
+    def changed_input(self, step: StepModule, args: Config, *, flags: Container[str]) -> str | None:
+        """What has changed since a step was done of its inputs that `flags` name, as a sentence without its end.
+
+        None where nothing has, or where it can't be told.
+        """
+
+        def named(inputs: Mapping[str, Any]) -> dict[str, Any]:
+            return {flag: given for flag, given in inputs.items() if flag in flags}
+
+        record = self.read(step.STEP.name)
+        try:
+            return self._changed_input(named(record["inputs"]), named(step.inputs(args))) if record else None
+        except InputError:  # something is gone
+            return None
 
     def _changed_input(self, before: Mapping[str, Any], inputs: Inputs) -> str | None:
         if gone := sorted(before.keys() - inputs.keys()):

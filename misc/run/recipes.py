@@ -7,13 +7,14 @@ recipe's `fit` decides these. Nothing here loads PyTorch.
 
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from misc.errors import InputError
-from misc.files.checkpointfile import checkpoint_file
+from misc.files import look
+from misc.files.checkpointfile import checkpoint_file, files_of_network
 from misc.files.devkitfiles import (
     ALL_IMAGES,
     IMAGES,
@@ -27,6 +28,8 @@ from misc.files.devkitfiles import (
     TO_EVALUATE,
     list_path,
 )
+from misc.files.jsonfile import read_dict
+from misc.files.resultfiles import STEPS_FOLDER
 from misc.files.table import is_table, read_rows, truth_of
 from misc.files.text import read_text
 from misc.run.parallel import launched_processes
@@ -137,8 +140,24 @@ _WITHOUT_LIST = "evaluations that need it are left out: there is no list {} of i
 
 
 def _classifier(values: Flags) -> dict[str, Any]:
-    """The in-distribution classifier is trained only if there is none."""
-    return {"train_classifier_pass": not _is_there(values["cam_init_weights_name"])}
+    """The in-distribution classifier is trained unless there is one that came from elsewhere.
+
+    One that was trained here is the step's own affair: that knows whether it is up to date, or was interrupted.
+    """
+    weights = values["cam_init_weights_name"]
+    return {"train_classifier_pass": not _is_there(weights) or _was_trained(weights, values["result_dir"])}
+
+
+def _was_trained(weights: str, result_dir: str) -> bool:
+    """Whether a classifier is what train_classifier has written, or it was interrupted while it made another one."""
+    record = read_dict(Path(result_dir, STEPS_FOLDER, "train_classifier.json"))
+    places, outputs = record.get("places"), record.get("outputs")
+    if not isinstance(places, dict) or places.get("cam_init_weights_name") != weights:
+        return False
+    if record.get("finished") is None:
+        return True
+    files = files_of_network(weights)
+    return isinstance(outputs, dict) and all(map(os.path.isfile, files)) and outputs.get("look") == look.digest(files)
 
 
 def _is_there(checkpoint: str) -> bool:
@@ -205,25 +224,43 @@ def _fit_to_few_images(values: Flags, given: Flags) -> tuple[dict[str, Any], lis
         if not n_images:
             continue
         batch_size = flags[f"{name}_batch_size"] = min(values[f"{name}_batch_size"], n_images)
-        if name in LEAST_STEPS:  # DeepLab counts iterations
+        if name in LEAST_STEPS and batch_size > 0:  # DeepLab counts iterations
             epochs = f"{name}_num_epoches"
             flags[epochs] = max(values[epochs], math.ceil(LEAST_STEPS[name] / (n_images // batch_size)))
     if n_ood:
         flags |= {name: min(values[name], n_ood) for name in ("ood_batch_size", "cluster_K")}
 
-    has_masks = any((root / MASKS).glob("*.png"))
-    evaluated = has_masks and list_path(root, TO_EVALUATE, values["chainer_eval_set"]).is_file()
-    flags |= dict.fromkeys(("eval_cam_pass", "eval_ir_label_pass", "eval_sem_seg_pass"), evaluated)
-    flags["eval_ins_seg_pass"] = evaluated and any((root / OBJECTS).glob("*.png"))
-    flags["eval_deeplab_pass"] = has_masks and list_path(root, TO_EVALUATE, values["deeplab_eval_set"]).is_file()
+    has_objects = any((root / OBJECTS).glob("*.png"))
+    done = ["eval_cam_pass", "eval_ir_label_pass", "eval_sem_seg_pass", "eval_deeplab_pass"]
+    done += ["eval_ins_seg_pass"] if has_objects else []
+    left_out, sentences = _without_ground_truth(root, [name for name in done if name not in given], values, given)
+    flags |= {"eval_ins_seg_pass": has_objects} | dict.fromkeys(done, True) | left_out
     shows = given.get("show_pass", False)
     # What comes after mining is for the images that a person has chosen, and what is there is shown as it is
     if mines or shows:
         own = () if mines else ("train_classifier_pass",)
         return flags | dict.fromkeys((*own, *SMALL_CHAIN, *EVALUATIONS), False), []
-    if has_masks:
-        return flags, []
-    return flags, [_WITHOUT_MASKS.format(root / MASKS)]
+    return flags, sentences
+
+
+def _without_ground_truth(
+    root: Path, evaluations: Iterable[str], values: Flags, given: Flags
+) -> tuple[dict[str, Any], list[str]]:
+    """{evaluation: False} of those that have no masks or no list of images with masks, and what to tell of it.
+
+    A list that the user names has to be there; the evaluation itself says that it is not.
+    """
+    has_masks = any((root / MASKS).glob("*.png"))
+    flags, sentences = {}, []
+    for name in evaluations:
+        set_flag = "deeplab_eval_set" if "deeplab" in name else "chainer_eval_set"
+        path = list_path(root, TO_EVALUATE, values[set_flag])
+        if has_masks and (set_flag in given or path.is_file()):
+            continue
+        flags[name] = False
+        sentence = _WITHOUT_LIST.format(path) if has_masks else _WITHOUT_MASKS.format(root / MASKS)
+        sentences += [sentence] if sentence not in sentences else []
+    return flags, sentences
 
 
 def fit_to_imported(values: Flags, given: Flags) -> tuple[dict[str, Any], list[str]]:
@@ -247,15 +284,9 @@ def fit_to_imported(values: Flags, given: Flags) -> tuple[dict[str, Any], list[s
         + ", ".join(f"--{name} {path}" for name, path in flags.items() if name not in given)
         + ")."
     ]
-    has_masks = any((root / MASKS).glob("*.png"))
-    for name in EVALUATIONS:
-        path = list_path(root, TO_EVALUATE, values["deeplab_eval_set" if "deeplab" in name else "chainer_eval_set"])
-        if not values[name] or name in given or (has_masks and path.is_file()):
-            continue
-        flags[name] = False
-        sentence = _WITHOUT_LIST.format(path) if has_masks else _WITHOUT_MASKS.format(root / MASKS)
-        sentences += [sentence] if sentence not in sentences else []
-    return flags, sentences
+    asked_for = [name for name in EVALUATIONS if values[name] and name not in given]
+    left_out, why = _without_ground_truth(root, asked_for, values, given)
+    return flags | left_out, sentences + why
 
 
 def _n_lines(path: str) -> int:

@@ -272,8 +272,8 @@ def _saved_if_cut_short(state: TrainingState, done: int, device: torch.device) -
 
     No process gets further in a step than to the sums of its gradients until all have come there. So the weights of the
     first process, who saves, are those after `done` steps of all, wherever the others are. Where the GPU has yet to
-    compute what a collective has returned, with NCCL, nobody knows whether weights are made of whole sums once a process
-    is gone: then nothing is saved.
+    compute what a collective has returned, with NCCL, nobody knows whether weights are made of whole sums once a
+    process is gone: then nothing is saved.
     """
     try:
         yield
