@@ -9,6 +9,7 @@ import numpy as np
 
 from misc.cam import confident_label
 from misc.crf import device_of, require_backend
+from misc.errors import InputError
 from misc.files import camfile
 from misc.files.atomic import background_writer
 from misc.files.images import label_path, label_paths, read_image, write_label
@@ -61,6 +62,11 @@ def check(args: Config, planned: Planned) -> Planned:
         made_by=cams.made_by,
         planned=planned,
     )
+    if args.conf_fg_thres < args.conf_bg_thres:
+        raise InputError(
+            f"--conf_fg_thres {args.conf_fg_thres:g} is below --conf_bg_thres {args.conf_bg_thres:g}, so that pixels "
+            "would be foreground and background at once; raise the first or lower the second."
+        )
     require_writable(args.ir_label_out_dir, flag="ir_label_out_dir")
     require_readable(devkit.image_paths(ids), num_workers=args.num_workers)
     return {args.ir_label_out_dir: frozenset(ids)}

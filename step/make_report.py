@@ -114,6 +114,7 @@ def run(args: Config) -> None:
         gain_note=sheet.gain_note(),
         skipped=sheet.skipped,
         command_of=lambda step: _command(args, step),
+        has_masks=any(devkit.mask_folder.glob("*.png")),
     )
     rows = [row.pictures for shown in groups.values() for row in shown]
     pictures = {**charts, **({"contact_sheet": contact_sheet(rows)} if rows else {})}

@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections import Counter
 from functools import partial
 from pathlib import Path
 
@@ -68,9 +69,10 @@ def _photographs(predict_input: str) -> list[Path]:
 
 
 def _output_names(paths: list[Path]) -> list[str]:
-    """Names of the outputs: without the suffix, or with it where two photographs differ in nothing else."""
-    stems = [path.stem for path in paths]
-    return stems if len({stem.lower() for stem in stems}) == len(stems) else [path.name for path in paths]
+    """Names of the outputs: without the suffix, or with it for photographs that differ in nothing else."""
+    n_of_stem = Counter(path.stem.lower() for path in paths)
+    names = [path.stem if n_of_stem[path.stem.lower()] == 1 else path.name for path in paths]
+    return names if len({name.lower() for name in names}) == len(names) else [path.name for path in paths]
 
 
 def check(args: Config, planned: Planned) -> Planned:

@@ -367,10 +367,14 @@ def test_predictions_with_crf(trained):
 
 
 def test_photographs_that_differ_in_their_suffix_keep_it(trained):
-    for name in ("a.jpg", "a.png"):
+    for name in ("a.jpg", "a.png", "b.png"):
         photograph(trained.work / "photos" / name)
     run(trained, predict_pass=True, predict_input="photos")
-    assert {path.name for path in Path("result/predict").glob("*.png")} == {"a.jpg.png", "a.png.png"}
+    assert {path.name for path in Path("result/predict").glob("*.png")} == {"a.jpg.png", "a.png.png", "b.png"}
+    photograph(trained.work / "photos/a.jpg.png")  # whose name without a suffix is that of another one with it
+    run(trained, predict_pass=True, predict_input="photos", predict_out_dir="result/other")
+    names = {"a.jpg.png", "a.png.png", "a.jpg.png.png", "b.png.png"}
+    assert {path.name for path in Path("result/other").glob("*.png")} == names
 
 
 def test_wrong_photographs_are_refused_before_work(trained, monkeypatch):

@@ -226,6 +226,11 @@ def test_two_keys_of_one_image_must_agree(devkit, tmp_path):
     np.save(tmp_path / "l.npy", labels | {"9.jpg": np.array([0, 1, 0])})
     with pytest.raises(InputError, match="9 and '9.jpg' are both 000000000009, with different labels; remove one"):
         read_labels(devkit, tmp_path / "l.npy", ["000000000009"])
+    np.save(tmp_path / "l.npy", {"a": np.array([1, 0, 0]), "a.jpg": np.array([1, 0, 0])})
+    assert read_labels(devkit, tmp_path / "l.npy", ["a"]).tolist() == [[1, 0, 0]]
+    np.save(tmp_path / "l.npy", {"x/a.jpg": np.array([0, 1, 0]), "a": np.array([1, 0, 0])})
+    with pytest.raises(InputError, match="'a' and 'x/a.jpg' are both a, with different labels; remove one"):
+        read_labels(devkit, tmp_path / "l.npy", ["a"])
 
 
 def test_ids_that_are_one_number_keep_their_own_labels(toy):

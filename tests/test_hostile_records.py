@@ -132,6 +132,7 @@ def show(folder):
         gain_note="",
         skipped=[],
         command_of=lambda step: str(command_of(step)),
+        has_masks=True,
     )
     return arm, page
 

@@ -164,6 +164,15 @@ def test_report_of_a_result_folder_without_files_says_what_is_missing(toy):
     assert not Path("empty/report").exists()
 
 
+def test_data_without_masks_are_not_to_be_evaluated(toy):
+    shutil.rmtree(toy.root / "SegmentationClass")
+    run(toy, **REPORT)
+    page = Page("result/report.html")
+    assert "Evaluation: CAM (the data set has no masks to compare with)" in page.text
+    assert "eval_cam_pass True" not in missing_parts(page)
+    assert "--train_irn_pass True" in missing_parts(page)
+
+
 def test_report_of_some_steps_shows_those(toy):
     run(toy, train_classifier_pass=True)
     run(toy, make_cam_pass=True, cam_weights_name="sess/res50_cam_orig.pth", make_report_pass=True)

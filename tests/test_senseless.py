@@ -214,6 +214,15 @@ def test_masks_without_any_class_id(toy, told, monkeypatch):
     assert "mask of 3 classes, no class id" in json.loads(record_of(toy.root / "SegmentationClass").read_text())
 
 
+def test_pixels_can_not_be_sure_to_be_foreground_and_background(toy):
+    make_all_inputs(toy)
+    flags = {"conf_fg_thres": 0.1, "conf_bg_thres": 0.3}
+    with pytest.raises(
+        InputError, match=r"--conf_fg_thres 0\.1 is below --conf_bg_thres 0\.3, so that pixels would be"
+    ):
+        run_sample.run(toy.flags(**switches("cam_to_ir_label"), **flags))
+
+
 @pytest.mark.parametrize(
     ("step", "flag", "folder", "advice"),
     [

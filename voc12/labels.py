@@ -204,9 +204,10 @@ class _LabelFile:
 
     def key_of(self, image_id: str) -> object | None:
         """The image's key, None if it has none. Raises `InputError` if keys with different labels stand for it."""
+        keys = self._by_name.get(image_id, ())
         if image_id in self._row_of or image_id in self._others:
-            return image_id
-        keys = self._by_name.get(image_id) or self._by_number.get(_number_of(image_id)) or (None,)
+            keys = (image_id, *(key for key in keys if key != image_id))
+        keys = keys or self._by_number.get(_number_of(image_id)) or (None,)
         for key in keys[1:]:
             if not np.array_equal(self._label(key), self._label(keys[0])):
                 raise InputError(

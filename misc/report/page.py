@@ -65,6 +65,7 @@ def render_page(
     gain_note: str,
     skipped: Sequence[str],
     command_of: Callable[[str], str],
+    has_masks: bool,
 ) -> str:
     """The report as HTML.
 
@@ -80,6 +81,7 @@ def render_page(
         gain_note: what gains compare.
         skipped: what could not be read, a sentence each.
         command_of: step -> the command that runs it alone, on the same data.
+        has_masks: whether there are masks to evaluate on.
     """
     wood = arms[0]
     return render(
@@ -88,7 +90,10 @@ def render_page(
         made=f"{datetime.now():%d %B %Y, %H:%M}",
         headline=_headline(arms),
         tiles=_tiles(arms),
-        missing=_missing(wood, groups, command_of) + [{"what": what, "how": ""} for what in skipped],
+        missing=[
+            *_missing(wood, groups, command_of, has_masks=has_masks),
+            *({"what": what, "how": ""} for what in skipped),
+        ],
         examples=[{"picture": thumbnail_uri(picture), "caption": caption} for caption, picture in examples],
         arms=arms,
         fair_control=len(arms) > 1 and differ_in_ood_data_alone(*arms),
@@ -200,17 +205,23 @@ def _tiles(arms: Sequence[Arm]) -> list[dict[str, str]]:
     return tiles
 
 
-def _missing(wood: Arm, groups: dict[str, list[ImageRow]], command_of: Callable[[str], str]) -> list[dict[str, str]]:
+def _missing(
+    wood: Arm, groups: dict[str, list[ImageRow]], command_of: Callable[[str], str], *, has_masks: bool
+) -> list[dict[str, str]]:
     missing = [
         {"what": f"Loss curves of {name}", "how": command_of(name)}
         for name in TRAININGS
         if name not in wood.losses and name not in OPTIONAL
     ]
-    missing += [
-        {"what": f"Evaluation: {title}", "how": command_of(name)}
+    not_done = [
+        (f"Evaluation: {title}", name)
         for name, title in EVALUATIONS.items()
         if name not in wood.scores and name not in (*OPTIONAL, *wood.outdated)
     ]
+    if has_masks:
+        missing += [{"what": what, "how": command_of(name)} for what, name in not_done]
+    else:
+        missing += [{"what": f"{what} (the data set has no masks to compare with)", "how": ""} for what, _ in not_done]
     titles = {**EVALUATIONS, INSTANCE_EVALUATION: "Instance AP"}
     missing += [
         {"what": f"Evaluation: {titles[name]} (its score is of earlier files; {step}: {why})", "how": command_of(step)}
