@@ -20,7 +20,7 @@ from misc.cam import confident_label
 from misc.crf import Backend, device_of
 from misc.files import camfile
 from misc.imutils import MAP_STRIDE, cells_of
-from misc.indexing import chebyshev_coefficients, propagate_to_edge
+from misc.indexing import RandomWalk, chebyshev_coefficients
 from misc.run.config import Config, parse_config, to_arguments
 from misc.run.device import resolve_device, set_precision, set_seed
 from misc.run.memory import keep_freed_memory
@@ -335,6 +335,10 @@ def _trainings(
 
 def random_walk(data: Inputs, size: Size, n_walks: int) -> Workload:
     """The random walk alone, on the map of one image, `n_walks` times."""
+    config = parse_config([])
+
+    def walked(cam: torch.Tensor, edge: torch.Tensor) -> torch.Tensor:
+        return RandomWalk(edge, beta=config.beta, exp_times=config.exp_times)(cam)
 
     def way(walk: Callable) -> Way:
         cam, edge = (tensor.to(data.device) for tensor in inputs.walk_inputs(size, inputs.N_OBJECTS))
@@ -351,7 +355,7 @@ def random_walk(data: Inputs, size: Size, n_walks: int) -> Workload:
     n_products = len(chebyshev_coefficients(2**WALK_SQUARINGS)) - 1
     return Workload(
         on=f"map of {size_text(size)}, {inputs.N_OBJECTS} classes",
-        ours=partial(way, propagate_to_edge),
+        ours=partial(way, walked),
         plain=partial(way, plain.random_walk),
         bytes=n_products * walk_cells(size) * entries,
     )

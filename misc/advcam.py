@@ -127,26 +127,31 @@ def climb(
     return total + regions.detach()
 
 
-def advcam_batch(
+def advcam(
     model: nn.Module,
     images: Sequence[Mapping[float, Tensor]],
     size: tuple[int, int],
     keys: Sequence[Sequence[int]],
-    n_iter: int = 27,
     *,
-    coefficient: float = 7.0,
-    step: float = 0.08,
-    score_threshold: float = 0.5,
-    batch_size: int = 1,
+    n_iter: int,
+    coefficient: float,
+    step: float,
+    score_threshold: float,
+    batch_size: int,
 ) -> list[tuple[Tensor, Tensor]]:
-    """`advcam` of several images of equal size: their (image, class) pairs run in batches of `batch_size`.
+    """AdvCAM of images of equal size: as `misc.cam.merge_scales`, of maps that anti-adversarial climbing accumulates.
 
     Args:
-        images: {scale: (2, 3, h, w)} of each image.
-        keys: labelled classes of each image.
+        model: a `CAM` network in evaluation mode.
+        images: {scale: (2, 3, h, w)} of each image: it and its mirror image, normalised.
+        size: (H, W) of the images.
+        keys: the K labelled classes of each image, 0-based.
+        n_iter: iterations; fewer at scale 0.5.
+        coefficient, step, score_threshold: see `climb`.
+        batch_size: (image, class) pairs that run as one batch; the results are those of one by one, up to rounding.
 
     Returns:
-        cam and high_res of each image.
+        for each image cam (K, ceil(H/4), ceil(W/4)) and high_res (K, H, W), each map divided by its maximum + 1e-5.
     """
     device = next(iter(images[0].values())).device
     owners = to_device(torch.tensor([i for i, of_image in enumerate(keys) for _ in of_image], dtype=torch.long), device)
@@ -171,33 +176,3 @@ def advcam_batch(
         for of_image, rows in zip(merged_maps, of_pairs.split([len(k) for k in keys]), strict=True):
             of_image.append(rows)
     return [merge_scales(maps, size, range(len(k))) for maps, k in zip(merged_maps, keys, strict=True)]
-
-
-def advcam(
-    model: nn.Module,
-    pairs: Mapping[float, Tensor],
-    size: tuple[int, int],
-    keys: Sequence[int],
-    n_iter: int = 27,
-    *,
-    coefficient: float = 7.0,
-    step: float = 0.08,
-    score_threshold: float = 0.5,
-    batch_size: int = 1,
-) -> tuple[Tensor, Tensor]:
-    """AdvCAM of one image: as `misc.cam.merge_scales`, of maps that anti-adversarial climbing accumulates.
-
-    Args:
-        model: a `CAM` network in evaluation mode.
-        pairs: {scale: (2, 3, h, w)} normalised image and mirror image.
-        size: (H, W) of the image.
-        keys: the K labelled classes, 0-based.
-        n_iter: iterations; fewer at scale 0.5.
-        coefficient, step, score_threshold: see `climb`.
-        batch_size: classes that run as one batch; the results are those of one by one, up to rounding.
-
-    Returns:
-        cam (K, ceil(H/4), ceil(W/4)) and high_res (K, H, W), each map divided by its maximum + 1e-5.
-    """
-    settings = {"coefficient": coefficient, "step": step, "score_threshold": score_threshold}
-    return advcam_batch(model, [pairs], size, [keys], n_iter, **settings, batch_size=batch_size)[0]

@@ -20,6 +20,8 @@ OUTSIDE = -1.0
 """Stands for a neighbour outside the map; no affinity is negative."""
 BEYOND = math.inf
 """The edge of a cell beyond the end of its image, where images of several sizes lie on maps of one."""
+WALK_RADIUS = 5
+"""Cells: of the neighbours that a step of the random walk reaches."""
 POWER_ACCURACY = 1e-9
 """Of a power of the transition matrix, relative to what it is applied to."""
 
@@ -196,7 +198,7 @@ class RandomWalks:
     image takes less time than its start. The matrix is made at the first walk, and serves all that follow.
     """
 
-    def __init__(self, edges: Sequence[Tensor], radius: int = 5, beta: float = 10, exp_times: int = 8) -> None:
+    def __init__(self, edges: Sequence[Tensor], *, beta: float, exp_times: int, radius: int = WALK_RADIUS) -> None:
         """`edges`: (1, h, w) edges in [0, 1] of each image, whose sizes may differ."""
         self.edges = edges
         self._radius, self._beta, self._exp_times = radius, beta, exp_times
@@ -235,7 +237,7 @@ class RandomWalks:
 
     def __getitem__(self, number: int) -> "RandomWalk":
         """The walk of one image alone, with its block of the matrix."""
-        walk = RandomWalk(self.edges[number])
+        walk = RandomWalk(self.edges[number], beta=self._beta, exp_times=self._exp_times, radius=self._radius)
         walk._walks = self if len(self.edges) == 1 else _OneOf(self, number)
         return walk
 
@@ -244,7 +246,8 @@ class _OneOf(RandomWalks):
     """One of several images, with its block of their matrix, as if that had been made alone."""
 
     def __init__(self, walks: RandomWalks, number: int) -> None:
-        super().__init__([walks.edges[number]], walks._radius, walks._beta, walks._exp_times)
+        settings = {"beta": walks._beta, "exp_times": walks._exp_times, "radius": walks._radius}
+        super().__init__([walks.edges[number]], **settings)
         self._all, self._number = walks, number
 
     @cached_property
@@ -271,10 +274,10 @@ def _block(maps: Tensor, number: int, like: Tensor) -> Tensor:
 class RandomWalk:
     """The `RandomWalks` of one image."""
 
-    def __init__(self, edge: Tensor, radius: int = 5, beta: float = 10, exp_times: int = 8) -> None:
+    def __init__(self, edge: Tensor, *, beta: float, exp_times: int, radius: int = WALK_RADIUS) -> None:
         """`edge`: (1, h, w) edges in [0, 1]."""
         self._edge = edge
-        self._walks = RandomWalks([edge], radius, beta, exp_times)
+        self._walks = RandomWalks([edge], beta=beta, exp_times=exp_times, radius=radius)
 
     def __call__(self, x: Tensor) -> Tensor:
         """(C, h, w) maps, C may be 0 -> (C, h, w)."""
@@ -283,8 +286,3 @@ class RandomWalk:
     def bounds(self, x: Tensor) -> Tensor:
         """(C, h, w) maps, not negative -> (C,): no value of the walked map is larger, since a walk averages."""
         return (x * (1 - self._edge)).amax(dim=(1, 2))
-
-
-def propagate_to_edge(x: Tensor, edge: Tensor, radius: int = 5, beta: float = 10, exp_times: int = 8) -> Tensor:
-    """The `RandomWalk` of maps (C, h, w), C may be 0, between edges (1, h, w) in [0, 1] -> (C, h, w)."""
-    return RandomWalk(edge, radius=radius, beta=beta, exp_times=exp_times)(x)

@@ -183,11 +183,8 @@ NUMBERS = {
         [(0.1, 1e-4, 1e-4), (1.0, 1e-4, 1e-4)],
     ),
     "iterations of K-means": (lambda: default(ood.kmeans, "n_iter"), 10),
-    "share of the OoD clusters that push": (lambda: default(ood.distance_loss, "topk"), 0.2),
-    "adversarial step": (lambda: default(ood.adversarial_step, "step"), 0.07),
     "epsilon of the adversarial step": (lambda: ood.GRADIENT_EPSILON, 1e-12),
-    "class that the OoD loss leaves out": (lambda: default(ood.ood_loss, "ignore_class"), 4),
-    "its name": (lambda: VOC_CLASSES[4], "bottle"),
+    "number of the class that the OoD loss leaves out": (lambda: VOC_CLASSES.index("bottle"), 4),
     "set that chooses the checkpoint": (lambda: train_cam.SELECTION_SPLIT, "train"),
     "thresholds that choose the checkpoint": (lambda: selection.THRESHOLDS, (0.06, 0.08, 0.10, 0.12)),
     "part of the last epoch without a choice": (lambda: selection.STARTS, 0.75),
@@ -196,15 +193,6 @@ NUMBERS = {
     "multiple that CAMs of full size are made at": (lambda: cam.NETWORK_STRIDE, 16),
     "epsilon of a CAM's maximum": (lambda: cam.PEAK_EPSILON, 1e-5),
     "scales of AdvCAM, in order": (lambda: advcam.SCALES, (0.5, 1.0, 1.5, 2.0)),
-    "iterations of AdvCAM": (lambda: default(advcam.advcam, "n_iter"), 27),
-    "iterations of AdvCAM in a batch": (lambda: default(advcam.advcam_batch, "n_iter"), 27),
-    "regulariser of AdvCAM": (lambda: default(advcam.advcam, "coefficient"), 7),
-    "step of AdvCAM": (lambda: default(advcam.advcam, "step"), 0.08),
-    "share from which on a region is strong": (lambda: default(advcam.advcam, "score_threshold"), 0.5),
-    "the three of AdvCAM in a batch": (
-        lambda: [default(advcam.advcam_batch, name) for name in ("coefficient", "step", "score_threshold")],
-        [7, 0.08, 0.5],
-    ),
     "iterations at scale 0.5 of 27, 11, 10, 6, 5": (
         lambda: [advcam.iterations_at(0.5, n) for n in (27, 11, 10, 6, 5)],
         [13, 5, 5, 5, 5],
@@ -221,9 +209,7 @@ NUMBERS = {
     "neighbours in the walk, and the cell": (lambda: 2 * len(indexing.pair_paths(5)) + 1, 69),
     "scales of IRN's crops": (lambda: IRN_SCALES, (0.5, 1.5)),
     "epsilon of IRN's losses": (lambda: pair_losses.EPSILON, 1e-5),
-    "radius of the walk": (lambda: default(indexing.propagate_to_edge, "radius"), 5),
-    "power of the affinities": (lambda: default(indexing.propagate_to_edge, "beta"), 10),
-    "doublings of the walk": (lambda: default(indexing.propagate_to_edge, "exp_times"), 8),
+    "radius of the walk": (lambda: indexing.WALK_RADIUS, 5),
     "size of walked maps, enlarged": (lambda: upsample(torch.zeros(1, 3, 5), (99, 99)).shape, (1, 12, 20)),
     "moves of the centroids": (lambda: default(instances.refine_centroids, "iterations"), 300),
     "displacement near a centroid": (lambda: instances.CENTROID_REACH, 2.5),
@@ -262,6 +248,22 @@ NUMBERS = {
 def test_numbers_of_the_originals(name):
     found, expected = NUMBERS[name]
     assert found() == (pytest.approx(expected, rel=1e-12) if isinstance(expected, float) else expected)
+
+
+@pytest.mark.parametrize(
+    ("function", "names"),
+    [
+        (advcam.advcam, ("n_iter", "coefficient", "step", "score_threshold")),
+        (ood.distance_loss, ("topk",)),
+        (ood.adversarial_step, ("step",)),
+        (ood.ood_loss, ("ignore_class",)),
+        (indexing.RandomWalks, ("beta", "exp_times")),
+        (indexing.RandomWalk, ("beta", "exp_times")),
+        (deeplab.multiscale_losses, ("loss",)),
+    ],
+)
+def test_what_flags_say_has_no_other_default(function, names):
+    assert [default(function, name) for name in names] == [inspect.Parameter.empty] * len(names)
 
 
 def test_workers_are_half_the_cores(monkeypatch):

@@ -248,13 +248,6 @@ def test_losses_equal_plain_code(kind):
     assert {name: loss.item() for name, loss in losses.items()} == pytest.approx(expected, rel=1e-5)
 
 
-def test_losses_of_a_network_are_plain_unless_told_otherwise():
-    scale_logits = [torch.randn(1, 3, *size) for size in ((6, 6), (3, 3), (4, 4))]
-    labels = torch.randint(0, 3, (1, 40, 40), dtype=torch.uint8)
-    assert multiscale_losses(scale_logits, labels) == multiscale_losses(scale_logits, labels, loss="plain")
-    assert multiscale_losses(scale_logits, labels) != multiscale_losses(scale_logits, labels, loss="balanced")
-
-
 @pytest.mark.parametrize("loss_of", LOSSES.values())
 def test_a_batch_without_a_pixel_that_counts_has_no_loss(loss_of):
     logits = torch.randn(1, 3, 4, 4, requires_grad=True)
@@ -324,7 +317,7 @@ def test_accumulated_batches_are_one_large_batch(tmp_path):
         state = TrainingState(str(tmp_path), name, parts={}, made_with={}, minutes=5)
         fit(
             lambda first: batches[first:],
-            lambda batch: multiscale_losses(model.scale_logits(batch[0]), batch[1]),
+            lambda batch: multiscale_losses(model.scale_logits(batch[0]), batch[1], loss="plain"),
             deeplab_optimizer(*model.base.trainable_parameters(), **rates),
             n_steps=2,
             steps_per_epoch=1,

@@ -184,7 +184,8 @@ def test_advcam_waits_for_nothing():
     model = network(resnet18_cam, "CAM", n_classes=N_CLASSES).eval()
     with fake_cuda() as waits:
         pairs = {s: mirror_pair(normalize(photograph(size=(round(60 * s), 46)))) for s in (0.5, 1.0)}
-        cam, high_res = advcam(on_cuda(model), pairs, SIZE, [0, 2], n_iter=3, batch_size=2)
+        settings = {"n_iter": 3, "coefficient": 7, "step": 0.08, "score_threshold": 0.5, "batch_size": 2}
+        ((cam, high_res),) = advcam(on_cuda(model), [pairs], SIZE, [[0, 2]], **settings)
         assert cam.device == high_res.device == CUDA
         assert (cam.shape, high_res.shape) == ((2, *CELLS), (2, *SIZE))
     assert waits.lines == []

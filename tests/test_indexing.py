@@ -7,8 +7,10 @@ from support import every_pair
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.measure import flop_counter
-from misc.indexing import RandomWalk, RandomWalks, affinity_labels, pair_paths, propagate_to_edge
+from misc.indexing import RandomWalk, RandomWalks, affinity_labels, pair_paths
 from misc.run.memory import peak_memory_mib, reset_peak_memory
+
+WALK = {"beta": 10, "exp_times": 8}
 
 
 @pytest.mark.parametrize("radius", [5, 10])
@@ -45,13 +47,8 @@ def test_random_walk_equals_the_dense_power(height, width, radius, beta, exp_tim
     rng = np.random.default_rng(height * width)
     x, edge = rng.random((2, height, width)), rng.random((height, width))
     expected = dense_propagate(x, edge, radius, beta, exp_times)
-    walked = propagate_to_edge(
-        torch.from_numpy(x).float(),
-        torch.from_numpy(edge).float()[None],
-        radius=radius,
-        beta=beta,
-        exp_times=exp_times,
-    )
+    settings = {"radius": radius, "beta": beta, "exp_times": exp_times}
+    walked = RandomWalk(torch.from_numpy(edge).float()[None], **settings)(torch.from_numpy(x).float())
     np.testing.assert_allclose(walked, expected, atol=1e-5 * expected.max())
 
 
@@ -61,7 +58,8 @@ def test_a_peak_that_spreads_wide_stays_exact(exp_times):
     x, edge = np.zeros((1, 40, 44)), np.full((40, 44), 0.01)
     x[0, 20, 21] = 1
     expected = dense_propagate(x, edge, 5, 10, exp_times)
-    walked = propagate_to_edge(torch.from_numpy(x).float(), torch.from_numpy(edge).float()[None], exp_times=exp_times)
+    walk = RandomWalk(torch.from_numpy(edge).float()[None], beta=10, exp_times=exp_times)
+    walked = walk(torch.from_numpy(x).float())
     np.testing.assert_allclose(walked, expected, atol=1e-5 * expected.max())
     assert walked.min() >= -1e-6 * expected.max()
 
@@ -71,7 +69,7 @@ def test_random_walk_is_stopped_by_a_closed_edge():
     edge[:, :, 6] = 1
     x = torch.zeros(1, 12, 12)
     x[0, 4, 2] = 1
-    walked = propagate_to_edge(x, edge)
+    walked = RandomWalk(edge, **WALK)(x)
     assert walked[..., 7:].max() == 0
     assert walked[..., :6].min() > 0
 
@@ -80,15 +78,15 @@ def test_random_walk_averages_so_that_a_constant_map_stays():
     # The columns of T sum to 1: each result is a weighted mean, whatever the edges
     edge = torch.zeros(1, 9, 9)
     edge[0, 4:, 4:] = 1  # 1 - edge removes these cells, and no path leads out of or into them
-    walked = propagate_to_edge(torch.full((1, 9, 9), 0.7), edge)
+    walked = RandomWalk(edge, **WALK)(torch.full((1, 9, 9), 0.7))
     torch.testing.assert_close(walked[edge == 0], torch.full((56,), 0.7), rtol=1e-4, atol=0)
 
 
 def test_random_walk_of_no_classes_and_wrong_sizes():
     edge = torch.rand(1, 8, 9)
-    assert propagate_to_edge(torch.zeros(0, 8, 9), edge).shape == (0, 8, 9)
+    assert RandomWalk(edge, **WALK)(torch.zeros(0, 8, 9)).shape == (0, 8, 9)
     with pytest.raises(ValueError, match="differ in size"):
-        propagate_to_edge(torch.zeros(1, 9, 8), edge)
+        RandomWalk(edge, **WALK)(torch.zeros(1, 9, 8))
 
 
 SIZES = ((9, 13), (13, 8), (3, 3), (1, 7), (6, 1), (9, 13))
@@ -119,7 +117,7 @@ def test_some_of_the_images_walk_and_each_alone():
         torch.testing.assert_close(walked, expected[number], rtol=1e-6, atol=1e-9)
     for number, x in enumerate(maps):
         torch.testing.assert_close(walks[number](x), expected[number], rtol=1e-6, atol=1e-9)
-        torch.testing.assert_close(walks[number].bounds(x), RandomWalk(edges[number]).bounds(x))
+        torch.testing.assert_close(walks[number].bounds(x), RandomWalk(edges[number], **WALK).bounds(x))
     with pytest.raises(ValueError, match="differ in size"):
         walks(maps[1:] + maps[:1])
 
@@ -137,27 +135,27 @@ def test_one_matrix_and_one_series_of_products_serve_all_images():
     for n in (1, 6):
         counts.append(0)
         with Counted():
-            RandomWalks(edges[:n])(maps[:n])
+            RandomWalks(edges[:n], **WALK)(maps[:n])
     assert counts[1] < counts[0] + 6 * 12
 
 
 def test_random_walk_does_not_hide_nan_edges():
     edge = torch.zeros(1, 8, 8)
     edge[0, 3, 3] = torch.nan
-    assert propagate_to_edge(torch.ones(1, 8, 8), edge).isnan().any()
+    assert RandomWalk(edge, **WALK)(torch.ones(1, 8, 8)).isnan().any()
 
 
 def test_random_walk_of_a_500_x_375_image_takes_at_most_100_sparse_products_and_300_mb():
     """The dense matrix, squared, would take 80,000 times the work; 256 steps, one after the other, 2.7 times."""
     cam, edge = torch.rand(2, 94, 125), torch.rand(1, 94, 125)
     device = torch.device("cpu")
-    propagate_to_edge(cam[:, :20, :20], edge[:, :20, :20])  # libraries load at the first call
+    RandomWalk(edge[:, :20, :20], **WALK)(cam[:, :20, :20])  # libraries load at the first call
     reset_peak_memory(device)
     before = peak_memory_mib(device)["process"]
-    propagate_to_edge(cam, edge)
+    RandomWalk(edge, **WALK)(cam)
     assert peak_memory_mib(device)["process"] - before < 300
     with flop_counter() as counter:  # not by a clock: machines differ by more than ways do
-        propagate_to_edge(cam, edge)
+        RandomWalk(edge, **WALK)(cam)
     a_product = 2 * 69 * cam.numel()
     assert 0 < counter.get_total_flops() <= 100 * a_product
 
@@ -187,7 +185,7 @@ def test_no_walked_value_exceeds_its_bound(exp_times):
     rng = np.random.default_rng(0)
     edge = torch.from_numpy(rng.random((1, 17, 23)).astype(np.float32) ** 6)
     maps = torch.from_numpy(rng.random((9, 17, 23)).astype(np.float32) ** 9)
-    walk = RandomWalk(edge, exp_times=exp_times)
+    walk = RandomWalk(edge, beta=10, exp_times=exp_times)
     assert (walk(maps).amax(dim=(1, 2)) <= walk.bounds(maps) * (1 + 1e-6)).all()
     assert (walk.bounds(maps) <= maps.amax(dim=(1, 2))).all()
     assert walk.bounds(torch.zeros(1, 17, 23)).tolist() == [0]

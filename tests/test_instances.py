@@ -11,7 +11,7 @@ from misc.errors import InputError
 from misc.files import instancefile
 from misc.files.coco import annotations_of, decode, outline, segmentation_of
 from misc.files.instancefile import Detections
-from misc.indexing import RandomWalk, propagate_to_edge
+from misc.indexing import RandomWalk
 from misc.instances import (
     CELLS_AT_ONCE,
     PIXELS_AT_ONCE,
@@ -113,7 +113,7 @@ def plain_detections(cam, edge, field, keys, size, background_score):
     """Scores, masks and classes, with every map at full size and plain loops."""
     instances = instance_map(field)
     maps = torch.stack([plane * instance for plane in cam for instance in instances])
-    walked = propagate_to_edge(maps, edge, beta=10, exp_times=3)
+    walked = RandomWalk(edge, beta=10, exp_times=3)(maps)
     full = F.interpolate(walked[None], scale_factor=4, mode="bilinear", align_corners=False)[0]
     full = full[:, : size[0], : size[1]].numpy()
     full = full / full.max()
@@ -139,7 +139,7 @@ def test_detections_equal_plain_code(fragmented):
         assert len(instance_map(field)) > 3
     cam = torch.from_numpy(rng.random((2, h, w)).astype(np.float32))
     edge = torch.from_numpy(rng.random((1, h, w)).astype(np.float32) ** 3)
-    found = detect_instances(cam, RandomWalk(edge, exp_times=3), field, keys, size, background_score=0.25)
+    found = detect_instances(cam, RandomWalk(edge, beta=10, exp_times=3), field, keys, size, background_score=0.25)
     expected = plain_detections(cam, edge, field, keys, size, 0.25)
     assert found.classes.tolist() == [label for _, _, label in expected]
     np.testing.assert_array_equal(found.masks, [mask for _, mask, _ in expected])
@@ -153,7 +153,7 @@ def test_many_maps_walk_and_are_upsampled_in_parts(monkeypatch, parts_of):
     rng = np.random.default_rng(2)
     field = torch.from_numpy(rng.normal(0, 6, (2, 12, 16)).astype(np.float32))
     cam, edge = (torch.from_numpy(rng.random((n, 12, 16)).astype(np.float32)) for n in (3, 1))
-    arguments = (cam, RandomWalk(edge, exp_times=3), field, np.arange(3), (45, 62))
+    arguments = (cam, RandomWalk(edge, beta=10, exp_times=3), field, np.arange(3), (45, 62))
     settings = {"background_score": 0.1}
     n_maps = len(instance_map(field)) * 3
     assert 2 < n_maps <= min(CELLS_AT_ONCE // (12 * 16), PIXELS_AT_ONCE // (45 * 62))
@@ -180,7 +180,7 @@ def test_maps_without_any_value_do_not_walk(monkeypatch):
     call = RandomWalk.__call__
     monkeypatch.setattr(RandomWalk, "__call__", counted)
     keys, size = np.array([3, 5, 7]), (45, 62)
-    found = detect_instances(cam, RandomWalk(edge, exp_times=3), field, keys, size, background_score=0.25)
+    found = detect_instances(cam, RandomWalk(edge, beta=10, exp_times=3), field, keys, size, background_score=0.25)
     assert walked == [2]
     expected = plain_detections(cam, edge, field, keys, size, 0.25)
     assert {3, 7} == set(found.classes.tolist())
@@ -207,7 +207,7 @@ def test_maps_that_can_not_exceed_the_background_do_not_walk(monkeypatch, backgr
     monkeypatch.setattr(RandomWalk, "__call__", lambda walk, maps: walked.append(len(maps)) or call(walk, maps))
     maps = fragments(np.random.default_rng(4))
     cam, edge, field = maps
-    walk = RandomWalk(edge, exp_times=3)
+    walk = RandomWalk(edge, beta=10, exp_times=3)
     found = detect_instances(cam, walk, field, keys, size, background_score=background_score)
     n_maps = len(instance_map(maps[2])) * len(keys)
     assert walked[0] == 2
@@ -242,7 +242,9 @@ def test_nothing_is_found_without_classes_or_without_a_cam():
     field, edge = towards([(3, 3)], 8, 9), torch.zeros(1, 8, 9)
     for n_classes in (0, 2):
         cam, keys = torch.zeros(n_classes, 8, 9), np.arange(n_classes)
-        found = detect_instances(cam, RandomWalk(edge), field, keys, (30, 35), background_score=0.25)
+        found = detect_instances(
+            cam, RandomWalk(edge, beta=10, exp_times=8), field, keys, (30, 35), background_score=0.25
+        )
         assert len(found) == 0
         assert found.masks.shape == (0, 30, 35)
 

@@ -23,7 +23,7 @@ from misc.imutils import (
     to_chw,
     top_left_crop_boxes,
 )
-from misc.indexing import RandomWalk, affinity_labels, pair_paths, propagate_to_edge
+from misc.indexing import RandomWalk, affinity_labels, pair_paths
 from misc.instances import detect_instances, instance_map, refine_centroids
 from misc.masks import semantic_mask
 from misc.metrics import ThresholdSweep, confusion_matrix, instance_ap, scores
@@ -37,6 +37,8 @@ from net.weights import load_weights
 
 IDS = ("2007_000032", "2007_000039")
 CROP = 512
+WALK = {"beta": 10, "exp_times": 8}
+ADVERSARIAL_STEP, BOTTLE = 0.07, 4
 
 
 @pytest.fixture
@@ -110,7 +112,8 @@ def test_advcam(recorded, n_iter, image_id, batch_size):
     state = seeded_state(network)
     load_weights(network, {**state, "classifier.weight": 0.2 * state["classifier.weight"]})
     pairs = {s: mirror_pair(normalize(tensor_of(resize_image(image, scaled_size(size, s))))) for s in SCALES}
-    cam, high_res = advcam(network.eval(), pairs, size, keys, n_iter, batch_size=batch_size)
+    settings = {"coefficient": 7, "step": 0.08, "score_threshold": 0.5, "batch_size": batch_size}
+    ((cam, high_res),) = advcam(network.eval(), [pairs], size, [keys], n_iter=n_iter, **settings)
     # Signs of tiny gradients amplify rounding
     np.testing.assert_allclose(cam, recording[f"{image_id}_cam"], rtol=0, atol=1e-2)
     np.testing.assert_allclose(high_res, recording[f"{image_id}_high_res"], rtol=0, atol=1e-2)
@@ -210,7 +213,7 @@ def test_edge_and_displacement(recorded, photograph, image_id):
 
 def test_random_walk(recorded):
     recording = recorded("random_walk.npz")
-    walked = propagate_to_edge(torch.from_numpy(recording["cam"]), torch.from_numpy(recording["edge"]))
+    walked = RandomWalk(torch.from_numpy(recording["edge"]), **WALK)(torch.from_numpy(recording["cam"]))
     assert relative_error(walked[:, None], recording["rw"]) < 3e-4
 
 
@@ -220,7 +223,7 @@ def test_semantic_masks(recorded, power, background_score):
     recording = recorded("random_walk.npz")
     mask = semantic_mask(
         torch.from_numpy(recording["cam"]),
-        RandomWalk(torch.from_numpy(recording["edge"])),
+        RandomWalk(torch.from_numpy(recording["edge"]), **WALK),
         recording["keys"],
         tuple(recording["size"].tolist()),
         power=power,
@@ -238,8 +241,8 @@ def test_masks_of_what_is_kept_in_half_precision(recorded, background_score):
     settings = {"background_score": background_score}
     masks, instances = [], []
     for edge, displacement in (exact, rounded):
-        masks.append(semantic_mask(cam, RandomWalk(edge), keys, size, power=1.0, **settings))
-        instances.append(detect_instances(cam, RandomWalk(edge), displacement, keys, size, **settings))
+        masks.append(semantic_mask(cam, RandomWalk(edge, **WALK), keys, size, power=1.0, **settings))
+        instances.append(detect_instances(cam, RandomWalk(edge, **WALK), displacement, keys, size, **settings))
     assert (masks[0] == masks[1]).mean() >= 0.999
     np.testing.assert_array_equal(instances[0].classes, instances[1].classes)
     assert (instances[0].masks == instances[1].masks).mean() >= 0.999
@@ -252,7 +255,7 @@ def test_instances(recorded):
     np.testing.assert_array_equal(instance_map(displacement), recording["instance_map"])
     found = detect_instances(
         torch.from_numpy(recording["cam"]),
-        RandomWalk(torch.from_numpy(recording["edge"])),
+        RandomWalk(torch.from_numpy(recording["edge"]), **WALK),
         displacement,
         recording["keys"],
         tuple(recording["size"].tolist()),
@@ -293,19 +296,19 @@ def test_wood_steps(recorded):
     dist = distances(features, prototypes)
     assert relative_error(logits, recording["logits"]) < 1e-4
     assert relative_error(dist, recording["dist"]) < 1e-4
-    perturbed = adversarial_step(model, ood)
+    perturbed = adversarial_step(model, ood, ADVERSARIAL_STEP)
     assert relative_error(perturbed[:, :, ::8, ::8], recording["perturbed_sub8"]) < 1e-4
     assert not gradients_by_name(model)
 
     for number, expected in enumerate(steps["steps"]):
         tolerance = {"rel": 1e-4 if number == 0 else 1e-3, "abs": 1e-6}
         with torch.no_grad():
-            ood_logits, _ = model(adversarial_step(model, ood))
+            ood_logits, _ = model(adversarial_step(model, ood, ADVERSARIAL_STEP))
             bce_logits, features = model(images)
-            _, threshold = distance_loss(distances(features, prototypes), labels)
+            _, threshold = distance_loss(distances(features, prototypes), labels, 0.2)
         assert threshold.item() == pytest.approx(expected["threshold"], **tolerance)
         assert ood_logits.argmax(dim=1).tolist() == expected["ood_argmax"]
-        assert ood_loss(ood_logits).item() == pytest.approx(expected["loss_ood"], **tolerance)
+        assert ood_loss(ood_logits, BOTTLE).item() == pytest.approx(expected["loss_ood"], **tolerance)
         assert F.binary_cross_entropy_with_logits(bce_logits, labels).item() == pytest.approx(
             expected["bce"], **tolerance
         )

@@ -59,7 +59,7 @@ def test_bf16_runs_deeplab_in_bfloat16_but_for_its_aspp():
         )
     set_precision("bf16", CPU)
     images = torch.randn(1, 3, 33, 33)
-    loss = multiscale_losses([network(images)] * 3, torch.ones(1, 33, 33, dtype=torch.uint8))["total"]
+    loss = multiscale_losses([network(images)] * 3, torch.ones(1, 33, 33, dtype=torch.uint8), loss="plain")["total"]
     loss.backward()
     assert seen == {"layer2": torch.bfloat16, "layer5": torch.bfloat16, "aspp": torch.float32}
     assert all(p.grad.dtype == torch.float32 for p in network.parameters() if p.requires_grad)

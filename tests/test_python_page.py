@@ -82,14 +82,15 @@ def test_a_step_of_the_losses_changes_the_network(names):
 
 IMAGE, LABELS = np.zeros((8, 12, 3), dtype=np.uint8), np.zeros((8, 12), dtype=np.int64)
 CAM = torch.rand(2, 2, 3)
-WALK = {"power": 1.0, "background_score": 0.25}
+SCORES = {"power": 1.0, "background_score": 0.25}
+EDGE, WALK = torch.rand(1, 2, 3), {"beta": 10, "exp_times": 8}
 SENSELESS = {
     "image of 0 .. 1": lambda: crf_inference_label(IMAGE / 255, LABELS, 2),
     "image that lies across": lambda: crf_inference_label(IMAGE.transpose(1, 0, 2), LABELS, 2),
     "grey image": lambda: crf_inference_softmax(IMAGE[..., 0], np.full((2, 8, 12), 0.5, dtype=np.float32)),
     "scaled images of 0 .. 1": lambda: scale_maps(lambda pair: pair[0], [torch.rand(3, 8, 12)]),
-    "another size": lambda: semantic_mask(CAM, RandomWalk(torch.rand(1, 2, 3)), [0, 1], (8, 13), **WALK),
-    "another number of classes": lambda: semantic_mask(CAM, RandomWalk(torch.rand(1, 2, 3)), [0], (8, 12), **WALK),
+    "another size": lambda: semantic_mask(CAM, RandomWalk(EDGE, **WALK), [0, 1], (8, 13), **SCORES),
+    "another number of classes": lambda: semantic_mask(CAM, RandomWalk(EDGE, **WALK), [0], (8, 12), **SCORES),
     "labels of other images": lambda: class_prototypes(torch.rand(4, 5), torch.ones(6, 3)),
 }
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from misc.classifier import classification_losses
 from misc.deeplab import deeplab_optimizer, multiscale_losses
 from misc.imutils import IMAGENET_MEAN, IMAGENET_STD
-from misc.ood import BOTTLE, wood_losses
+from misc.ood import wood_losses
 from misc.run.distributed import mean_over_processes
 from misc.run.training import fit
 from misc.run.training_state import TrainingState
@@ -30,7 +30,7 @@ from step.train_irn import _store_mean_displacement
 
 SEED = 31
 """Of the weights in which the trainings start."""
-ADVERSARIAL_STEP = 0.07
+ADVERSARIAL_STEP, BOTTLE = 0.07, 4
 FIRST_STEPS = {"wood": 2, "classifier": 2, "irn": 2, "deeplab": 1}
 """Those that take seconds. The loss of the second step tells whether the first one's update is right."""
 LOSS_TOLERANCE, RATE_TOLERANCE, CHANGE_TOLERANCE, NORM_TOLERANCE, MEAN_TOLERANCE = 1e-9, 1e-12, 1e-7, 1e-10, 1e-5
@@ -158,7 +158,7 @@ def deeplab(recording: Recording) -> Training:
 
     def loss_of(batch: tuple[Tensor, ...]) -> dict[str, Tensor]:
         images_bgr, labels = batch
-        return multiscale_losses(model.scale_logits(base.prepare(images_bgr.flip(1)).double()), labels)
+        return multiscale_losses(model.scale_logits(base.prepare(images_bgr.flip(1)).double()), labels, loss="plain")
 
     optimizer = deeplab_optimizer(*base.trainable_parameters(), **recording.of_optimizer)
     batches = recording.batches("images_bgr", "labels")
