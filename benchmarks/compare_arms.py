@@ -22,6 +22,7 @@ from benchmarks.arms import CLASSIFIER, CONTROL, NAMED, RANDOM, WOOD, Arm, ood_f
 from benchmarks.arms_table import Result, content, figure, page, result_of
 from misc.errors import InputError, message_of
 from misc.files.atomic import atomic_path, write_json
+from misc.files.devkitfiles import TO_EVALUATE, list_path
 from misc.report.collect import collect_arm
 from misc.run.config import (
     STEP_MODULES,
@@ -130,6 +131,9 @@ def runs_of_seed(
                 f"the flags leave out {missing[0]}, without which there is nothing to compare; switch it on, and for "
                 "eval_cam put masks into the data set's SegmentationClass."
             )
+        evaluated = list_path(config.voc12_root, TO_EVALUATE, config.chainer_eval_set)
+        if not (config.sample or evaluated.is_file()):
+            raise InputError(f"--chainer_eval_set {config.chainer_eval_set}: there is no list {evaluated}; correct it.")
         counted = CHAIN_STEPS if arm.name in chain_of else CAM_STEPS
         steps = [step for step in STEP_MODULES if step in enabled and step in counted]
         ood = ood_flags(arm, config, folder=place, random_root=random_root, random_list=random_list)

@@ -177,7 +177,8 @@ class FrozenStatsBatchNorm2d(nn.Module):
     def _scale_and_bias(self) -> _Folded:
         """The norm is `scale * x + bias`; that of frozen weights (DeepLab's) is kept, too."""
         is_constant = not any(source.requires_grad for source in self._sources())
-        if torch.compiler.is_compiling() or not is_constant:
+        # What inference mode makes can't be part of a training later
+        if torch.compiler.is_compiling() or torch.is_inference_mode_enabled() or not is_constant:
             return self._made_affine()
         return self._constant_norm.made_of(self._sources(), self._made_affine)
 

@@ -100,13 +100,16 @@ def _has(network: nn.Module, dotted_name: str) -> bool:
 
 
 def source_file(module_name: str) -> Files:
-    """The files on which a network's results depend. `build_network` has found its module.
+    """The files on which a network's results depend. Raises `InputError` if there is no such module.
 
     That module's; of timm's models also the one that holds timm's version; of a module of somebody's own also those
     that it imports and that lie with it, and these, in turn.
     """
     name = module_name.partition(BACKBONE_MARK)[0]
-    file = getattr(importlib.import_module(name), "__file__", None)
+    try:
+        file = getattr(importlib.import_module(name), "__file__", None)
+    except ModuleNotFoundError as error:
+        raise InputError(f"there is no network {module_name} ({error}); {GUIDE}.") from error
     if file is None:
         return Files([])
     if name.partition(".")[0] not in OUR_PACKAGES:

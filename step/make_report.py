@@ -10,7 +10,15 @@ from torch import nn
 from misc.errors import InputError
 from misc.files.atomic import atomic_path
 from misc.files.resultfiles import METRICS_FOLDER, PICTURE_FOLDER, REPORT, SCORES_FOLDER, STEPS_FOLDER
-from misc.report.collect import INSTANCE_EVALUATION, MAKERS, Arm, collect_arm, steps_redone
+from misc.report.collect import (
+    EVALUATIONS,
+    INSTANCE_EVALUATION,
+    MAKERS,
+    Arm,
+    collect_arm,
+    evaluation_step,
+    steps_behind,
+)
 from misc.report.page import chart_files, render_page
 from misc.report.pictures import Captioned, contact_sheet
 from misc.report.sheet import OutputFolders, PicturedData, Sheet, ShownNetworks, example_pictures
@@ -65,6 +73,7 @@ def inputs(args: Config) -> Inputs:
         "class_list": open_devkit(args.voc12_root, args.class_list).classes,
         "result_dir": Files(_traces(args.result_dir)),
         "control_dir": Files(_traces(args.control_dir)),
+        "cam_out_dir": _earlier_scores(args),  # of the files that this and the other folders of `reads` hold
     }
 
 
@@ -86,7 +95,8 @@ def run(args: Config) -> None:
     names = names_with_background(devkit.classes)
     wood = collect_arm("W-OoD", args.result_dir, args.voc12_root, names)
     control = collect_arm("Control", args.control_dir, args.voc12_root, names)
-    _leave_out_earlier_scores(wood, args)
+    for evaluation, (step, why) in _earlier_scores(args).items():
+        wood.leave_out(evaluation, step=step, why=why)
     arms = [wood, control] if control.scores else [wood]
 
     data = PicturedData(devkit.classes, voc_palette(), devkit.image_path, devkit.mask_path)
@@ -127,28 +137,40 @@ def run(args: Config) -> None:
     log.info("wrote %s", folder / REPORT)
 
 
-def _leave_out_earlier_scores(wood: Arm, args: Config) -> None:
-    """Those of files that are gone: a step behind them was done again, and what it makes has changed since.
+def _earlier_scores(args: Config) -> dict[str, tuple[str, str]]:
+    """{evaluation: a step behind it that is no longer up to date, and why}, for scores of files that are gone.
 
-    Changed data do not count: what was made before is then still what was scored.
+    A step behind them was done again since, and what a step makes of it has changed. Changed data do not count: what
+    was made before is then still what was scored.
     """
     done = DoneSteps(args.result_dir)
     records = {name: done.read(name) for name in STEP_MODULES}
     made = {flag for name in MAKERS if (record := records[name]) for flag in record["places"]}
+    found: dict[str, tuple[str, str]] = {}
     changed: dict[str, str | None] = {}
-    evaluations = [*wood.scores, *([] if wood.instance_ap is None else [INSTANCE_EVALUATION])]
-    for evaluation in evaluations:
-        for step in steps_redone(evaluation, records):
+    for evaluation in (*EVALUATIONS, INSTANCE_EVALUATION):
+        evaluated = records[evaluation_step(evaluation)]
+        if not evaluated:
+            continue
+        if not evaluated["finished"]:
+            found[evaluation] = evaluated["step"], "it was interrupted"
+            continue
+        behind = steps_behind(evaluation, records, vars(args))
+        times = [records[step]["finished"] or records[step]["started"] for step in behind[:-1]]
+        if all(time <= evaluated["started"] for time in times):
+            continue
+        for step in behind:
             if step not in changed:
                 changed[step] = done.changed_input(importlib.import_module(STEP_MODULES[step]), args, flags=made)
             if why := changed[step]:
-                wood.leave_out(evaluation, step=step, why=why)
+                found[evaluation] = step, why
                 break
+    return found
 
 
 def _command(args: Config, step: str) -> str:
     """The command that runs one step alone, with this run's flags."""
-    words = to_arguments(changed_flags(vars(args)))
+    words = to_arguments({name: value for name, value in changed_flags(vars(args)).items() if name != "redo"})
     on_by_default = [name for name in enabled_steps(parse_config([])) if name != step]
     words += to_arguments({f"{name}{STEP_SUFFIX}": False for name in on_by_default} | {f"{step}{STEP_SUFFIX}": True})
     return shlex.join(["python", "run_sample.py", *words])

@@ -298,6 +298,14 @@ def test_a_frozen_norm_is_computed_once_and_follows_its_weights(monkeypatch):
     assert norm.weight.grad is not None
 
 
+def test_a_frozen_norm_is_trained_through_after_inference_mode():
+    norm, layer = FrozenStatsBatchNorm2d(4).requires_grad_(False), nn.Conv2d(3, 4, 1, bias=False)
+    with torch.inference_mode():
+        norm.after(layer, torch.randn(1, 3, 5, 5))
+    norm.after(layer, torch.randn(1, 3, 5, 5)).sum().backward()
+    assert layer.weight.grad is not None
+
+
 @torch.no_grad()
 def test_a_kept_fold_follows_its_weights():
     net = randomised_norms(resnet18_cam.CAM(n_classes=3)).eval()

@@ -121,7 +121,8 @@ def test_a_classifier_that_was_trained_here_is_kept_up_to_date(toy, recipe):
     finished = json.loads(record.read_text())
     write_json(record, {**finished, "finished": None})  # interrupted while it makes another one
     assert parse_config(given).train_classifier_pass
-    for damaged in ({}, {**finished, "places": 3}, {**finished, "outputs": []}):
+    first_ever = {key: value for key, value in finished.items() if key != "outputs"} | {"finished": None}
+    for damaged in ({}, {**finished, "places": 3}, {**finished, "outputs": []}, first_ever):
         write_json(record, damaged)
         assert not parse_config(given).train_classifier_pass
     write_json(record, finished)
@@ -129,10 +130,14 @@ def test_a_classifier_that_was_trained_here_is_kept_up_to_date(toy, recipe):
     assert not parse_config(given).train_classifier_pass
 
 
-def test_a_step_to_be_done_again_has_to_be_among_the_steps():
-    with pytest.raises(InputError, match="--redo: train_irn is not among the steps of this run; add"):
-        parse_config(["--redo", "make_cam", "train_irn"])
-    assert parse_config(["--redo", "make_cam"]).redo == ("make_cam",)
+def test_a_step_to_be_done_again_that_is_not_among_the_steps_is_told():
+    _, sentences = explained("--redo", "make_cam", "train_irn")
+    assert sentences == [
+        "notice: --redo train_irn: it is not among the steps of this run, and is not done again; add --train_irn_pass "
+        "True, where it is meant to run."
+    ]
+    assert explained("--redo", "all", "make_cam")[1] == []
+    assert not any("--redo" in sentence for sentence in explained("--sample", "True", "--redo", "train_irn")[1])
 
 
 @pytest.mark.parametrize(

@@ -278,13 +278,37 @@ def test_a_score_of_earlier_files_is_not_shown(finished, tmp_path, monkeypatch):
     assert f"maps reach {100 * best:.1f}" in page.text
 
 
-def test_a_score_counts_where_a_step_behind_it_changed_nothing(finished, tmp_path, monkeypatch):
-    """One that made more files, or the same again, or whose flags are not given to the report."""
+def test_a_score_counts_where_what_was_scored_is_still_there(finished, tmp_path, monkeypatch):
+    """A step behind it was done again for more images, for another folder, or with the same result."""
     shutil.copytree(finished.work, tmp_path / "work", symlinks=True)
     monkeypatch.chdir(tmp_path / "work")
-    run(finished, make_cam_pass=True, infer_list=finished.root / "ImageSets/Segmentation/train.txt")
-    run(finished, **REPORT)
+    train_list = finished.root / "ImageSets/Segmentation/train.txt"
+    for flags in (
+        {"make_cam_pass": True, "infer_list": train_list},
+        {"make_cam_pass": True, "cam_weights_name": CAM_START, "cam_out_dir": "result/cam_orig"},
+        {"train_cam_pass": True, "redo": "train_cam"},
+    ):
+        run(finished, **flags)
+        run(finished, **REPORT)
+        assert "Not in this report" not in Page("result/report.html").text, flags
+    run(finished, **REPORT, masks_from="advcam", irn_network="nowhere.at_all")
     assert "Not in this report" not in Page("result/report.html").text
+
+
+def test_a_score_of_an_evaluation_that_was_cut_short_is_not_shown(finished, tmp_path, monkeypatch):
+    shutil.copytree(finished.work, tmp_path / "work", symlinks=True)
+    monkeypatch.chdir(tmp_path / "work")
+    run(finished, train_cam_pass=True, make_cam_pass=True, seed=5)
+    with monkeypatch.context() as patch:
+        patch.setattr("step.eval_cam.run", lambda args: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run(finished, eval_cam_pass=True, seed=5)
+    run(finished, **REPORT, seed=5)
+    page = Page("result/report.html")
+    assert "Evaluation: CAM (its score is of earlier files; eval_cam: it was interrupted)" in missing_parts(page)
+    assert "maps reach" not in page.text
+    command = next(line for line in page.text.split("  ") if "--eval_cam_pass True" in line)
+    assert "--redo" not in command
 
 
 def test_facts_are_those_of_the_training_not_of_the_report(finished, tmp_path, monkeypatch):

@@ -69,12 +69,13 @@ class Arm:
         return next((run for run in reversed(self.runs) if step in _done(run)), None)
 
     def leave_out(self, evaluation: str, *, step: str, why: str) -> None:
-        """Take a score for one of earlier files, since `step` is no longer up to date."""
-        self.outdated[evaluation] = step, why
+        """Take a score, where there is one, for one of earlier files, since `step` is no longer up to date."""
         if evaluation == INSTANCE_EVALUATION:
-            self.instance_ap = None
+            known, self.instance_ap = self.instance_ap, None
         else:
-            del self.scores[evaluation]
+            known = self.scores.pop(evaluation, None)
+        if known is not None:
+            self.outdated[evaluation] = step, why
         if self.segmentation_scores is None:
             self.segmentation_training = None
 
@@ -171,23 +172,21 @@ def evaluation_step(evaluation: str) -> str:
     return "eval_deeplab" if evaluation in SEGMENTATION_EVALUATIONS else evaluation
 
 
-def steps_redone(evaluation: str, records: Mapping[str, Record]) -> list[str]:
-    """The steps behind an evaluation, and itself, if one of them was done after it; else none. In the chain's order.
+def steps_behind(evaluation: str, records: Mapping[str, Record], places: Mapping[str, Any]) -> list[str]:
+    """The steps whose results an evaluation scores, in the chain's order, and at the end the evaluation's own step.
 
-    `records`: {step: its record}, as `misc.run.done.DoneSteps` writes them; a step without one is left out.
+    Args:
+        records: {step: its record}, as `misc.run.done.DoneSteps` writes them; a step without one is left out.
+        places: flags, with the places that count: what a step has written to another one is not scored.
     """
     step = evaluation_step(evaluation)
-    evaluated = records.get(step)
-    if not evaluated:
-        return []
-    used, behind = {*evaluated["inputs"]}, [step]
+    used, behind = {*records[step]["inputs"]}, [step]
     for maker in reversed(MAKERS):
         record = records.get(maker)
-        if record and used & record["places"].keys():
+        if record and any(flag in used and places.get(flag) == place for flag, place in record["places"].items()):
             used |= record["inputs"].keys()
             behind.insert(0, maker)
-    times = [records[name]["finished"] or records[name]["started"] for name in behind[:-1]]
-    return behind if any(time > evaluated["started"] for time in times) else []
+    return behind
 
 
 def _segmentation_training(scores: Record, records: Iterable[Record]) -> Record | None:

@@ -612,13 +612,22 @@ def parse_config(arguments: Sequence[str] | None = None, *, explain: Callable[[s
             near = difflib.get_close_matches(step, STEP_MODULES, 1)
             hint = f"did you mean {near[0]}?" if near else f"expected steps, such as make_cam, or {ALL_STEPS}."
             raise InputError(f"--redo: there is no step {step}; {hint}")
-        if step != ALL_STEPS and not values[f"{step}{STEP_SUFFIX}"]:
-            raise InputError(
-                f"--redo: {step} is not among the steps of this run; add --{step}{STEP_SUFFIX} True, or leave it out."
-            )
-    for sentence in [*sentences, *_on_steps_left_out(values, given)] if explain is not None else ():
-        explain(sentence)
+    if explain is not None:
+        for sentence in [*sentences, *_on_steps_left_out(values, given), *_on_steps_not_redone(values)]:
+            explain(sentence)
     return Config(**values)
+
+
+def _on_steps_not_redone(values: Mapping[str, Any]) -> list[str]:
+    """What to tell the user of steps that `redo` names and the run does not have. (The sample has several runs.)"""
+    absent = [step for step in values["redo"] if step != ALL_STEPS and not values[f"{step}{STEP_SUFFIX}"]]
+    if values["sample"]:
+        return []
+    return [
+        f"notice: --redo {step}: it is not among the steps of this run, and is not done again; add "
+        f"--{step}{STEP_SUFFIX} True, where it is meant to run."
+        for step in absent
+    ]
 
 
 def _on_steps_left_out(values: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:

@@ -99,17 +99,20 @@ class DoneSteps:
     def changed_input(self, step: StepModule, args: Config, *, flags: Container[str]) -> str | None:
         """What has changed since a step was done of its inputs that `flags` name, as a sentence without its end.
 
-        None where nothing has, or where it can't be told.
+        None where nothing has, or where it can't be told: something is gone, or other files count now than then.
         """
-
-        def named(inputs: Mapping[str, Any]) -> dict[str, Any]:
-            return {flag: given for flag, given in inputs.items() if flag in flags}
-
-        record = self.read(step.STEP.name)
+        before = self.read(step.STEP.name).get("inputs", {})
+        known = self.known_contents()
         try:
-            return self._changed_input(named(record["inputs"]), named(step.inputs(args))) if record else None
-        except InputError:  # something is gone
+            made = {flag: given for flag, given in step.inputs(args).items() if flag in flags and flag in before}
+            for flag, given in made.items():
+                now, then = fingerprint(given, known), before[flag]
+                is_list = isinstance(then, dict) and then.get("files") == now.get("files")
+                if is_list and then.get("content") != now["content"]:
+                    return f"{_what(flag, given)} changed"
+        except InputError:
             return None
+        return None
 
     def _changed_input(self, before: Mapping[str, Any], inputs: Inputs) -> str | None:
         if gone := sorted(before.keys() - inputs.keys()):
@@ -148,6 +151,8 @@ class DoneSteps:
         before = self.read(name)
         if before and not before["finished"] and all(before[part] == record[part] for part in PARTS):
             record["started"] = before["started"]
+        if "outputs" in before:  # what it wrote when it was done last, until it has ended again
+            record["outputs"] = before["outputs"]
         self._write(name, record)
 
     def finish(self, step: StepModule, args: Config) -> None:

@@ -149,13 +149,11 @@ def _classifier(values: Flags) -> dict[str, Any]:
 
 
 def _was_trained(weights: str, result_dir: str) -> bool:
-    """Whether a classifier is what train_classifier has written, or it was interrupted while it made another one."""
+    """Whether a classifier is what train_classifier has written, and nothing has replaced since."""
     record = read_dict(Path(result_dir, STEPS_FOLDER, "train_classifier.json"))
     places, outputs = record.get("places"), record.get("outputs")
     if not isinstance(places, dict) or places.get("cam_init_weights_name") != weights:
         return False
-    if record.get("finished") is None:
-        return True
     files = files_of_network(weights)
     return isinstance(outputs, dict) and all(map(os.path.isfile, files)) and outputs.get("look") == look.digest(files)
 
@@ -170,7 +168,7 @@ def _fit_to_starts(values: Flags, given: Flags) -> tuple[dict[str, Any], list[st
     has_start = named or Path(DEEPLAB_START).is_file()
     flags = {**_classifier(values), "train_deeplab_pass": has_start, "eval_deeplab_pass": has_start}
     sentences = []
-    trains = flags["train_classifier_pass"] and given.get("train_classifier_pass", True)
+    trains = not _is_there(values["cam_init_weights_name"]) and given.get("train_classifier_pass", True)
     if trains and values["work_dir"] and "cam_init_weights_name" not in given:
         usual = os.path.relpath(values["cam_init_weights_name"], values["work_dir"])
         if _is_there(usual):
