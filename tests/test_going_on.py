@@ -188,7 +188,7 @@ CHANGES = {
     ),
     "sem_seg_bg_thres": (0.3, ["make_sem_seg"], "differs: 0.25 -> 0.3"),  # of the toy data the masks are the same
     "deeplab_learning_rate": (1e-3, ["train_deeplab", "eval_deeplab"], "differs: 0.00025 -> 0.001"),
-    "cam_scales": ((1.0,), ["train_cam", "make_cam", "eval_cam", "cam_to_ir_label"], "differs: 1.0 0.5 -> 1.0"),
+    "cam_scales": ((1.0,), ["train_cam", "make_cam", "eval_cam", "cam_to_ir_label"], "differs: 1 0.5 -> 1"),
 }
 
 
@@ -270,6 +270,17 @@ def test_records_that_are_damaged_do_no_harm(done):
     assert done.steps_done == ["make_cam", "eval_cam"]
 
 
+def test_records_of_whole_numbers_are_those_of_floats(done):
+    """An earlier version wrote the defaults of some flags as 7 and 10."""
+    for step, flag in (("make_advcam", "AD_coeff"), ("make_sem_seg", "beta")):
+        path = Path(f"result/steps/{step}.json")
+        record = json.loads(path.read_text())
+        record["settings"][flag] = int(record["settings"][flag])
+        path.write_text(json.dumps(record))
+    done.run()
+    assert done.steps_done == []
+
+
 @pytest.mark.parametrize("numbers", ["float32", "float16"])
 def test_the_plan_knows_how_large_cam_files_are(toy, numbers):
     """By the classes that the images carry, of which VOC has few."""
@@ -294,7 +305,7 @@ def test_the_plan_tells_what_will_be_done_and_does_nothing(done):
     said = done.run(plan=True, cam_scales=(1.0,))
     assert done.work == {}
     assert json.loads(Path("result/steps/make_cam.json").read_text())["settings"]["cam_scales"] == [1.0, 0.5]
-    assert "runs: --cam_scales differs: 1.0 0.5 -> 1.0" in said
+    assert "runs: --cam_scales differs: 1 0.5 -> 1" in said
     assert "depends on what make_cam will make" in said
 
 

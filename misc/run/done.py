@@ -210,7 +210,10 @@ def _first_difference(before: Mapping[str, Any], now: Mapping[str, Any], sentenc
 
 
 def _shown(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    """A setting as text, in which 7 and 7.0 are one (records of earlier versions have either)."""
+    if isinstance(value, list | tuple):
+        return " ".join(map(_shown, value))
+    return str(int(value) if isinstance(value, float) and value.is_integer() else value)
 
 
 def _what(flag: str, given: Files | Any) -> str:
