@@ -22,7 +22,6 @@ from benchmarks.arms import CLASSIFIER, CONTROL, NAMED, RANDOM, WOOD, Arm, ood_f
 from benchmarks.arms_table import Result, content, figure, page, result_of
 from misc.errors import InputError, message_of
 from misc.files.atomic import atomic_path, write_json
-from misc.files.devkitfiles import TO_EVALUATE, list_path
 from misc.report.collect import collect_arm
 from misc.run.config import (
     STEP_MODULES,
@@ -38,6 +37,7 @@ from misc.run.sample_runs import sample_runs
 from misc.run.stopping import Told, ending_when_told
 from voc12.classes import names_with_background
 from voc12.devkit import open_devkit
+from voc12.lists import read_split
 from voc12.sample import ensure_with_bar
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -131,9 +131,8 @@ def runs_of_seed(
                 f"the flags leave out {missing[0]}, without which there is nothing to compare; switch it on, and for "
                 "eval_cam put masks into the data set's SegmentationClass."
             )
-        evaluated = list_path(config.voc12_root, TO_EVALUATE, config.chainer_eval_set)
-        if not (config.sample or evaluated.is_file()):
-            raise InputError(f"--chainer_eval_set {config.chainer_eval_set}: there is no list {evaluated}; correct it.")
+        if not config.sample:  # which is not made yet
+            read_split(open_devkit(config.voc12_root, config.class_list), config.chainer_eval_set)
         counted = CHAIN_STEPS if arm.name in chain_of else CAM_STEPS
         steps = [step for step in STEP_MODULES if step in enabled and step in counted]
         ood = ood_flags(arm, config, folder=place, random_root=random_root, random_list=random_list)

@@ -144,11 +144,12 @@ def _earlier_scores(args: Config) -> dict[str, tuple[str, str]]:
     was made before is then still what was scored.
     """
     done = DoneSteps(args.result_dir)
-    records = {name: done.read(name) for name in STEP_MODULES}
+    evaluations = (*EVALUATIONS, INSTANCE_EVALUATION)
+    records = {name: done.read(name) for name in (*MAKERS, *map(evaluation_step, evaluations))}
     made = {flag for name in MAKERS if (record := records[name]) for flag in record["places"]}
     found: dict[str, tuple[str, str]] = {}
     changed: dict[str, str | None] = {}
-    for evaluation in (*EVALUATIONS, INSTANCE_EVALUATION):
+    for evaluation in evaluations:
         evaluated = records[evaluation_step(evaluation)]
         if not evaluated:
             continue

@@ -133,6 +133,7 @@ def test_a_classifier_that_is_named_serves_all_seeds(work):
         (["random_ood"], {}, "--arms random_ood needs --random_ood_list"),
         (["wood"], {"log_name": "x"}, "--log_name is set by the comparison"),
         (["wood"], {"eval_cam_pass": False}, "the flags leave out eval_cam"),
+        (["wood"], {"chainer_eval_set": "trian"}, "/ImageSets/Segmentation/trian.txt is missing; expected a text file"),
     ],
 )
 def test_what_can_not_be_compared_is_answered(work, arms, flags, message):

@@ -620,9 +620,9 @@ def parse_config(arguments: Sequence[str] | None = None, *, explain: Callable[[s
 
 def _on_steps_not_redone(values: Mapping[str, Any]) -> list[str]:
     """What to tell the user of steps that `redo` names and the run does not have. (The sample has several runs.)"""
-    absent = [step for step in values["redo"] if step != ALL_STEPS and not values[f"{step}{STEP_SUFFIX}"]]
     if values["sample"]:
         return []
+    absent = [step for step in values["redo"] if step != ALL_STEPS and not values[f"{step}{STEP_SUFFIX}"]]
     return [
         f"notice: --redo {step}: it is not among the steps of this run, and is not done again; add "
         f"--{step}{STEP_SUFFIX} True, where it is meant to run."

@@ -102,17 +102,16 @@ class DoneSteps:
         None where nothing has, or where it can't be told: something is gone, or other files count now than then.
         """
         before = self.read(step.STEP.name).get("inputs", {})
-        known = self.known_contents()
+        known_of = {flag: then for flag, then in before.items() if flag in flags and isinstance(then, dict)}
         try:
-            made = {flag: given for flag, given in step.inputs(args).items() if flag in flags and flag in before}
-            for flag, given in made.items():
-                now, then = fingerprint(given, known), before[flag]
-                is_list = isinstance(then, dict) and then.get("files") == now.get("files")
-                if is_list and then.get("content") != now["content"]:
-                    return f"{_what(flag, given)} changed"
+            given = {
+                flag: files
+                for flag, files in step.inputs(args).items()
+                if flag in known_of and isinstance(files, Files) and len(files.paths) == known_of[flag].get("files")
+            }
+            return self._changed_input({flag: known_of[flag] for flag in given}, given)
         except InputError:
             return None
-        return None
 
     def _changed_input(self, before: Mapping[str, Any], inputs: Inputs) -> str | None:
         if gone := sorted(before.keys() - inputs.keys()):

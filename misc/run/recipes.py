@@ -228,11 +228,10 @@ def _fit_to_few_images(values: Flags, given: Flags) -> tuple[dict[str, Any], lis
     if n_ood:
         flags |= {name: min(values[name], n_ood) for name in ("ood_batch_size", "cluster_K")}
 
-    has_objects = any((root / OBJECTS).glob("*.png"))
-    done = ["eval_cam_pass", "eval_ir_label_pass", "eval_sem_seg_pass", "eval_deeplab_pass"]
-    done += ["eval_ins_seg_pass"] if has_objects else []
-    left_out, sentences = _without_ground_truth(root, [name for name in done if name not in given], values, given)
-    flags |= {"eval_ins_seg_pass": has_objects} | dict.fromkeys(done, True) | left_out
+    evaluations = dict.fromkeys(("eval_cam_pass", "eval_ir_label_pass", "eval_sem_seg_pass", "eval_deeplab_pass"), True)
+    evaluations["eval_ins_seg_pass"] = any((root / OBJECTS).glob("*.png"))
+    left_out, sentences = _without_ground_truth(root, {**values, **evaluations}, given, among=evaluations)
+    flags |= evaluations | left_out
     shows = given.get("show_pass", False)
     # What comes after mining is for the images that a person has chosen, and what is there is shown as it is
     if mines or shows:
@@ -242,18 +241,19 @@ def _fit_to_few_images(values: Flags, given: Flags) -> tuple[dict[str, Any], lis
 
 
 def _without_ground_truth(
-    root: Path, evaluations: Iterable[str], values: Flags, given: Flags
+    root: Path, values: Flags, given: Flags, *, among: Iterable[str] = EVALUATIONS
 ) -> tuple[dict[str, Any], list[str]]:
     """{evaluation: False} of those that have no masks or no list of images with masks, and what to tell of it.
 
-    A list that the user names has to be there; the evaluation itself says that it is not.
+    Of the evaluations that are on without the user's having said so. A list that the user names has to be there; the
+    evaluation itself says that it is not.
     """
     has_masks = any((root / MASKS).glob("*.png"))
     flags, sentences = {}, []
-    for name in evaluations:
+    for name in among:
         set_flag = "deeplab_eval_set" if "deeplab" in name else "chainer_eval_set"
         path = list_path(root, TO_EVALUATE, values[set_flag])
-        if has_masks and (set_flag in given or path.is_file()):
+        if not values[name] or name in given or (has_masks and (set_flag in given or path.is_file())):
             continue
         flags[name] = False
         sentence = _WITHOUT_LIST.format(path) if has_masks else _WITHOUT_MASKS.format(root / MASKS)
@@ -282,8 +282,7 @@ def fit_to_imported(values: Flags, given: Flags) -> tuple[dict[str, Any], list[s
         + ", ".join(f"--{name} {path}" for name, path in flags.items() if name not in given)
         + ")."
     ]
-    asked_for = [name for name in EVALUATIONS if values[name] and name not in given]
-    left_out, why = _without_ground_truth(root, asked_for, values, given)
+    left_out, why = _without_ground_truth(root, values, given)
     return flags | left_out, sentences + why
 
 
