@@ -1,4 +1,4 @@
-"""Pixel pairs: their paths and labels, and the random walk over them (IRN sections 4 and 5).
+"""Pixel pairs: their paths, and the random walk over them (IRN sections 4 and 5).
 
 A pair of radius r is a source cell and a destination cell at an offset (dy, dx) of half a disc. Its affinity is
 1 - the largest edge on the path between the two. Offsets are ordered by path length, then by (dy, dx).
@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from misc.imutils import IGNORE_LABEL
 from misc.run.device import to_device
 
 OUTSIDE = -1.0
@@ -49,39 +48,6 @@ def _pair_paths(radius: int) -> dict[Offset, tuple[Offset, ...]]:
 def pair_paths(radius: int) -> dict[Offset, list[Offset]]:
     """{(dy, dx): cells (y, x) of the path, sorted}, relative to the source cell, in the order of offsets."""
     return {offset: list(path) for offset, path in _pair_paths(radius).items()}
-
-
-def _shifted(x: Tensor, offset: Offset, *, radius: int) -> Tensor:
-    """(..., h, w) -> (..., h - r + 1, w - 2r + 2): for every source cell the value at `offset` from it.
-
-    Sources are rows 0 .. h - r + 1 and columns r - 1 .. w - r + 1 (ends excluded), so that all pairs stay inside.
-    """
-    dy, dx = offset
-    margin = radius - 1
-    height, width = x.shape[-2] - margin, x.shape[-1] - 2 * margin
-    return x[..., dy : dy + height, margin + dx : margin + dx + width]
-
-
-def require_pairs(h: int, w: int, radius: int) -> None:
-    """Raise `ValueError` if a map of h x w cells has no source cell."""
-    if h < radius or w < 2 * radius - 1:
-        raise ValueError(f"a {h} x {w} map has no pair of radius {radius}: it needs {radius} x {2 * radius - 1} cells")
-
-
-def affinity_labels(labels: Tensor, radius: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(B, h, w) uint8 labels, 255 for unsure -> bg_pos, fg_pos, neg: each (B, offsets, sources) bool.
-
-    IRN's definition, pair by pair, as its original has it; training counts the same pairs without a tensor of them all
-    (`misc.pair_losses`). A pair is valid if both labels are sure: bg-positive if equal and 0, fg-positive if equal and
-    > 0, negative if different (IRN equation 5). Offsets in the order of `pair_paths`, sources row by row.
-    """
-    require_pairs(*labels.shape[-2:], radius)
-    source = _shifted(labels, (0, 0), radius=radius).flatten(1)[:, None]
-    destination = torch.stack([_shifted(labels, o, radius=radius).flatten(1) for o in _pair_paths(radius)], dim=1)
-    valid = (source != IGNORE_LABEL) & (destination != IGNORE_LABEL)
-    equal = (source == destination) & valid
-    background = source == 0
-    return equal & background, equal & ~background, valid & ~equal
 
 
 def _half_disc_affinities(edges: Tensor, radius: int, beta: float) -> dict[Offset, Tensor]:

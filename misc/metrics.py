@@ -214,21 +214,6 @@ class InstanceScorer:
         return {"ap": ap, "map": nan_mean(ap)}
 
 
-def instance_ap(
-    pred_masks: Sequence[np.ndarray],
-    pred_labels: Sequence[np.ndarray],
-    pred_scores: Sequence[np.ndarray],
-    gt_masks: Sequence[np.ndarray],
-    gt_labels: Sequence[np.ndarray],
-    iou_thresh: float = 0.5,
-) -> dict[str, Any]:
-    """VOC's instance AP of lists over images; arguments as in `InstanceScorer.add`, result as in its `scores`."""
-    scorer = InstanceScorer(iou_thresh)
-    for image in zip(pred_masks, pred_labels, pred_scores, gt_masks, gt_labels, strict=True):
-        scorer.add(*image)
-    return scorer.scores()
-
-
 def class_table(names: Sequence[str], scored: dict[str, Any]) -> str:
     """A text table of `scores`: IoU, precision and recall, a row a class that occurs, then the means."""
     width = max(len(name) for name in names)

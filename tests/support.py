@@ -18,6 +18,7 @@ from misc.files.checkpointfile import classes_beside
 from misc.files.images import read_label, write_label
 from misc.files.instancefile import Detections
 from misc.indexing import pair_paths
+from misc.metrics import InstanceScorer
 from net.weights import BACKBONE_PREFIX, save_weights
 from tests import own_network
 from voc12.classes import write_classes
@@ -222,6 +223,14 @@ def every_pair(h, w, radius):
                 cells = [(y + py, x + px) for py, px in path]
                 yield number, source_number, (y, x), (y + dy, x + dx), cells
                 source_number += 1
+
+
+def instance_ap(*of_images, **settings):
+    """The scores of lists over images, each in the order of `InstanceScorer.add`."""
+    scorer = InstanceScorer(**settings)
+    for image in zip(*of_images, strict=True):
+        scorer.add(*image)
+    return scorer.scores()
 
 
 def generated(n_examples: int) -> Callable:

@@ -11,14 +11,15 @@ from torch import Tensor
 from misc.errors import InputError, reason_of
 from misc.files.objectfile import load_object, require_size, save_object
 from misc.files.paths import Paths
+from misc.imutils import MAP_STRIDE
 
 NUMBERS = {"float32": np.float32, "float16": np.float16}
 """{name: type} of the numbers in `high_res`."""
 
 
 def bytes_per_pixel(numbers: str, n_classes: float) -> float:
-    """Of the files of images that carry `n_classes` each: a number a pixel and class, and a float32 at stride 4."""
-    return n_classes * (np.dtype(NUMBERS[numbers]).itemsize + 4 / 16)
+    """Of the files of images that carry `n_classes` each; for each class a number a pixel, and a float32 a cell."""
+    return n_classes * (np.dtype(NUMBERS[numbers]).itemsize + np.dtype(np.float32).itemsize / MAP_STRIDE**2)
 
 
 def cam_path(folder: str | Path, image_id: str) -> Path:

@@ -8,9 +8,10 @@ from torch import Tensor
 
 from misc.errors import InputError
 from misc.files.objectfile import load_object, save_object
+from misc.imutils import MAP_STRIDE
 
-BYTES_PER_PIXEL = 3 * 2 / 16
-"""Three numbers of two bytes for each cell at stride 4."""
+BYTES_PER_PIXEL = 3 * torch.float16.itemsize / MAP_STRIDE**2
+"""An edge and a displacement of two numbers for each cell."""
 _KIND, _NAMES = "file of IRN's output", ("edge", "displacement")
 _LARGEST = torch.finfo(torch.float16).max
 
