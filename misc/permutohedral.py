@@ -19,6 +19,7 @@ from functools import cache
 from tempfile import NamedTemporaryFile
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -135,8 +136,8 @@ class _Keys(NamedTuple):
 
 def _scales(d: int) -> list[float]:
     """Of the axes, such that the blur's deviation is 1 in the units of the features (Adams et al., section 3.1)."""
-    deviation = torch.tensor(math.sqrt(2 / 3) * (d + 1)).item()  # rounded, as the other implementation does
-    return [torch.tensor(deviation / math.sqrt((i + 1) * (i + 2))).item() for i in range(d)]
+    deviation = float(np.float32(math.sqrt(2 / 3) * (d + 1)))  # rounded, as the other implementation does
+    return [float(np.float32(deviation / math.sqrt((i + 1) * (i + 2)))) for i in range(d)]
 
 
 def _simplices(features: Tensor, numbers: _Keys) -> tuple[Tensor, Tensor]:
