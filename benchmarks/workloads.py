@@ -19,7 +19,8 @@ from benchmarks.measure import Way, require_shared_memory
 from misc.cam import confident_label
 from misc.crf import Backend, device_of
 from misc.files import camfile
-from misc.imutils import MAP_STRIDE, cells_of
+from misc.files.camfile import MAP_STRIDE
+from misc.imutils import cells_of
 from misc.indexing import RandomWalk, chebyshev_coefficients
 from misc.run.config import Config, parse_config, to_arguments
 from misc.run.device import resolve_device, set_precision, set_seed

@@ -27,6 +27,8 @@ Backend = Literal["auto", "torch", "pydensecrf"]
 CPU = torch.device("cpu")
 CLIP = 1e-5
 """The least probability that the unary term of a softmax knows (the default of pydensecrf)."""
+N_ITER, GT_PROB = 10, 0.7
+"""Of the originals: iterations of mean field, and the probability that a given label is right."""
 MAX_COLOUR = 255
 FEW_LABELS = 8
 """With fewer labels torch's own softmax takes, on a CPU, several times as long as one that goes label by label."""
@@ -78,8 +80,8 @@ def crf_inference_label(
     image: np.ndarray,
     labels: np.ndarray,
     n_labels: int,
-    n_iter: int = 10,
-    gt_prob: float = 0.7,
+    n_iter: int = N_ITER,
+    gt_prob: float = GT_PROB,
     *,
     backend: Backend = "auto",
     device: torch.device = CPU,
@@ -104,8 +106,8 @@ def crf_inference_labels(
     image: np.ndarray,
     labels: Sequence[np.ndarray],
     n_labels: int,
-    n_iter: int = 10,
-    gt_prob: float = 0.7,
+    n_iter: int = N_ITER,
+    gt_prob: float = GT_PROB,
     *,
     backend: Backend = "auto",
     device: torch.device = CPU,
@@ -138,7 +140,7 @@ def _require_image(image: np.ndarray, size: tuple[int, ...]) -> None:
 
 
 def crf_inference_softmax(
-    image: np.ndarray, probabilities: np.ndarray, n_iter: int = 10, *, backend: Backend = "auto"
+    image: np.ndarray, probabilities: np.ndarray, n_iter: int = N_ITER, *, backend: Backend = "auto"
 ) -> np.ndarray:
     """Refine class probabilities by the colours of the image, with DeepLab-v2's kernels.
 
@@ -161,7 +163,7 @@ def crf_inference_softmax(
     return refine_softmax(torch.from_numpy(image), torch.from_numpy(probabilities), n_iter).numpy()
 
 
-def refine_softmax(image: Tensor, probabilities: Tensor, n_iter: int = 10) -> Tensor:
+def refine_softmax(image: Tensor, probabilities: Tensor, n_iter: int = N_ITER) -> Tensor:
     """PyTorch's `crf_inference_softmax` of tensors on one device."""
     return _most_probable(image, logits_of_softmax(probabilities), DEEPLAB_KERNELS, n_iter)[0]
 

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from misc.files.camfile import MAP_STRIDE
 from misc.run.device import to_device
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -20,8 +21,6 @@ BGR_MEAN = (104.008, 116.669, 122.675)
 """Blue, green and red, 0 .. 255: what networks of the Caffe family subtract."""
 IGNORE_LABEL = 255
 """In label images: pixels that no loss and no score counts (unsure, object boundaries, padding)."""
-MAP_STRIDE = 4
-"""Pixels per cell of a CAM's smaller maps, and of IRN's edges, displacements and training labels."""
 Box = tuple[int, int, int, int]
 """top, left, height, width"""
 

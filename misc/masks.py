@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from misc.cam import class_ids
-from misc.imutils import MAP_STRIDE, cells_of
+from misc.files.camfile import MAP_STRIDE
+from misc.imutils import cells_of
 from misc.indexing import RandomWalk
 
 

@@ -155,7 +155,7 @@ class InstanceScorer:
     `iou_thresh` and no prediction with a higher score took it before, else a false positive.
     """
 
-    def __init__(self, iou_thresh: float = 0.5) -> None:
+    def __init__(self, iou_thresh: float) -> None:
         self.iou_thresh = iou_thresh
         # A row a prediction
         self._labels: list[int] = []
@@ -194,15 +194,10 @@ class InstanceScorer:
             self._scores.append(float(pred_scores[index]))
             self._hits.append(hit)
 
-    def scores(self, n_classes: int | None = None) -> dict[str, Any]:
-        """`ap`: (C,) float64 area under the precision envelope, NaN for classes without truth; `map`: their mean.
-
-        C is `n_classes`, by default one more than the highest label.
-        """
+    def scores(self, n_classes: int) -> dict[str, Any]:
+        """`ap`: (C,) float64 area under the precision envelope, NaN for classes without truth; `map`: their mean."""
         labels, values = np.array(self._labels, dtype=np.int64), np.array(self._scores, dtype=np.float64)
         hits, truth = np.array(self._hits, dtype=bool), np.array(self._truth_labels, dtype=np.int64)
-        if n_classes is None:
-            n_classes = 1 + max(labels.max(initial=-1), truth.max(initial=-1))
         ap = np.full(n_classes, np.nan)
         for label in np.unique(truth):
             of_class = np.flatnonzero(labels == label)

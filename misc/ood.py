@@ -10,7 +10,6 @@ from torch.nn import functional as F
 from misc.run.device import to_device
 from misc.run.distributed import gather_shares, max_over_processes, mean_over_processes, sum_over_processes
 
-"""VOC's class bottle: the original leaves OoD images that look like it out of the OoD loss."""
 GRADIENT_EPSILON = 1e-12
 ROWS_AT_ONCE = 16384
 """Of features, while those of OoD images are summed in twice their precision."""

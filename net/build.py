@@ -172,6 +172,18 @@ def inputs_of_network(flags: Mapping[str, str], classes: Sequence[str]) -> Input
     return {network: source_file(module_name), weights: Files([checkpoint_file(path)]), "class_list": classes}
 
 
+def input_of_start(source: str, module_name: str, class_name: str) -> Files | str:
+    """What a flag for starting weights gives the training of `module_name.class_name`: a file, or the word itself.
+
+    `auto` is a file of any content where the class names one, `auto_start`. All else that it stands for is the same in
+    every run (`net.weights.load_imagenet`).
+    """
+    if source == "auto":
+        module = importlib.import_module(module_name.partition(BACKBONE_MARK)[0])
+        source = getattr(getattr(module, class_name, None), "auto_start", source)
+    return source if source in ("auto", "none") else Files([checkpoint_file(source)])
+
+
 def load_network(module_name: str, class_name: str, weights: str, device: torch.device, **arguments: Any) -> nn.Module:
     """The network with the weights of a checkpoint, on `device`, in evaluation mode. Raises `InputError` for either."""
     with UnfilledNetworks(keep_layout=True):  # the checkpoint fills all of it

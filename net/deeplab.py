@@ -63,8 +63,8 @@ class ASPP(nn.Module):
 class SegmentationBase(nn.Module):
     """Features -> ASPP: the network at one scale.
 
-    A subclass fills `aspp` and gives `features`. Batch norm is frozen, its weight and bias too: the recipe's optimiser
-    holds convolutions alone.
+    A subclass fills `aspp` and gives `features`; `auto_start` where `auto` stands for a file of any content. Batch norm
+    is frozen, its weight and bias too: of a ResNet the recipe trains convolutions alone.
     """
 
     aspp: ASPP
@@ -90,7 +90,7 @@ class SegmentationBase(nn.Module):
         return self.aspp(self.features(images))
 
     def trainable_parameters(self) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:
-        """The weights of the backbone's convolutions, of the ASPP, and the ASPP's biases."""
+        """All of the backbone but its batch norms, the weights of the ASPP, and the ASPP's biases."""
         aspp = dict(self.aspp.named_parameters())
         in_aspp = {id(parameter) for parameter in aspp.values()}
         backbone = [p for p in self.parameters() if p.requires_grad and id(p) not in in_aspp]

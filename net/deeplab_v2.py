@@ -69,6 +69,8 @@ def _stage(inputs: int, n_blocks: int, inner: int, stride: int, dilation: int) -
 class DeepLabV2(SegmentationBase):
     """ResNet-101 (MSRA) with output stride 8 -> ASPP: `(B, 3, H, W) -> (B, C, h, w)`."""
 
+    auto_start = DEEPLAB_START
+
     def __init__(self, n_classes: int = N_VOC_LABELS) -> None:
         super().__init__()
         self.layer1 = nn.Sequential(
@@ -104,7 +106,7 @@ class DeepLabV2(SegmentationBase):
 
     def load_start(self, source: str) -> None:
         if source != "none":
-            load_starting_weights(self, DEEPLAB_START if source == "auto" else source)
+            load_starting_weights(self, self.auto_start if source == "auto" else source)
 
 
 DeepLab = DeepLabV2

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from misc.imutils import MAP_STRIDE, cells_of
+from misc.files.camfile import MAP_STRIDE
+from misc.imutils import cells_of
 from misc.pair_losses import pair_losses
 from net.backbone import Backbone
 

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from misc.errors import InputError, first_three, raise_if_of_the_machine, reason_of
 from misc.files.atomic import atomic_path
 from misc.files.checkpointfile import checkpoint_file
+from misc.files.checksum import digest_in_name
 from misc.files.objectfile import NUMPY_STAND_INS
 from misc.files.pickles import A_SET, load_tensors
 from misc.files.regular import regular
 from misc.files.soundness import LARGEST_WEIGHT, unsound_weight
-from misc.run.step import Files
 from net.backbone import Backbone
 
 log = logging.getLogger(__name__)
@@ -401,9 +401,15 @@ def save_weights(module: nn.Module, path: str | Path) -> None:
         torch.save(content, file)
 
 
-def start_input(source: str) -> Files | str:
-    """What a flag for starting weights gives: a file, or the word that stands for others."""
-    return source if source in ("auto", "none") else Files([checkpoint_file(source)])
+def _require_published(path: Path, *, flag: str) -> None:
+    """Raise `InputError` if the file's name tells another content: `auto` means the same weights in every run."""
+    digest = digest_in_name(path.name)
+    problem = digest.mismatch(path) if digest is not None else None
+    if problem is not None:
+        raise InputError(
+            f"--{flag} auto: {path} is not the file that was published under this name ({problem}); download it again, "
+            f"or pass --{flag} {path} to start from it as it is."
+        )
 
 
 def load_imagenet(
@@ -435,9 +441,10 @@ def load_imagenet(
         return
     if not known or backbone.imagenet_weights is None:
         raise InputError(f"--{flag} auto: this backbone has no ImageNet weights; name a file, or none.")
-    for name in backbone.imagenet_files:
-        if (Path(folder) / name).is_file():
-            load_weights(backbone, Path(folder) / name)
+    for path in (Path(folder) / name for name in backbone.imagenet_files):
+        if path.is_file():
+            _require_published(path, flag=flag)
+            load_weights(backbone, path)
             return
     url = backbone.imagenet_weights.url
     try:

@@ -1,7 +1,6 @@
 """Before the first step: fetch data and weights that others offer, checked and put in place (not in the original)."""
 
 import logging
-import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,12 +14,12 @@ from torchvision.models import ResNet50_Weights, ResNet101_Weights, WeightsEnum
 from misc.errors import InputError
 from misc.files.archives import BadArchive, is_damaged_zip, missing_members, obstacle_to, place_folder, root_in, unpack
 from misc.files.checkpointfile import checkpoint_names
+from misc.files.checksum import Digest, digest_in_name
 from misc.files.devkitfiles import IMAGES
 from misc.files.disk import readable_size, room_for
 from misc.files.fetch import (
     GDOWN,
     WEB_PAGE,
-    Digest,
     NotFetched,
     Report,
     discard,
@@ -92,7 +91,7 @@ def _of_torchvision(name: str, weights: WeightsEnum) -> Offer:
         place=f"sess/{file}",
         kind="checkpoint",
         about=round(weights.meta["_file_size"] * 2**20),
-        digest=Digest("sha256", re.search(r"-([0-9a-f]{8,})\.", file)[1]),
+        digest=digest_in_name(file),
     )
 
 

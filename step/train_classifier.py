@@ -18,8 +18,8 @@ from misc.run.plan import Planned, require_writable_file
 from misc.run.step import Files, Inputs, OnGpu, Step
 from misc.run.training import Training, fit
 from misc.torchutils import two_rate_optimizer
-from net.build import build_network, source_file
-from net.weights import load_imagenet, save_weights, start_input
+from net.build import build_network, input_of_start, source_file
+from net.weights import load_imagenet, save_weights
 from voc12.classes import save_named
 from voc12.dataloader import ClassificationCrops, TopLeftCrops, images_of
 from voc12.devkit import open_devkit
@@ -66,7 +66,7 @@ def inputs(args: Config) -> Inputs:
     val = read_labelled_images(devkit, args.val_list, flag="val_list", label_file=args.label_file)
     return {
         "cam_network": source_file(args.cam_network),
-        "imagenet_weights": start_input(args.imagenet_weights),
+        "imagenet_weights": input_of_start(args.imagenet_weights, args.cam_network, "Net"),
         "class_list": devkit.classes,
         "train_list": Files(train.paths),
         "val_list": Files(val.paths),

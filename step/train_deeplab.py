@@ -14,9 +14,9 @@ from misc.run.loaders import Stream
 from misc.run.plan import Planned, require_outputs, require_writable_file
 from misc.run.step import Files, Inputs, OnGpu, Step
 from misc.run.training import Training, fit
-from net.build import build_network, source_file
+from net.build import build_network, input_of_start, source_file
 from net.deeplab import MultiScale
-from net.weights import save_weights, start_input
+from net.weights import save_weights
 from voc12.classes import names_with_background, save_named
 from voc12.dataloader import SegmentationCrops
 from voc12.devkit import Devkit, open_devkit
@@ -100,7 +100,7 @@ def inputs(args: Config) -> Inputs:
     folder, folder_flag = _mask_folder(args)
     return {
         "deeplab_network": source_file(args.deeplab_network),
-        "deeplab_init_weights": start_input(args.deeplab_init_weights),
+        "deeplab_init_weights": input_of_start(args.deeplab_init_weights, args.deeplab_network, "DeepLab"),
         "class_list": devkit.classes,
         list_flag: Files(devkit.image_paths(ids)),
         folder_flag: Files(label_paths(folder, ids)),

@@ -18,8 +18,8 @@ from misc.run.progress import progress
 from misc.run.step import Files, Inputs, OnGpu, Step
 from misc.run.training import Training, fit
 from misc.torchutils import two_rate_optimizer
-from net.build import build_network, require_same_weights, source_file
-from net.weights import load_imagenet, save_weights, start_input
+from net.build import build_network, input_of_start, require_same_weights, source_file
+from net.weights import load_imagenet, save_weights
 from voc12.dataloader import AffinityCrops, TopLeftCrops, images_of
 from voc12.devkit import open_devkit
 from voc12.images import read_ids_to_segment, require_batch
@@ -81,7 +81,7 @@ def inputs(args: Config) -> Inputs:
     infer_ids = read_ids_to_segment(devkit, args.infer_list, flag="infer_list", label_file=args.known_labels)
     return {
         "irn_network": source_file(args.irn_network),
-        "imagenet_weights": start_input(args.imagenet_weights),
+        "imagenet_weights": input_of_start(args.imagenet_weights, args.irn_network, "AffinityDisplacementLoss"),
         "train_list": Files(devkit.image_paths(ids)),
         "ir_label_out_dir": Files(label_paths(args.ir_label_out_dir, ids)),
         "infer_list": Files(devkit.image_paths(infer_ids)),

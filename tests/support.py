@@ -225,12 +225,13 @@ def every_pair(h, w, radius):
                 source_number += 1
 
 
-def instance_ap(*of_images, **settings):
-    """The scores of lists over images, each in the order of `InstanceScorer.add`."""
-    scorer = InstanceScorer(**settings)
+def instance_ap(*of_images, iou_thresh=0.5):
+    """The scores of lists over images, each in the order of `InstanceScorer.add`, of the classes that occur."""
+    scorer = InstanceScorer(iou_thresh)
     for image in zip(*of_images, strict=True):
         scorer.add(*image)
-    return scorer.scores()
+    labels = [label for index in (1, 4) for of_image in of_images[index] for label in of_image]
+    return scorer.scores(1 + max(map(int, labels), default=-1))
 
 
 def generated(n_examples: int) -> Callable:

@@ -15,8 +15,8 @@ from torch import nn
 
 from misc import advcam, cam, deeplab, imutils, indexing, instances, ood, pair_losses, selection, torchutils
 from misc.crf import crf_inference_label, crf_inference_labels, crf_inference_softmax
+from misc.files import camfile
 from misc.masks import upsample
-from misc.metrics import InstanceScorer, instance_ap
 from misc.run.config import half_the_cores, parse_config
 from net import deeplab as net_deeplab
 from net import deeplab_v2, irn
@@ -176,8 +176,7 @@ NUMBERS = {
     "side that IRN pads images to": (lambda: irn.MIN_PADDED_SIDE, 512),
     "multiple that IRN pads larger images to": (lambda: irn.PAD_MULTIPLE, 16),
     # Section 3
-    "power of the rates": (lambda: default(torchutils.PolySGD.__init__, "power"), 0.9),
-    "power of the rates, classifier and IRN": (lambda: default(torchutils.PolyOptimizer.__init__, "power"), 0.9),
+    "power of the rates": (lambda: torchutils.POWER, 0.9),
     "rates, weight decay, momentum of classifier and IRN": (
         lambda: groups(torchutils.two_rate_optimizer(*weights(2), lr=0.1, weight_decay=1e-4, max_step=9)),
         [(0.1, 1e-4, 1e-4), (1.0, 1e-4, 1e-4)],
@@ -189,7 +188,7 @@ NUMBERS = {
     "thresholds that choose the checkpoint": (lambda: selection.THRESHOLDS, (0.06, 0.08, 0.10, 0.12)),
     "part of the last epoch without a choice": (lambda: selection.STARTS, 0.75),
     # Section 4
-    "stride of CAMs and IRN's labels": (lambda: imutils.MAP_STRIDE, 4),
+    "stride of CAMs and IRN's labels": (lambda: camfile.MAP_STRIDE, 4),
     "multiple that CAMs of full size are made at": (lambda: cam.NETWORK_STRIDE, 16),
     "epsilon of a CAM's maximum": (lambda: cam.PEAK_EPSILON, 1e-5),
     "scales of AdvCAM, in order": (lambda: advcam.SCALES, (0.5, 1.0, 1.5, 2.0)),
@@ -216,10 +215,6 @@ NUMBERS = {
     "share of a fragment": (lambda: instances.FRAGMENT_SHARE, 0.01),
     "components of cells that touch at a corner": (lambda: instances.connected_components(np.eye(3) > 0).max(), 3),
     "IoU of a hit": (lambda: eval_ins_seg.IOU_THRESH, 0.5),
-    "IoU of a hit, by default": (
-        lambda: (default(InstanceScorer.__init__, "iou_thresh"), default(instance_ap, "iou_thresh")),
-        (0.5, 0.5),
-    ),
     # Section 6
     "blocks, channels, stride, dilation of MSRA's stages": (
         lambda: deeplab_v2.STAGES,
@@ -236,10 +231,6 @@ NUMBERS = {
     "iterations between two rates": (
         lambda: deeplab.deeplab_optimizer(*weights(3), lr=1, weight_decay=0, max_step=9).decay_interval,
         10,
-    ),
-    "power of DeepLab's rates": (
-        lambda: deeplab.deeplab_optimizer(*weights(3), lr=1, weight_decay=0, max_step=9).power,
-        0.9,
     ),
 }
 

@@ -24,8 +24,9 @@ import run_sample
 from misc.errors import InputError
 from misc.files import fetch as fetching
 from misc.files.archives import BadArchive, missing_members, obstacle_to, place_folder, root_in, unpack
+from misc.files.checksum import Digest
 from misc.files.disk import readable_size
-from misc.files.fetch import ATTEMPTS, Digest, NotFetched, fetch, finish, is_on_drive, part_of
+from misc.files.fetch import ATTEMPTS, NotFetched, fetch, finish, is_on_drive, part_of
 from misc.run.config import enabled_steps, parse_config
 from misc.run.plan import Plan
 from step import download

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from misc.run import training
 from misc.run.device import Arriving
 from misc.run.training import fit
 from misc.run.training_state import TrainingState
@@ -120,6 +121,24 @@ def test_every_step_that_the_state_holds_has_its_line():
 
     train(loss_of, n_steps=4, follows=lambda step: False)
     assert len(lines.with_suffix("").read_text().splitlines()) == 4
+
+
+def test_told_to_end_in_its_last_step_a_training_has_only_its_losses_to_complete(monkeypatch):
+    batches = []
+
+    def loss_of(weight, batch):
+        batches.append(batch)
+        return {"total": weight * 1}
+
+    monkeypatch.setattr(training, "is_told", lambda: len(batches) == 3)
+    with pytest.raises(KeyboardInterrupt):
+        train(loss_of)
+    losses = Path("result/metrics/t.jsonl")
+    assert not losses.exists()
+    monkeypatch.setattr(training, "is_told", lambda: False)
+    assert train(loss_of) == pytest.approx(0.7)
+    assert batches == [0, 1, 2]
+    assert [json.loads(line)["step"] for line in losses.read_text().splitlines()] == [1, 2, 3]
 
 
 def test_cudnn_chooses_for_the_crops_alone():

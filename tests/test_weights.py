@@ -1,7 +1,9 @@
 """Checkpoints of every layout, and what is said of those that don't fit."""
 
+import hashlib
 import re
 from argparse import Namespace
+from pathlib import Path
 from urllib.error import URLError
 
 import numpy as np
@@ -11,7 +13,10 @@ from support import seeded_state
 from torch import nn
 
 from misc.errors import InputError
+from misc.run.recipes import DEEPLAB_START
+from misc.run.step import Files
 from net.backbone import resnet18, resnet50
+from net.build import input_of_start
 from net.resnet18_cam import CAM, Net
 from net.resnet18_deeplab import DeepLab
 from net.resnet50_cam import Net as Net50
@@ -242,14 +247,33 @@ def test_missing_and_doubled_names(tmp_path):
     assert find_checkpoint(tmp_path / "irn.pth.pth").name == "irn.pth"
 
 
-@pytest.mark.parametrize("name", ["resnet18-f37072fd.pth", "resnet18-5c106cde.pth"])
-def test_imagenet_weights_from_a_local_file_of_either_name(tmp_path, name):
+@pytest.mark.parametrize("which", [0, 1])
+def test_imagenet_weights_from_a_local_file_of_either_name(tmp_path, which):
     backbone, start = resnet18(), resnet18()
     file = {**start.state_dict(), "fc.weight": torch.zeros(1000, 512), "fc.bias": torch.zeros(1000)}
     file["bn1.num_batches_tracked"] = torch.tensor(0)
-    torch.save(file, tmp_path / name)
+    torch.save(file, tmp_path / "published.pth")
+    name = f"resnet18-{hashlib.sha256((tmp_path / 'published.pth').read_bytes()).hexdigest()[:8]}.pth"
+    (tmp_path / "published.pth").rename(tmp_path / name)
+    backbone.imagenet_files = [(name, "resnet18-00000000.pth"), ("resnet18-00000000.pth", name)][which]
     load_imagenet(backbone, "auto", folder=tmp_path)
     assert torch.equal(backbone.conv1.weight, start.conv1.weight)
+
+
+def test_a_file_of_other_content_under_a_published_name_is_refused(tmp_path):
+    backbone, path = resnet18(), tmp_path / "resnet18-f37072fd.pth"
+    torch.save(backbone.state_dict(), path)
+    with pytest.raises(InputError, match=r"--imagenet_weights auto: .*f37072fd.pth is not the file .*its SHA256 is"):
+        load_imagenet(backbone, "auto", folder=tmp_path)
+    load_imagenet(backbone, str(path))
+
+
+def test_what_auto_means_counts_by_content_where_it_is_a_file_of_any_content():
+    assert input_of_start("auto", "net.deeplab_v2", "DeepLab") == Files([Path(DEEPLAB_START)])
+    assert input_of_start("auto", "net.resnet101_deeplab", "DeepLab") == "auto"
+    assert input_of_start("auto", "net.timm_cam:resnet50", "Net") == "auto"
+    assert input_of_start("none", "net.deeplab_v2", "DeepLab") == "none"
+    assert input_of_start("sess/x.pth", "net.deeplab_v2", "DeepLab") == Files([Path("sess/x.pth")])
 
 
 def test_other_imagenet_weights_are_not_taken_for_v1(tmp_path, monkeypatch):

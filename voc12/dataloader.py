@@ -15,10 +15,10 @@ from torch.utils.data import Dataset, get_worker_info
 from misc.deeplab import scaled_pair
 from misc.errors import InputError
 from misc.files import camfile
+from misc.files.camfile import MAP_STRIDE
 from misc.files.images import read_image, read_label
 from misc.imutils import (
     IGNORE_LABEL,
-    MAP_STRIDE,
     cells_of,
     crop_into,
     long_side_size,

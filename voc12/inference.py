@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from misc.errors import InputError
 from misc.files import camfile, irnfile
 from misc.files.atomic import background_writer
+from misc.files.camfile import MAP_STRIDE
 from misc.files.images import image_sizes
-from misc.imutils import MAP_STRIDE, cells_of, mirror_pair, normalize
+from misc.imutils import cells_of, mirror_pair, normalize
 from misc.indexing import RandomWalks
 from misc.run.config import CamSource
 from misc.run.depends import source_of_files, source_of_item

@@ -11,8 +11,9 @@ from torch import Tensor
 from misc.errors import InputError, reason_of
 from misc.files.objectfile import load_object, require_size, save_object
 from misc.files.paths import Paths
-from misc.imutils import MAP_STRIDE
 
+MAP_STRIDE = 4
+"""Pixels per cell of `cam` in these files, and of IRN's edges, displacements and training labels."""
 NUMBERS = {"float32": np.float32, "float16": np.float16}
 """{name: type} of the numbers in `high_res`."""
 

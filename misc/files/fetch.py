@@ -6,7 +6,6 @@ there is another one now, or if the server cannot tell, everything is fetched an
 """
 
 import errno
-import hashlib
 import json
 import os
 import re
@@ -14,13 +13,13 @@ import stat
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from http import HTTPStatus
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
+from misc.files.checksum import Digest
 from misc.files.disk import readable_size, room_for
 from misc.files.jsonfile import read_dict
 
@@ -56,25 +55,6 @@ class _BrokenOff(Exception):
 
 class _OtherVersion(Exception):
     """What is there is the beginning of another version of the file."""
-
-
-@dataclass(frozen=True)
-class Digest:
-    """What is published of a file's content: the name of the hash and its hexadecimal digits, or the first of them."""
-
-    algorithm: str
-    hexadecimal: str
-
-    def mismatch(self, path: Path) -> str | None:
-        """How the file differs; None if it does not."""
-        with path.open("rb") as file:
-            found = hashlib.new(self.algorithm, usedforsecurity=False)
-            while chunk := file.read(CHUNK):
-                found.update(chunk)
-        if found.hexdigest().startswith(self.hexadecimal):
-            return None
-        name = self.algorithm.upper()
-        return f"its {name} is {found.hexdigest()[: len(self.hexadecimal)]}, expected {self.hexadecimal}"
 
 
 def mismatch(path: Path, *, size: int | None, digest: Digest | None) -> str | None:

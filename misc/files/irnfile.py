@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from misc.errors import InputError
+from misc.files.camfile import MAP_STRIDE
 from misc.files.objectfile import load_object, save_object
-from misc.imutils import MAP_STRIDE
 
 BYTES_PER_PIXEL = 3 * torch.float16.itemsize / MAP_STRIDE**2
 """An edge and a displacement of two numbers for each cell."""

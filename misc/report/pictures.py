@@ -10,8 +10,9 @@ import numpy as np
 from matplotlib import colormaps, get_data_path
 from PIL import Image, ImageDraw, ImageFont
 
+from misc.files.camfile import MAP_STRIDE
 from misc.files.instancefile import Detections
-from misc.imutils import IGNORE_LABEL, MAP_STRIDE
+from misc.imutils import IGNORE_LABEL
 
 HEAT_OPACITY, MASK_OPACITY = 0.55, 0.6
 UNSURE_COLOUR = (190, 190, 190)

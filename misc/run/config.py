@@ -25,6 +25,7 @@ NETWORKS, BACKBONE_MARK = ("cam_network", "irn_network", "deeplab_network"), ":"
 LONGEST_SIDE, LARGEST_SCALE, MOST_WORKERS = 2**14, 16, 1024
 """Beyond these there is no machine for the images, or a slip of the keyboard."""
 DEFAULT_IGNORED_CLASS = "bottle"
+"""Of VOC: the original leaves OoD images that look like it out of the OoD loss."""
 TRUE_WORDS, FALSE_WORDS = ("true", "1", "yes"), ("false", "0", "no")
 
 

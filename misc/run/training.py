@@ -175,10 +175,7 @@ def fit(
         batches_per_step: batches whose losses and gradients are averaged for a step, one after the other.
         tensorboard: folder that the JSON lines' numbers go to, too; or empty.
     """
-
     done = state.restore()
-    if done == n_steps and state.unfinished_line is None:
-        return
     batches = iter(batches_from(done * batches_per_step))
     n_kept = done - (state.unfinished_line is not None)
     device = optimizer.param_groups[0]["params"][0].device
