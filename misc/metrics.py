@@ -21,9 +21,9 @@ def confusion_matrix(pred: np.ndarray, truth: np.ndarray, n_classes: int) -> np.
         raise ValueError(f"prediction of shape {pred.shape} and truth of shape {truth.shape} differ")
     counted = (truth != IGNORE_LABEL) & (truth >= 0)
     pred, truth = pred[counted].astype(np.int64), truth[counted].astype(np.int64)
-    highest = max(pred.max(initial=0), truth.max(initial=0))
-    if highest >= n_classes or pred.min(initial=0) < 0:
-        raise ValueError(f"class id {highest} outside 0 .. {n_classes - 1}")
+    lowest, highest = pred.min(initial=0), max(pred.max(initial=0), truth.max(initial=0))
+    if lowest < 0 or highest >= n_classes:
+        raise ValueError(f"class id {lowest if lowest < 0 else highest} outside 0 .. {n_classes - 1}")
     return np.bincount(truth * n_classes + pred, minlength=n_classes**2).reshape(n_classes, n_classes)
 
 

@@ -109,14 +109,18 @@ def folded_once() -> Iterator[None]:
 
 
 class _Kept:
-    """What was made of tensors, as long as nothing in them changes."""
+    """What was made of tensors, as long as nothing in them changes. (Changes through their `data` leave no sign.)
+
+    What inference mode makes can't be part of a training, so that it serves inference mode alone.
+    """
 
     def __init__(self) -> None:
         self._state: tuple = ()
         self._made: _Folded | None = None
 
     def made_of(self, sources: Sequence[Tensor], make: Callable[[], _Folded]) -> _Folded:
-        state = tuple((source.data_ptr(), source._version, source.dtype) for source in sources)
+        of_sources = ((source.data_ptr(), source._version, source.dtype) for source in sources)
+        state = (torch.is_inference_mode_enabled(), *of_sources)
         if self._made is None or self._state != state:
             self._state, self._made = state, make()
         return self._made
@@ -177,8 +181,7 @@ class FrozenStatsBatchNorm2d(nn.Module):
     def _scale_and_bias(self) -> _Folded:
         """The norm is `scale * x + bias`; that of frozen weights (DeepLab's) is kept, too."""
         is_constant = not any(source.requires_grad for source in self._sources())
-        # What inference mode makes can't be part of a training later
-        if torch.compiler.is_compiling() or torch.is_inference_mode_enabled() or not is_constant:
+        if torch.compiler.is_compiling() or not is_constant:
             return self._made_affine()
         return self._constant_norm.made_of(self._sources(), self._made_affine)
 

@@ -7,10 +7,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from misc.errors import InputError
 from misc.files.camfile import MAP_STRIDE
 from misc.imutils import cells_of
 from misc.pair_losses import pair_losses
 from net.backbone import Backbone
+from net.build import GUIDE
 
 TRAIN_RADIUS = 10
 EDGE_CHANNELS = 32
@@ -78,7 +80,10 @@ class AffinityDisplacement(nn.Module):
         super().__init__()
         self.backbone = backbone.requires_grad_(False)
         if backbone.strides[:2] != (MAP_STRIDE, MAP_STRIDE) or any(s % MAP_STRIDE for s in backbone.strides):
-            raise ValueError(f"IRN needs stages at strides 4, 4 and multiples of 4, got {backbone.strides}")
+            raise InputError(
+                f"--irn_network: {type(backbone).__name__} has stages at strides {backbone.strides}; expected 4, 4 and "
+                f"multiples of 4; {GUIDE}."
+            )
         c1, c2, c3, c4, c5 = backbone.channels
         to_edge = [stride // MAP_STRIDE for stride in backbone.strides]
         to_tap3 = [max(1, stride // backbone.strides[2]) for stride in backbone.strides]

@@ -79,7 +79,7 @@ def _source(args: Config) -> Source:
 def check(args: Config, planned: Planned) -> Planned:
     """Raise `InputError` for bad input; return the outputs of this step (other steps check what is there by then)."""
     root = Path(args.voc12_root)
-    if args.voc12_root == Config().voc12_root:
+    if root.resolve() == Path(Config().voc12_root).resolve():
         raise InputError(f"import_data needs --voc12_root, a folder of its own such as Data/mine; {root} is VOC's.")
     _require_apart(root, args)
     require_own_folder(root)

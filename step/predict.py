@@ -3,6 +3,7 @@
 import logging
 import os
 from collections import Counter
+from collections.abc import Container
 from functools import partial
 from pathlib import Path
 
@@ -138,6 +139,16 @@ def _folders_of(out: Path) -> dict[str, str]:
     return {name: folder for name, folder in known.items() if (out / name).is_file()} if isinstance(known, dict) else {}
 
 
+def _shares_of(out: Path, masks: Container[str]) -> dict[str, dict[str, float]]:
+    """{photograph: the shares of its classes}, as earlier runs say, of those whose masks are among `masks`."""
+    known = read_dict(out / CLASSES_FILE).get("shares")
+    return {
+        name: shares
+        for name, shares in (known.items() if isinstance(known, dict) else ())
+        if any(mask in masks for mask in (f"{Path(name).stem}.png", f"{name}.png"))
+    }
+
+
 def run(args: Config) -> None:
     """Write `predict_out_dir`/NAME.png (ids, palette), NAME_overlay.jpg with a legend, and classes.json.
 
@@ -164,12 +175,12 @@ def run(args: Config) -> None:
         mask = resize_label(of_image[-1], photograph.shape[:2])
         source_of = partial(source_of_files, paths[number])
         finished.write(items[number], source_of, _write, items[number], photograph, mask, names)
-    shares = {}
+    folders = _folders_of(out) | {mask.name: str(paths[0].parent.resolve()) for mask, _ in items}
+    shares = _shares_of(out, folders)
     for path, (mask_path, _) in zip(paths, items, strict=True):
         counts = np.bincount(read_label(mask_path).ravel(), minlength=len(names))
         of_classes = (k for k in np.argsort(-counts, kind="stable") if counts[k])
         shares[path.name] = {names[k]: counts[k] / counts.sum() for k in of_classes}
-    folders = _folders_of(out) | {mask.name: str(paths[0].parent.resolve()) for mask, _ in items}
     write_json(out / CLASSES_FILE, {"photographs": folders, "classes": colours_of(names), "shares": shares})
     tell_masks(STEP.name, [mask_path for mask_path, _ in items])
     log.info("segmented %d photographs: masks, overlays and classes.json are in %s", len(paths), out)

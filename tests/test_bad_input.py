@@ -60,6 +60,10 @@ WRONG = {
         lambda toy: {"label_file": "labels.npy"},
         r"label file labels.npy is missing",
     ),
+    "no label file of this name in voc12/": (
+        lambda toy: {"label_file": "voc12/mine.csv"},
+        r"label file voc12/mine.csv is missing",
+    ),
     "foreign label file": (
         lambda toy: {"label_file": write(toy.work / "labels.npy", "hello")},
         r"label file .*labels.npy can't be read",
@@ -471,8 +475,9 @@ def test_what_follows_from_a_problem_that_was_found_is_not_told():
                 require_even(number)
             _ = 1 / 0
 
-    with pytest.raises(InputError, match=r"^2 problems: \(1\) 3 is odd\. \(2\) 5 is odd\.$"):
+    with pytest.raises(InputError, match=r"^2 problems: \(1\) 3 is odd\. \(2\) 5 is odd\.$") as told:
         check(3, 4, 5)
+    assert isinstance(told.value.__context__, ZeroDivisionError)
     with pytest.raises(ZeroDivisionError):
         check(4)
     with pytest.raises(InputError, match="7 is odd"):

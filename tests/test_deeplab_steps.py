@@ -328,6 +328,10 @@ def test_masks_of_other_photographs_are_not_replaced(trained):
     for path, how in ((photograph(first, size=(31, 31)), {"redo": ()}), (other, {"redo": "predict"})):
         run(trained, predict_pass=True, predict_input=path, **how)  # the same one, changed; another one, as asked for
         assert read_label("result/predict/IMG_1.png").shape == read_image(path).shape[:2]
+    another = photograph(other.parent / "IMG_2.png")
+    run(trained, predict_pass=True, predict_input=another, redo=())
+    assert json.loads(Path("result/predict/classes.json").read_text())["shares"].keys() == {"IMG_1.png", "IMG_2.png"}
+    another.unlink()
     moved = shutil.copytree(other.parent, trained.work / "moved") / other.name
     run(trained, predict_pass=True, predict_input=moved, redo=())  # nothing is to be replaced
 

@@ -353,6 +353,7 @@ def test_images_are_checked_once_until_they_change(toy, monkeypatch):
     paths = sorted((toy.root / "JPEGImages").iterdir())
     require_readable(paths, num_workers=1)
     assert record_of(toy.root / "JPEGImages").is_file()
+    assert record_of("a name that is no \udcff text") != record_of("a name that is no text")
     with monkeypatch.context() as patch:
         patch.setattr("voc12.verify._problem_of_image", lambda path: "was read again")
         require_readable(paths, num_workers=1)

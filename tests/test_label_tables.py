@@ -67,7 +67,7 @@ def test_a_table_in_another_encoding_is_to_be_saved_as_utf_8(toy):
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        (None, "label file labels.csv can't be read .* expected a first line `file,labels`"),
+        (None, "label file labels.csv is missing; expected a first line `file,labels`"),
         ("", "label file labels.csv begins with ''"),
         ("\x00\xff", "label file labels.csv begins with "),
         ("2099_000001,bottle\n", "label file labels.csv begins with '2099_000001,bottle'"),

@@ -25,6 +25,8 @@ def test_confusion_refuses_what_does_not_fit():
         confusion_matrix(np.zeros((2, 3)), np.zeros((3, 2)), 2)
     with pytest.raises(ValueError, match="class id 5 outside 0 .. 2"):
         confusion_matrix(np.array([5]), np.array([0]), 3)
+    with pytest.raises(ValueError, match="class id -1 outside 0 .. 2"):
+        confusion_matrix(np.array([-1]), np.array([0]), 3)
 
 
 def test_scores_by_hand():

@@ -304,6 +304,12 @@ def test_a_frozen_norm_is_trained_through_after_inference_mode():
         norm.after(layer, torch.randn(1, 3, 5, 5))
     norm.after(layer, torch.randn(1, 3, 5, 5)).sum().backward()
     assert layer.weight.grad is not None
+    layer.requires_grad_(False)
+    with torch.inference_mode():
+        norm.after(layer, torch.randn(1, 3, 5, 5))
+    image = torch.randn(1, 3, 5, 5, requires_grad=True)
+    norm.after(layer, image).sum().backward()
+    assert image.grad is not None
 
 
 @torch.no_grad()

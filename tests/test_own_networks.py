@@ -11,8 +11,10 @@ import run_sample
 from misc.errors import InputError
 from misc.files import camfile
 from net.build import ADVCAM_ATTRIBUTES, ATTRIBUTES, FLAGS, build_network, source_file
+from net.irn import AffinityDisplacement
 from net.weights import read_checkpoint
 from tests import bare_network
+from tests.own_network import FiveConvolutions
 
 ROOT = Path(__file__).resolve().parent.parent
 GUIDE = (ROOT / "docs/own_networks.md").read_text()
@@ -169,6 +171,15 @@ def test_classes_that_do_not_share_their_weights_are_refused(toy, monkeypatch):
     monkeypatch.setattr(bare_network.EdgeDisplacement, "__init__", make_other)
     sentence = refusal(toy, monkeypatch)
     assert "EdgeDisplacement has not the weights of AffinityDisplacementLoss (edge.weight differ in name" in sentence
+
+
+def test_a_backbone_of_other_strides_is_told():
+    backbone = FiveConvolutions()
+    backbone.strides = (2, 4, 8, 16, 32)
+    with pytest.raises(
+        InputError, match=r"--irn_network: FiveConvolutions has stages at strides \(2, 4, .* expected 4"
+    ):
+        AffinityDisplacement(backbone)
 
 
 def test_imagenet_weights_of_a_foreign_backbone_have_to_be_named(toy, monkeypatch):

@@ -21,15 +21,18 @@ from misc.files.objectfile import load_object, save_object
 from misc.files.paths import Paths
 from misc.files.regular import regular
 from misc.files.table import is_table
+from misc.run.config import Config
 from misc.run.notices import notice
 from misc.run.progress import progress
 from voc12.classes import spelling
-from voc12.derived import DERIVED_FOLDER, derived_file, is_derived, note_of
+from voc12.derived import derived_file, is_derived, note_of
 from voc12.devkit import Devkit
 from voc12.labelcsv import labels_by_file
 
 log = logging.getLogger(__name__)
 
+DERIVED_LABELS = Path(Config().label_file)
+"""Made from the devkit's annotations where it is missing; of other names the user's own files are expected."""
 ROWS_AT_ONCE = 4096
 """Of labels, while they are unpacked."""
 _ONES_IN = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(axis=1, dtype=np.int64)
@@ -296,7 +299,7 @@ def read_labels(devkit: Devkit, label_file: str | Path, ids: Sequence[str]) -> L
     """(N, C) 0/1 image labels of `ids`.
 
     From a label file of the IRN family: a pickled dict {id: (C,) 0/1}. Its keys are ids, names of files, or numbers
-    (VOC's ids without underscore, COCO's without zeros), as numbers or text. One in `voc12/` is made from the devkit's
+    (VOC's ids without underscore, COCO's without zeros), as numbers or text. `DERIVED_LABELS` is made from the devkit's
     XML files where it is missing. Or from a table (`voc12/labelcsv.py`), in which images are found by id or file alone.
 
     Raises `InputError` for an unreadable file, labels that are not 0 or 1 for each class, a key of several images, or
@@ -315,7 +318,7 @@ def _known_labels(devkit: Devkit, label_file: Path) -> _LabelFile:
         _derive_labels(devkit, label_file)
         return read()
 
-    if label_file.parent == DERIVED_FOLDER:
+    if label_file == DERIVED_LABELS:
         return look.remembered(("derived labels", devkit.root, devkit.classes, label_file), derived)
     return look.read_once(label_file, read, "label file", devkit.classes)
 

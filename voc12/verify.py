@@ -169,7 +169,7 @@ def _folder_of_row(row: tuple) -> str:
 
 def record_of(folder: str | Path) -> Path:
     """The record of the files of a folder that passed."""
-    return VERIFIED_FOLDER / f"{blake2b(os.path.realpath(folder).encode(), digest_size=8).hexdigest()}.json"
+    return VERIFIED_FOLDER / f"{blake2b(os.fsencode(os.path.realpath(folder)), digest_size=8).hexdigest()}.json"
 
 
 def _remove_records_of_gone_folders() -> None:

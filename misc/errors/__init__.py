@@ -115,8 +115,9 @@ def told_together() -> Iterator[None]:
     except InputError as error:
         gathered.append(error)
     except Exception:
-        if not gathered:  # else it may follow from what was found before
-            raise
+        if gathered:  # from which it may follow: the error that is raised keeps it as its context
+            raise_all(gathered)
+        raise
     finally:
         _gathered.reset(token)
     raise_all(gathered)

@@ -47,6 +47,8 @@ def read_rows(path: str | Path, *, kind: str, advice: str) -> Iterator[tuple[int
             for cells in lines:
                 if any(map(str.strip, cells)):
                     yield lines.line_num, cells
+    except FileNotFoundError as error:
+        raise InputError(f"{kind} {path} is missing; {advice}.") from error
     except UnicodeError as error:
         raise InputError(f"{kind} {path} can't be read ({reason_of(error)}); save it as UTF-8: {advice}.") from error
     except (OSError, ValueError, csv.Error) as error:

@@ -171,7 +171,7 @@ class Sheet:
         by_gain = sorted(scored, key=lambda image_id: scored[image_id][1] - scored[image_id][0])
         third = n_shown // 3 if scored else 0
         losses = [image_id for image_id in by_gain[:third] if scored[image_id][1] < scored[image_id][0]]
-        gains = [image_id for image_id in by_gain[::-1][:third] if image_id not in losses]
+        gains = [image_id for image_id in by_gain[::-1][:third] if scored[image_id][1] > scored[image_id][0]]
         others = [image_id for image_id in shuffled if image_id not in (*losses, *gains)]
         chosen = {
             "Largest gains": gains,
@@ -226,7 +226,7 @@ class Sheet:
         return [image_id for image_id in evaluated if image_id in with_maps]
 
     def _before_and_after(self, image_id: str) -> tuple[float, float] | None:
-        """Mean IoU, per cent, of the image's CAM of the control and of W-OoD; None where something is missing."""
+        """Mean IoU, per cent, of the image's CAM of the control and of W-OoD; None where there is none."""
         path = self.data.mask_path(image_id)
         if not path.is_file() or not camfile.cam_path(self._control_folder, image_id).is_file():
             return None
@@ -240,7 +240,7 @@ class Sheet:
         except (InputError, ValueError) as error:
             self.skipped.append(f"The gain of {image_id}: {error}")
             return None
-        return pair[0], pair[1]
+        return None if np.isnan(pair).any() else (pair[0], pair[1])  # the mean over no class, where no pixel counts
 
     def _row(self, image_id: str, before: float | None, after: float | None) -> ImageRow:
         """All that there is of an image, in the order of the chain."""

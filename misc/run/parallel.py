@@ -81,7 +81,12 @@ def _end_with(parent: int) -> None:
 
 
 def ordered_map(
-    function: Callable[[Item], Result], items: Iterable[Item], *, workers: int, flag: str
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    *,
+    workers: int,
+    flag: str,
+    start_method: str = START_METHOD,
 ) -> Iterator[Result]:
     """`map(function, items)` over `workers` processes; results come in order, each as soon as it and those before it
     are there.
@@ -92,6 +97,7 @@ def ordered_map(
         function: a module's own function, or `functools.partial` of one (it is sent to the processes).
         workers: processes, no more than there are items, where `items` tells how many; 0: this process does the work.
         flag: the flag that sets `workers`, named if a process is killed.
+        start_method: of `multiprocessing`; `spawn` for a library whose threads a fork would lack, such as OpenCV.
 
     Raises what `function` raises, at that item's turn; `InputError` if a process is killed (mostly for its memory), and
     `Told` if it was told to end with the run.
@@ -100,7 +106,7 @@ def ordered_map(
         yield from map(function, items)
         return
     workers = min(workers, max(1, length_hint(items, workers)))  # a fork starts all of them at once
-    pool = ProcessPoolExecutor(workers, mp_context=get_context(START_METHOD), initializer=_prepare_worker)
+    pool = ProcessPoolExecutor(workers, mp_context=get_context(start_method), initializer=_prepare_worker)
     under_way: deque[Future[Result]] = deque()
     try:
         for item in items:

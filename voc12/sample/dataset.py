@@ -10,11 +10,7 @@ Every image has random numbers of its own, drawn from the seed, its split and it
 the number of workers nor on how many other images there are.
 """
 
-import multiprocessing
-import os
-import threading
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -24,6 +20,7 @@ import cv2
 import numpy as np
 
 from misc.run.lock import alone_in
+from misc.run.parallel import ordered_map
 from voc12.sample.devkit import image_files, jpeg
 from voc12.sample.plans import CLASSES, picture_size, plan_image, plan_ood
 from voc12.sample.scenes import Scene, draw_scene
@@ -127,11 +124,13 @@ def _generate(root: Path, settings: Settings, workers: int, progress: Progress |
         for name, content in _lists(images).items():
             files[name] = write_file(folder, name, content)
         write = partial(_write_image, folder, settings)
-        with _mapping(min(workers, len(images))) as map_images:
-            for done, written in enumerate(map_images(write, images), start=1):
-                files.update(written)
-                if progress is not None:
-                    progress(done, len(images))
+        drawn = ordered_map(
+            write, images, workers=workers if workers > 1 else 0, flag="num_workers", start_method="spawn"
+        )
+        for done, written in enumerate(drawn, start=1):
+            files.update(written)
+            if progress is not None:
+                progress(done, len(images))
 
 
 def _manifest_head(settings: Settings) -> dict:
@@ -154,37 +153,18 @@ def _lists(images: list[tuple[str, int]]) -> dict[str, bytes]:
 
 def _write_image(folder: Path, settings: Settings, image: tuple[str, int]) -> dict[str, Fingerprint]:
     """Draw one image and write its files; relative path -> fingerprint."""
-    scene, name = draw_image(settings, *image), image_name(*image)
-    files = {f"OoD_images/{name}.jpg": jpeg(scene.picture)} if image[0] == "ood" else image_files(name, scene)
+    with _one_thread():
+        scene, name = draw_image(settings, *image), image_name(*image)
+        files = {f"OoD_images/{name}.jpg": jpeg(scene.picture)} if image[0] == "ood" else image_files(name, scene)
     return {path: write_file(folder, path, content) for path, content in files.items()}
 
 
 @contextmanager
-def _mapping(workers: int) -> Iterator[Callable[..., Iterable]]:
-    """A `map` over this many processes, or within this one; OpenCV gets one thread in each."""
-    if workers > 1:
-        # A forked child of a process with threads (torch, OpenCV) may hang: start fresh ones.
-        context = multiprocessing.get_context("spawn")
-        pool = ProcessPoolExecutor(workers, context, initializer=_start_worker)
-        try:
-            yield partial(pool.map, chunksize=4)
-        finally:
-            pool.shutdown(cancel_futures=True)
-        return
+def _one_thread() -> Iterator[None]:
+    """OpenCV computes in one thread: images are drawn side by side already."""
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)
     try:
-        yield map
+        yield
     finally:
         cv2.setNumThreads(threads)
-
-
-def _start_worker() -> None:
-    cv2.setNumThreads(1)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """End this worker when the process that started it was killed: else it would wait for work for ever."""
-    multiprocessing.parent_process().join()
-    os._exit(1)
