@@ -76,11 +76,10 @@ def tell_masks(name: str, paths: Sequence[str | Path], *, advice: str = "") -> N
     _tell_foreground(name, _contents(paths), advice=advice)
 
 
-def tell_maps(name: str, paths: Sequence[str | Path], classes: Sequence[str], *, weights_flag: str) -> None:
+def tell_maps(name: str, paths: Sequence[str | Path], classes: Sequence[str]) -> None:
     """The same of CAM files, and which classes have maps that are empty or were not finite.
 
-    `weights_flag`: that of the classifier. Raises `InputError`, and says what to change, if most maps are so, or if
-    there are none.
+    Raises `InputError`, and says what to change, if most maps are so, or if there are none.
     """
     contents = [content for content in _contents(paths) if _has_maps(content, len(classes))]
     n_maps, n_empty, n_not_finite = (
@@ -99,9 +98,9 @@ def tell_maps(name: str, paths: Sequence[str | Path], classes: Sequence[str], *,
     ]
     if (n_empty + n_not_finite).total() > EMPTY_SHARE * n_maps.total():
         raise InputError(
-            f"{name}: {'; '.join(told)}; later steps would run on nothing: the classifier of --{weights_flag} does not "
-            "fire, or overflows; train it again with a lower --cam_learning_rate (0.1 is for thousands of images) or "
-            "for more epochs, or name other weights."
+            f"{name}: {'; '.join(told)}; later steps would run on nothing: the classifier of --cam_weights_name does "
+            "not fire, or overflows; train it again with a lower --cam_learning_rate (0.1 is for thousands of images) "
+            "or for more epochs, or name other weights."
         )
     _tell_foreground(name, contents)
     for problem in told:

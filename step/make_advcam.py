@@ -18,16 +18,14 @@ from misc.run.distributed import on_first_process
 from misc.run.done import finished_files
 from misc.run.fitting import Fitting
 from misc.run.loaders import GroupedLoader, places, size_groups
-from misc.run.plan import Planned, require_writable
+from misc.run.plan import Planned
 from misc.run.progress import progress
 from misc.run.step import Batches, Inputs, OnGpu, Step
 from misc.summary import tell_maps
 from net.build import ADVCAM_ATTRIBUTES, inputs_of_network, load_network, require_cell_classifier, require_network
-from voc12.cams import PendingCams, cam_bytes_per_pixel, cam_inputs, cam_outputs, labelled_by_classifier
+from voc12.cams import CAM_READS, CamFiles
 from voc12.dataloader import ScaledImages
 from voc12.devkit import Devkit, open_devkit, require_classes_of_network
-from voc12.images import read_images_to_segment
-from voc12.verify import require_readable
 
 
 def _pixels(args: Config, batches: Batches) -> list[float]:
@@ -36,23 +34,15 @@ def _pixels(args: Config, batches: Batches) -> list[float]:
     return [2 * batches.photographs(n_pairs) * max(SCALES) ** 2]
 
 
-def _bytes_per_pixel(args: Config) -> dict[str, float]:
-    devkit = open_devkit(args.voc12_root, args.class_list)
-    labels = {"label_file": args.known_labels, "numbers": args.cam_files}
-    return {"advcam_out_dir": cam_bytes_per_pixel(devkit, args.train_list, **labels)}
-
-
+CAMS = CamFiles("advcam_out_dir")
 STEP = Step(
     name="make_advcam",
     description="make multi-scale CAMs by anti-adversarial climbing (AdvCAM)",
-    reads=(
-        *("voc12_root", "class_list", "label_file", "labels_from", "label_threshold", "train_list"),
-        *("cam_network", "cam_weights_name"),
-    ),
+    reads=(*CAM_READS, "cam_network", "cam_weights_name"),
     writes=("advcam_out_dir",),
     flags=("adv_iter", "AD_coeff", "AD_stepsize", "score_th", "precision", "cam_files"),
     shared=True,
-    bytes_per_pixel=_bytes_per_pixel,
+    bytes_per_pixel=CAMS.bytes_per_pixel,
     memory_flags=("num_workers", "advcam_batch_size"),
     on_gpu=OnGpu("cam_network", _pixels),
 )
@@ -61,7 +51,6 @@ STEP = Step(
 def check(args: Config, planned: Planned) -> Planned:
     """Raise `InputError` for bad input; return the outputs of this step."""
     devkit = open_devkit(args.voc12_root, args.class_list)
-    images = read_images_to_segment(devkit, args.train_list, flag="train_list", label_file=args.known_labels)
     require_classes_of_network(devkit, args.cam_weights_name, planned=planned)
     network = require_network(
         args.cam_network,
@@ -74,9 +63,7 @@ def check(args: Config, planned: Planned) -> Planned:
     require_cell_classifier(args.cam_network, network)
     if args.known_labels is None:
         require_network(args.cam_network, "Net", args.cam_weights_name, planned=planned, n_classes=len(devkit.classes))
-    require_writable(args.advcam_out_dir, flag="advcam_out_dir")
-    require_readable(images.paths, num_workers=args.num_workers)
-    return {args.advcam_out_dir: frozenset(images.ids)}
+    return CAMS.check(args)
 
 
 def _of_all_files(args: Config, devkit: Devkit) -> Inputs:
@@ -87,14 +74,12 @@ def _of_all_files(args: Config, devkit: Devkit) -> Inputs:
 def inputs(args: Config) -> Inputs:
     """What the result is made from, by the flag that names it."""
     devkit = open_devkit(args.voc12_root, args.class_list)
-    labels = {"label_file": args.known_labels, "label_threshold": args.label_threshold}
-    return {**_of_all_files(args, devkit), **cam_inputs(devkit, args.train_list, **labels)}
+    return {**_of_all_files(args, devkit), **CAMS.inputs(args)}
 
 
 def outputs(args: Config) -> list[str | Path]:
     """The files that this step writes."""
-    devkit = open_devkit(args.voc12_root, args.class_list)
-    return cam_outputs(devkit, args.train_list, args.advcam_out_dir, label_file=args.known_labels)
+    return CAMS.outputs(args)
 
 
 def _pairs(images: list[Tensor], device: torch.device) -> dict[float, Tensor]:
@@ -128,15 +113,13 @@ def run(args: Config) -> None:
     """
     device = resolve_device(args.device)
     devkit = open_devkit(args.voc12_root, args.class_list)
-    images = read_images_to_segment(devkit, args.train_list, flag="train_list", label_file=args.known_labels).shared()
-    if args.known_labels is None:
-        classifier = load_network(args.cam_network, "Net", args.cam_weights_name, device, n_classes=len(devkit.classes))
-        how = {"threshold": args.label_threshold, "device": device, "num_workers": args.num_workers}
-        images = labelled_by_classifier(classifier, images, **how)
+    loaded = {"weights": args.cam_weights_name, "device": device, "n_classes": len(devkit.classes)}
+    load = partial(load_network, args.cam_network, **loaded)
+    images = CAMS.labelled(args, partial(load, "Net"), device=device)
     finished = finished_files(STEP, args, _of_all_files(args, devkit))
-    pending = PendingCams.of(images, args.advcam_out_dir, numbers=args.cam_files, finished=finished)
+    pending = CAMS.pending(args, images, finished)
     images = pending.images
-    model = load_network(args.cam_network, "CAM", args.cam_weights_name, device, n_classes=len(devkit.classes))
+    model = load("CAM")
     model.requires_grad_(False)
 
     max_pairs = args.advcam_batch_size or default_batch_size(device)
@@ -160,5 +143,4 @@ def run(args: Config) -> None:
             for item, (cam, high_res) in zip(batch, advcams, strict=True):
                 pending.write(submit, item, Arriving(cam), Arriving(high_res))
             bar.update(len(batch))
-    tell = partial(tell_maps, weights_flag="cam_weights_name")
-    on_first_process(tell, STEP.name, outputs(args), devkit.classes)
+    on_first_process(tell_maps, STEP.name, outputs(args), devkit.classes)

@@ -17,35 +17,24 @@ from misc.run.distributed import on_first_process
 from misc.run.done import finished_files
 from misc.run.fitting import Fitting
 from misc.run.loaders import GroupedLoader, places, size_groups
-from misc.run.plan import Planned, require_writable
+from misc.run.plan import Planned
 from misc.run.progress import progress
 from misc.run.step import Inputs, OnGpu, Step
 from misc.summary import tell_maps
 from net.build import inputs_of_network, load_network, require_network
-from voc12.cams import PendingCams, cam_bytes_per_pixel, cam_inputs, cam_outputs, labelled_by_classifier
+from voc12.cams import CAM_READS, CamFiles
 from voc12.dataloader import ScaledImages
 from voc12.devkit import Devkit, open_devkit, require_classes_of_network
-from voc12.images import read_images_to_segment
-from voc12.verify import require_readable
 
-
-def _bytes_per_pixel(args: Config) -> dict[str, float]:
-    devkit = open_devkit(args.voc12_root, args.class_list)
-    labels = {"label_file": args.known_labels, "numbers": args.cam_files}
-    return {"cam_out_dir": cam_bytes_per_pixel(devkit, args.train_list, **labels)}
-
-
+CAMS = CamFiles("cam_out_dir")
 STEP = Step(
     name="make_cam",
     description="make multi-scale CAMs",
-    reads=(
-        *("voc12_root", "class_list", "label_file", "labels_from", "label_threshold", "train_list"),
-        *("cam_network", "cam_weights_name"),
-    ),
+    reads=(*CAM_READS, "cam_network", "cam_weights_name"),
     writes=("cam_out_dir",),
     flags=("cam_scales", "precision", "cam_files"),
     shared=True,
-    bytes_per_pixel=_bytes_per_pixel,
+    bytes_per_pixel=CAMS.bytes_per_pixel,
     memory_flags=("num_workers", "make_cam_batch_size", "cam_scales"),
     on_gpu=OnGpu(
         "cam_network",
@@ -57,14 +46,11 @@ STEP = Step(
 def check(args: Config, planned: Planned) -> Planned:
     """Raise `InputError` for bad input; return the outputs of this step."""
     devkit = open_devkit(args.voc12_root, args.class_list)
-    images = read_images_to_segment(devkit, args.train_list, flag="train_list", label_file=args.known_labels)
     require_classes_of_network(devkit, args.cam_weights_name, planned=planned)
     require_network(args.cam_network, "CAM", args.cam_weights_name, planned=planned, n_classes=len(devkit.classes))
     if args.known_labels is None:
         require_network(args.cam_network, "Net", args.cam_weights_name, planned=planned, n_classes=len(devkit.classes))
-    require_writable(args.cam_out_dir, flag="cam_out_dir")
-    require_readable(images.paths, num_workers=args.num_workers)
-    return {args.cam_out_dir: frozenset(images.ids)}
+    return CAMS.check(args)
 
 
 def _of_all_files(args: Config, devkit: Devkit) -> Inputs:
@@ -75,14 +61,12 @@ def _of_all_files(args: Config, devkit: Devkit) -> Inputs:
 def inputs(args: Config) -> Inputs:
     """What the result is made from, by the flag that names it."""
     devkit = open_devkit(args.voc12_root, args.class_list)
-    labels = {"label_file": args.known_labels, "label_threshold": args.label_threshold}
-    return {**_of_all_files(args, devkit), **cam_inputs(devkit, args.train_list, **labels)}
+    return {**_of_all_files(args, devkit), **CAMS.inputs(args)}
 
 
 def outputs(args: Config) -> list[str | Path]:
     """The files that this step writes."""
-    devkit = open_devkit(args.voc12_root, args.class_list)
-    return cam_outputs(devkit, args.train_list, args.cam_out_dir, label_file=args.known_labels)
+    return CAMS.outputs(args)
 
 
 def _cams(model: nn.Module, device: torch.device, group: Sequence[dict[str, Any]]) -> list[tuple[Arriving, Arriving]]:
@@ -101,15 +85,13 @@ def run(args: Config) -> None:
     """Write `cam_out_dir`/ID.npy for each image, from `cam_weights_name`; finished files are kept."""
     device = resolve_device(args.device)
     devkit = open_devkit(args.voc12_root, args.class_list)
-    images = read_images_to_segment(devkit, args.train_list, flag="train_list", label_file=args.known_labels).shared()
-    if args.known_labels is None:
-        classifier = load_network(args.cam_network, "Net", args.cam_weights_name, device, n_classes=len(devkit.classes))
-        how = {"threshold": args.label_threshold, "device": device, "num_workers": args.num_workers}
-        images = labelled_by_classifier(classifier, images, **how)
+    loaded = {"weights": args.cam_weights_name, "device": device, "n_classes": len(devkit.classes)}
+    load = partial(load_network, args.cam_network, **loaded)
+    images = CAMS.labelled(args, partial(load, "Net"), device=device)
     finished = finished_files(STEP, args, _of_all_files(args, devkit))
-    pending = PendingCams.of(images, args.cam_out_dir, numbers=args.cam_files, finished=finished)
+    pending = CAMS.pending(args, images, finished)
     images = pending.images
-    model = load_network(args.cam_network, "CAM", args.cam_weights_name, device, n_classes=len(devkit.classes))
+    model = load("CAM")
 
     scaled = ScaledImages(images.paths, images.labels, args.cam_scales)
     sizes = image_sizes(images.paths)
@@ -123,5 +105,4 @@ def run(args: Config) -> None:
             for item, cam in zip(group, cams, strict=True):
                 pending.write(submit, item, *cam)
             bar.update(len(group))
-    tell = partial(tell_maps, weights_flag="cam_weights_name")
-    on_first_process(tell, STEP.name, outputs(args), devkit.classes)
+    on_first_process(tell_maps, STEP.name, outputs(args), devkit.classes)

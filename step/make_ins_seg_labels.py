@@ -6,38 +6,32 @@ from pathlib import Path
 
 from misc.files import instancefile, irnfile
 from misc.files.instancefile import Detections
-from misc.files.resultfiles import IRN_FOLDER
 from misc.indexing import RandomWalks
 from misc.instances import detect_instances
 from misc.run.config import Config, enabled_steps
 from misc.run.device import resolve_device
 from misc.run.distributed import on_first_process, share
 from misc.run.done import finished_files
-from misc.run.loaders import PIXELS_A_PLACE
 from misc.run.plan import Planned, require_writable
-from misc.run.step import Inputs, OnGpu, Step
+from misc.run.step import Inputs, Step
 from misc.summary import save_instances, tell_masks
 from net.build import inputs_of_network, load_network, require_network
 from voc12.devkit import Devkit, open_devkit
 from voc12.images import read_ids_to_segment
-from voc12.inference import DEVICE_BATCH, KeptOutputs, Masks, WalkInput, inputs_of_walk, make_masks, require_cams
+from voc12.inference import (
+    IRN_ON_GPU,
+    MASK_READS,
+    KeptOutputs,
+    Masks,
+    WalkInput,
+    inputs_of_walk,
+    make_masks,
+    require_cams,
+)
 from voc12.verify import require_readable
 
 BYTES_PER_PIXEL = 3
 """A byte a pixel and instance."""
-IRN_ON_GPU = OnGpu("irn_network", lambda args, batches: [(args.irn_infer_batch_size or DEVICE_BATCH) * PIXELS_A_PLACE])
-"""Of both steps that run IRN over images, which it pads to 512 x 512 pixels."""
-IRN_OUTPUT = Step(
-    name="irn",
-    description="find boundaries and displacements",
-    reads=("irn_network", "irn_weights_name", "class_list"),
-    writes=(),
-    flags=("precision",),
-)
-"""What determines IRN's output for an image, of all that a step that makes masks is declared by.
-
-Its `version` is to be raised, beside those of the two steps, when the code that computes this output changes.
-"""
 
 
 def _bytes_per_pixel(args: Config) -> dict[str, float]:
@@ -49,19 +43,7 @@ def _bytes_per_pixel(args: Config) -> dict[str, float]:
 STEP = Step(
     name="make_ins_seg",
     description="make instance masks: displacements and random walk of the CAMs",
-    reads=(
-        *(
-            "voc12_root",
-            "class_list",
-            "label_file",
-            "labels_from",
-            "infer_list",
-            "masks_from",
-            "cam_out_dir",
-            "advcam_out_dir",
-        ),
-        *("irn_network", "irn_weights_name"),
-    ),
+    reads=MASK_READS,
     writes=("ins_seg_out_dir",),
     flags=("ins_seg_bg_thres", "beta", "exp_times", "precision", "keep_irn"),
     shared=True,
@@ -98,11 +80,6 @@ def outputs(args: Config) -> list[str | Path]:
     devkit = open_devkit(args.voc12_root, args.class_list)
     ids = read_ids_to_segment(devkit, args.infer_list, flag="infer_list", label_file=args.known_labels)
     return instancefile.instance_paths(args.ins_seg_out_dir, ids)
-
-
-def kept_outputs(args: Config, devkit: Devkit) -> KeptOutputs:
-    """Where `--keep_irn` keeps IRN's output, for both steps that make masks of it."""
-    return KeptOutputs(Path(args.result_dir, IRN_FOLDER), finished_files(IRN_OUTPUT, args, _of_all_files(args, devkit)))
 
 
 def instances(args: Config, devkit: Devkit) -> Masks:
@@ -143,7 +120,7 @@ def run(args: Config) -> None:
         batch_size=args.irn_infer_batch_size,
         title="make_ins_seg_labels",
         walks_between=partial(RandomWalks, beta=args.beta, exp_times=args.exp_times),
-        kept=kept_outputs(args, devkit) if args.keep_irn else None,
+        kept=KeptOutputs.of(args, _of_all_files(args, devkit)),
     )
     advice = "lower --ins_seg_bg_thres, or make better CAMs"
     on_first_process(partial(tell_masks, advice=advice), STEP.name, outputs(args))

@@ -24,7 +24,16 @@ from step import make_ins_seg_labels
 from voc12.classes import voc_palette
 from voc12.devkit import Devkit, open_devkit
 from voc12.images import read_ids_to_segment
-from voc12.inference import Masks, WalkInput, inputs_of_walk, make_masks, require_cams
+from voc12.inference import (
+    IRN_ON_GPU,
+    MASK_READS,
+    KeptOutputs,
+    Masks,
+    WalkInput,
+    inputs_of_walk,
+    make_masks,
+    require_cams,
+)
 from voc12.verify import require_readable
 
 PALETTE_FOLDER = "palette"
@@ -33,19 +42,7 @@ BYTES_PER_PIXEL = 0.05
 STEP = Step(
     name="make_sem_seg",
     description="make masks: random walk of the CAMs between boundaries",
-    reads=(
-        *(
-            "voc12_root",
-            "class_list",
-            "label_file",
-            "labels_from",
-            "infer_list",
-            "masks_from",
-            "cam_out_dir",
-            "advcam_out_dir",
-        ),
-        *("irn_network", "irn_weights_name"),
-    ),
+    reads=MASK_READS,
     writes=("sem_seg_out_dir",),
     flags=("np_power", "sem_seg_bg_thres", "beta", "exp_times", "precision", "keep_irn"),
     shared=True,
@@ -54,7 +51,7 @@ STEP = Step(
         "result_dir": args.keep_irn * irnfile.BYTES_PER_PIXEL,
     },
     memory_flags=("num_workers", "irn_infer_batch_size"),
-    on_gpu=make_ins_seg_labels.IRN_ON_GPU,
+    on_gpu=IRN_ON_GPU,
 )
 
 log = logging.getLogger(__name__)
@@ -144,7 +141,7 @@ def run(args: Config) -> None:
         batch_size=args.irn_infer_batch_size,
         title=title,
         walks_between=partial(RandomWalks, beta=args.beta, exp_times=args.exp_times),
-        kept=make_ins_seg_labels.kept_outputs(args, devkit) if args.keep_irn else None,
+        kept=KeptOutputs.of(args, _of_all_files(args, devkit)),
     )
     advice = "lower --sem_seg_bg_thres, or make better CAMs"
     on_first_process(partial(tell_masks, advice=advice), STEP.name, _mask_paths(args))

@@ -13,7 +13,9 @@ from support import make_all_inputs
 import step
 from misc.run.config import STEP_MODULES, STEP_SUFFIX, Config, parse_config
 from misc.run.step import Files
+from voc12.cams import CamFiles
 from voc12.evaluation import Evaluated
+from voc12.inference import KeptOutputs
 
 FLAGS = {item.name: item for item in dataclasses.fields(Config)}
 STEPS = {name: importlib.import_module(module) for name, module in STEP_MODULES.items()}
@@ -30,12 +32,14 @@ HOW_TO_RUN = {
     *("result_dir", "tensorboard", "make_cam_batch_size", "advcam_batch_size", "irn_infer_batch_size"),
 }
 """Where and how fast a step works: no step need declare these."""
+READ_FOR_STEPS = (Evaluated, CamFiles, KeptOutputs)
+"""What steps of a kind share."""
 
 
 def names_in(tree: ast.AST) -> tuple[set[str], set[str]]:
     """The flags that a module reads off `args`, and all that it mentions, in names or texts.
 
-    What `Evaluated` reads counts as read by a module that uses it.
+    What one of `READ_FOR_STEPS` reads counts as read by a module that uses it.
     """
     nodes = list(ast.walk(tree))
     attributes = [node for node in nodes if isinstance(node, ast.Attribute)]
@@ -44,9 +48,10 @@ def names_in(tree: ast.AST) -> tuple[set[str], set[str]]:
     for found in (used, names):
         found.update(*(LOOKED_AT_BY[name] for name in LOOKED_AT_BY.keys() & found))
     texts = {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
-    if Evaluated.__name__ in names:
-        read, _ = names_in(ast.Module(ast.parse(inspect.getsource(Evaluated)).body[0].body, []))
-        used, names = used | read, names | read
+    for shared in READ_FOR_STEPS:
+        if shared.__name__ in names:
+            read, _ = names_in(ast.Module(ast.parse(inspect.getsource(shared)).body[0].body, []))
+            used, names = used | read, names | read
     return used & FLAGS.keys(), names | texts
 
 

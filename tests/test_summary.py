@@ -75,13 +75,13 @@ def test_maps_that_are_not_finite_are_written_as_empty_ones_and_told(tmp_path, l
     assert [maps.reshape(3, -1).sum(1).tolist() for maps in (cam, high_res)] == [[4, 0, 0], [64, 0, 0]]
 
     paths = write(tmp_path, [told, *[{"foreground": 0.5, "keys": [0, 1], "empty": []}] * 2])
-    tell_maps("make_x", paths, CLASSES, weights_flag="x_name")
+    tell_maps("make_x", paths, CLASSES)
     sentence = "2 of 7 maps are NaN or infinite, and were written as empty ones (bottle 1 of 3, train 1 of 1)"
     assert lines()[1:] == [f"notice: make_x: {sentence}"]
     paths = write(tmp_path, [told, {"foreground": 0.5, "keys": [0], "empty": [0]}])
     sentence = r"make_x: 1 of 4 maps are empty \(aeroplane 1 of 2\); 2 of 4 maps are NaN .*; later .* --cam_learning"
     with pytest.raises(InputError, match=sentence):
-        tell_maps("make_x", paths, CLASSES, weights_flag="x_name")
+        tell_maps("make_x", paths, CLASSES)
 
 
 def write(folder, contents):
@@ -125,7 +125,7 @@ def maps_of(*pairs):
 def test_empty_maps(tmp_path, lines):
     paths = write(tmp_path, [*maps_of((), (), (2,), (0, 2)), {"foreground": 0.2, "keys": [5], "empty": [5]}])
     with one_look():
-        tell_maps("make_x", paths, CLASSES, weights_flag="x_name")
+        tell_maps("make_x", paths, CLASSES)
     assert lines() == [
         "make_x: 20.0 % of the pixels are foreground, in the mean of 4 images; 0 of them have none",
         "notice: make_x: 3 of 8 maps are empty (train 2 of 4, aeroplane 1 of 4)",
@@ -133,20 +133,20 @@ def test_empty_maps(tmp_path, lines):
     paths = write(tmp_path, maps_of((), (2,), (0, 2), (0, 2)))
     sentence = r"make_x: 5 of 8 maps are empty \(train 3 of 4, aeroplane 2 of 4\); later .* --x_name .* --cam_learning"
     with pytest.raises(InputError, match=sentence):
-        tell_maps("make_x", paths, CLASSES, weights_flag="x_name")
+        tell_maps("make_x", paths, CLASSES)
 
 
 @pytest.mark.parametrize("keys", [[1.0], [True], ["1"], [None], [3], [-1]])
 def test_a_damaged_record_of_classes_counts_for_nothing(tmp_path, lines, keys):
     paths = write(tmp_path, [{"foreground": 0.5, "keys": keys, "empty": keys}] * 3)
-    tell_maps("make_x", paths, CLASSES, weights_flag="x_name")
+    tell_maps("make_x", paths, CLASSES)
     assert not [line for line in lines() if "empty" in line]
 
 
 def test_images_without_any_class(tmp_path):
     paths = write(tmp_path, [{"foreground": 0.0, "keys": [], "empty": []}] * 2)
     with pytest.raises(InputError, match="make_x: none of the 2 images carries a class, .*lower --label_threshold"):
-        tell_maps("make_x", paths, CLASSES, weights_flag="x_name")
+        tell_maps("make_x", paths, CLASSES)
 
 
 class Silent(Net):

@@ -1,9 +1,8 @@
-"""The CAM files of a list's images: labels of these, what the files are made from, and writing each as it arrives."""
+"""The CAM files of a list's images: what they are made from, labels of these, and writing each as it arrives."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,34 +13,75 @@ from misc.classifier import class_probabilities
 from misc.errors import InputError
 from misc.files import camfile
 from misc.files.paths import Paths
+from misc.run.config import Config
 from misc.run.device import Arriving, when_arrived
 from misc.run.loaders import sequential_loader
+from misc.run.plan import Planned, require_writable
 from misc.run.progress import progress
 from misc.run.provenance import FinishedFiles
 from misc.run.step import Files, Inputs
 from misc.summary import save_maps
 from voc12.dataloader import WholeImages
-from voc12.devkit import Devkit
+from voc12.devkit import open_devkit
 from voc12.images import CLASSES_AN_IMAGE, LabelledImages, read_ids_to_segment, read_images_to_segment
 from voc12.labels import Labels
+from voc12.verify import require_readable
+
+CAM_READS = ("voc12_root", "class_list", "label_file", "labels_from", "label_threshold", "train_list")
+"""The flags that say of which images there are CAMs, and of which classes."""
 
 
-def cam_inputs(devkit: Devkit, train_list: str, *, label_file: str | None, label_threshold: float) -> Inputs:
-    """The images that CAMs are made of, and what says which classes they carry: labels or a classifier's threshold."""
-    images = read_images_to_segment(devkit, train_list, flag="train_list", label_file=label_file)
-    labels = {"label_threshold": label_threshold} if label_file is None else {"label_file": images.labels.tobytes()}
-    return {"train_list": Files(images.paths), **labels}
+@dataclass(frozen=True)
+class CamFiles:
+    """What a step that makes CAMs writes: a file for each image of `train_list` that carries a class.
 
+    `flag`: names their folder.
+    """
 
-def cam_outputs(devkit: Devkit, train_list: str, folder: str, *, label_file: str | None) -> Paths:
-    """The CAM files of these images."""
-    return camfile.cam_paths(folder, read_ids_to_segment(devkit, train_list, flag="train_list", label_file=label_file))
+    flag: str
 
+    def check(self, args: Config) -> Planned:
+        """Raise `InputError` for bad images or a bad folder; return the outputs of the step."""
+        images, folder = self._images(args), getattr(args, self.flag)
+        require_writable(folder, flag=self.flag)
+        require_readable(images.paths, num_workers=args.num_workers)
+        return {folder: frozenset(images.ids)}
 
-def cam_bytes_per_pixel(devkit: Devkit, list_path: str | Path, *, label_file: str | None, numbers: str) -> float:
-    """What the CAM files of the images of `train_list` take, by the classes that these carry; VOC's where none know."""
-    images = read_images_to_segment(devkit, list_path, flag="train_list", label_file=label_file)
-    return camfile.bytes_per_pixel(numbers, CLASSES_AN_IMAGE if label_file is None else images.labels.counts().mean())
+    def inputs(self, args: Config) -> Inputs:
+        """The images, and what says which classes they carry: labels or a classifier's threshold."""
+        images = self._images(args)
+        by_classifier = args.known_labels is None
+        labels = {"label_threshold": args.label_threshold} if by_classifier else {"label_file": images.labels.tobytes()}
+        return {"train_list": Files(images.paths), **labels}
+
+    def outputs(self, args: Config) -> Paths:
+        """The files."""
+        devkit = open_devkit(args.voc12_root, args.class_list)
+        ids = read_ids_to_segment(devkit, args.train_list, flag="train_list", label_file=args.known_labels)
+        return camfile.cam_paths(getattr(args, self.flag), ids)
+
+    def bytes_per_pixel(self, args: Config) -> dict[str, float]:
+        """What the files take, by the classes that the images carry; as many as VOC's where none are known."""
+        n_classes = CLASSES_AN_IMAGE if args.known_labels is None else self._images(args).labels.counts().mean()
+        return {self.flag: camfile.bytes_per_pixel(args.cam_files, n_classes)}
+
+    def labelled(
+        self, args: Config, load_classifier: Callable[[], nn.Module], *, device: torch.device
+    ) -> LabelledImages:
+        """This process's share of the images, with their labels, or with what the classifier finds (`labels_from`)."""
+        images = self._images(args).shared()
+        if args.known_labels is not None:
+            return images
+        how = {"threshold": args.label_threshold, "device": device, "num_workers": args.num_workers}
+        return labelled_by_classifier(load_classifier(), images, **how)
+
+    def pending(self, args: Config, images: LabelledImages, finished: FinishedFiles) -> "PendingCams":
+        """Those of the images' files that are not done."""
+        return PendingCams.of(images, getattr(args, self.flag), numbers=args.cam_files, finished=finished)
+
+    def _images(self, args: Config) -> LabelledImages:
+        devkit = open_devkit(args.voc12_root, args.class_list)
+        return read_images_to_segment(devkit, args.train_list, flag="train_list", label_file=args.known_labels)
 
 
 def labelled_by_classifier(

@@ -17,23 +17,44 @@ from misc.files import camfile, irnfile
 from misc.files.atomic import background_writer
 from misc.files.camfile import MAP_STRIDE
 from misc.files.images import image_sizes
+from misc.files.resultfiles import IRN_FOLDER
 from misc.imutils import cells_of, mirror_pair, normalize
 from misc.indexing import RandomWalks
-from misc.run.config import CamSource
+from misc.run.config import CamSource, Config
 from misc.run.depends import source_of_files, source_of_item
 from misc.run.device import Arriving, to_device, when_arrived
+from misc.run.done import finished_files
 from misc.run.fitting import Fitting
-from misc.run.loaders import GroupedLoader, places, size_groups
+from misc.run.loaders import PIXELS_A_PLACE, GroupedLoader, places, size_groups
 from misc.run.plan import Planned, require_outputs
 from misc.run.progress import progress
 from misc.run.provenance import FinishedFiles
-from misc.run.step import Files, Inputs
+from misc.run.step import Files, Inputs, OnGpu, Step
 from voc12.dataloader import ImagesWithCams
 from voc12.devkit import Devkit
 from voc12.images import read_ids_to_segment
 
 DEVICE_BATCH = 8
 """Images of up to 512 x 512 pixels that run, and walk, as one batch on a GPU; on the CPU a batch gains nothing."""
+
+IRN_ON_GPU = OnGpu("irn_network", lambda args, batches: [(args.irn_infer_batch_size or DEVICE_BATCH) * PIXELS_A_PLACE])
+"""Of both steps that run IRN over images, which it pads to 512 x 512 pixels."""
+MASK_READS = (
+    *("voc12_root", "class_list", "label_file", "labels_from", "infer_list"),
+    *("masks_from", "cam_out_dir", "advcam_out_dir", "irn_network", "irn_weights_name"),
+)
+"""The flags that say what both steps make masks from."""
+IRN_OUTPUT = Step(
+    name="irn",
+    description="find boundaries and displacements",
+    reads=("irn_network", "irn_weights_name", "class_list"),
+    writes=(),
+    flags=("precision",),
+)
+"""What determines IRN's output for an image, of all that a step that makes masks is declared by.
+
+Its `version` is to be raised, beside those of the two steps, when the code that computes this output changes.
+"""
 
 log = logging.getLogger(__name__)
 
@@ -96,6 +117,13 @@ class KeptOutputs:
 
     folder: Path
     finished: FinishedFiles
+
+    @classmethod
+    def of(cls, args: Config, of_all_files: Inputs) -> "KeptOutputs | None":
+        """Where `--keep_irn` keeps it, for both steps. `of_all_files`: the network and its weights."""
+        if not args.keep_irn:
+            return None
+        return cls(Path(args.result_dir, IRN_FOLDER), finished_files(IRN_OUTPUT, args, of_all_files))
 
     def path(self, image_id: str) -> Path:
         """The file of an image."""
