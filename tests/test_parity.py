@@ -31,7 +31,8 @@ from misc.metrics import ThresholdSweep, confusion_matrix, scores
 from misc.ood import adversarial_step, class_prototypes, distance_loss, distances, kmeans, ood_loss, wood_losses
 from misc.pair_losses import _counts_and_signs
 from misc.torchutils import PolyOptimizer
-from net.deeplab_v2 import DeepLabV2, MultiScale
+from net.deeplab import MultiScale
+from net.deeplab_v2 import DeepLabV2
 from net.resnet50_cam import CAM, Net
 from net.resnet50_irn import AffinityDisplacementLoss, EdgeDisplacement
 from net.weights import load_weights

@@ -131,7 +131,7 @@ def test_empty_maps(tmp_path, lines):
         "notice: make_x: 3 of 8 maps are empty (train 2 of 4, aeroplane 1 of 4)",
     ]
     paths = write(tmp_path, maps_of((), (2,), (0, 2), (0, 2)))
-    sentence = r"make_x: 5 of 8 maps are empty \(train 3 of 4, aeroplane 2 of 4\); later .* --x_name .* --cam_learning"
+    sentence = r"make_x: 5 of 8 maps are empty \(train 3 of 4, aeroplane 2 of 4\); later .* --cam_weights_name .* lower"
     with pytest.raises(InputError, match=sentence):
         tell_maps("make_x", paths, CLASSES)
 

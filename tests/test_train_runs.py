@@ -22,7 +22,8 @@ from misc.run.distributed import mean_over_processes
 from misc.run.training import fit
 from misc.run.training_state import TrainingState
 from misc.torchutils import PolySGD, two_rate_optimizer
-from net.deeplab_v2 import DeepLabV2, MultiScale
+from net.deeplab import MultiScale
+from net.deeplab_v2 import DeepLabV2
 from net.resnet50_cam import Net
 from net.resnet50_irn import AffinityDisplacementLoss
 from net.weights import BACKBONE_PREFIX, load_weights

@@ -35,13 +35,13 @@ FOLDER = "folder"
 CHECKSUM = "checksum"
 """The kind of check whose state ends with a file's checksum."""
 
-Files = tuple[str, ...]
+Row = tuple[str, ...]
 """A file, and those that it has to fit."""
 Columns = tuple[Paths, ...]
 """The same of many: the files, and in further columns those that each has to fit."""
 
 
-def _problem_of_image(files: Files) -> str | None:
+def _problem_of_image(files: Row) -> str | None:
     """Why the file can't be used. JPEGs are decoded at an eighth of their size: it reads all of the file, faster."""
     try:
         with open_image(files[0]) as image:
@@ -55,7 +55,7 @@ def _problem_of_image(files: Files) -> str | None:
     return None
 
 
-def _problem_of_mask(files: Files, *, n_classes: int) -> str | None:
+def _problem_of_mask(files: Row, *, n_classes: int) -> str | None:
     """Why the mask does not fit its image or the classes; `NO_CLASS_ID` for one that fits and is empty."""
     try:
         mask, size = read_label(files[0]), image_size(files[1])
@@ -75,7 +75,7 @@ def _problem_of_mask(files: Files, *, n_classes: int) -> str | None:
     return None if highest else NO_CLASS_ID
 
 
-def _problem_of_instances(files: Files, *, n_classes: int) -> str | None:
+def _problem_of_instances(files: Row, *, n_classes: int) -> str | None:
     """Why the instances do not fit the mask of classes."""
     try:
         instances_of(*files, n_classes=n_classes)
@@ -107,9 +107,9 @@ class _Verified:
         """The lists without those that passed as a whole in this run."""
         return [columns for columns in lists if (kind, columns) not in self._lists]
 
-    def new(self, lists: Iterable[Columns], kind: str) -> dict[Files, str | None]:
+    def new(self, lists: Iterable[Columns], kind: str) -> dict[Row, str | None]:
         """The files of lists that have not passed as they are now, and their states; None for a link to nothing."""
-        new: dict[Files, str | None] = {}
+        new: dict[Row, str | None] = {}
         for columns in lists:
             for folder, group in groupby(zip(_states(columns), *columns, strict=True), key=_folder_of_row):
                 known = self._of_folder(folder, kind)
@@ -124,7 +124,7 @@ class _Verified:
             return 0
         return len(columns[0]) - len(self.new([columns], kind))
 
-    def add(self, passed: Mapping[Files, str | None], kind: str) -> None:
+    def add(self, passed: Mapping[Row, str | None], kind: str) -> None:
         """Write the records of these files' folders with these as well; beside a new one, remove those of folders that
         are gone."""
         changed = set()
@@ -192,7 +192,7 @@ def _states(columns: Columns) -> Iterator[str | None]:
 
 
 def _verify(
-    lists: Iterable[Columns], problem_of: Callable[[Files], str | None], *, kind: str, num_workers: int
+    lists: Iterable[Columns], problem_of: Callable[[Row], str | None], *, kind: str, num_workers: int
 ) -> None:
     """Check files, except those that passed before and have not changed since. Raises `InputError` for the rest.
 

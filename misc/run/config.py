@@ -1,6 +1,7 @@
 """Every flag of the project: its name, type, default, range and meaning, in one place.
 
-The names and defaults are those of the authors' `run_sample.py`; flags that the original lacks say so in their help.
+The names and defaults are those of the authors' `run_sample.py`; of flags that it lacks their help says so, or the
+comment above them.
 """
 
 import argparse
@@ -519,7 +520,7 @@ def _check_range(name: str, value: Any, *, low: float | None, high: float | None
             raise InputError(f"--{name} must be a multiple of {multiple_of}, got {number}.")
 
 
-LONGEST_NAME, LONGEST_PATH = 240, 3800
+LONGEST_PART, LONGEST_PATH = 240, 3800
 """Bytes of a file's name and of a path that a flag may give: systems take 255 and 4095, and endings are added."""
 
 
@@ -528,9 +529,9 @@ def _check_name(name: str, value: str, *, output: bool) -> None:
     if output and not value:
         raise InputError(f"--{name} is empty; expected the name of a file or folder.")
     raw = os.fsencode(value)
-    if any(len(part) > LONGEST_NAME for part in raw.split(b"/")) or len(raw) > LONGEST_PATH:
+    if any(len(part) > LONGEST_PART for part in raw.split(b"/")) or len(raw) > LONGEST_PATH:
         raise InputError(
-            f"--{name} {value[:30]}... is too long; expected names of at most {LONGEST_NAME} bytes, and a path of at "
+            f"--{name} {value[:30]}... is too long; expected names of at most {LONGEST_PART} bytes, and a path of at "
             f"most {LONGEST_PATH} bytes."
         )
 

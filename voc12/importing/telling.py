@@ -7,7 +7,7 @@ from misc.errors import first_three, printable
 from voc12.importing.plan import Present
 from voc12.importing.source import LeftOut
 
-LONGEST_NAME = 30
+SHOWN_LETTERS = 30
 
 
 def class_table(devkit: Present) -> str:
@@ -21,7 +21,7 @@ def class_table(devkit: Present) -> str:
             totals[row.is_held_out] += 1
     lines = [(name, *(str(of_list[name]) for of_list in counts)) for name in devkit.classes]
     lines += [("without a class", *(str(of_list[None]) for of_list in counts)), ("all images", *map(str, totals))]
-    width = min(LONGEST_NAME, max(len(name) for name, *_ in lines))
+    width = min(SHOWN_LETTERS, max(len(name) for name, *_ in lines))
     header = f"{'class':{width}}  {'train':>7}  {'val':>7}"
     return "\n".join([header, *(f"{name[:width]:{width}}  {train:>7}  {val:>7}" for name, train, val in lines)])
 
