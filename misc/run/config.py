@@ -589,14 +589,11 @@ def parse_config(arguments: Sequence[str] | None = None, *, explain: Callable[[s
     name, sentences = choose_recipe(given, voc12_root=defaults["voc12_root"])
     recipe = RECIPES[name]
     placed = in_work_dir({**defaults, **recipe.flags}, given.get("work_dir", ""))
-    values = {**placed, **given, "recipe": name}
-    imported, of_import = fit_to_imported(values, given)
-    if recipe.fit is not None:
-        fitted, more = recipe.fit({**values, **imported, **given}, {**imported, **given})
-        values |= fitted
-        sentences += more
-    values |= {**imported, **given, "recipe": name}
-    sentences += (sentence for sentence in of_import if sentence not in sentences)
+    imported, of_import = fit_to_imported({**placed, **given, "recipe": name}, given)
+    fixed = {**imported, **given, "recipe": name}  # what no recipe changes
+    fitted, of_recipe = ({}, []) if recipe.fit is None else recipe.fit({**placed, **fixed}, {**imported, **given})
+    values = {**placed, **fitted, **fixed}
+    sentences = [*dict.fromkeys([*sentences, *of_recipe, *of_import])]
     values |= _with_backbone(values)
     for item in fields(Config):
         if isinstance(values[item.name], str):
