@@ -191,9 +191,7 @@ def _states(columns: Columns) -> Iterator[str | None]:
         yield None if size == look.MISSING else f"{size} {time}{fitting}"
 
 
-def _verify(
-    lists: Iterable[Columns], problem_of: Callable[[Row], str | None], *, kind: str, num_workers: int
-) -> None:
+def _verify(lists: Iterable[Columns], problem_of: Callable[[Row], str | None], *, kind: str, num_workers: int) -> None:
     """Check files, except those that passed before and have not changed since. Raises `InputError` for the rest.
 
     `lists`: of each the files and, in further columns, those that they have to fit, whose change counts as well.
