@@ -9,6 +9,10 @@ source misc/run/environment.sh
 use_environment requirements.txt
 run=("$PYTHON" run_sample.py)
 if [ "${WOOD_PROCESSES:-1}" != 1 ]; then
+    [[ "$WOOD_PROCESSES" =~ ^([1-9][0-9]*|gpu)$ ]] || {
+        echo "error: WOOD_PROCESSES=$WOOD_PROCESSES: expected a number of processes, or gpu." >&2
+        exit 2
+    }
     run=("$PYTHON" -m torch.distributed.run --standalone --nproc_per_node "$WOOD_PROCESSES" run_sample.py)
 fi
 exec "${run[@]}" --recipe auto "$@"

@@ -21,7 +21,14 @@ from misc.files.look import forget, one_look
 from misc.files.resultfiles import METRICS_FOLDER
 from misc.run.config import STEP_MODULES, Config, enabled_steps, parse_config
 from misc.run.parallel import launched_rank
-from misc.run.plan import EVERYTHING, Plan, require_writable, require_writable_file, require_writable_results
+from misc.run.plan import (
+    EVERYTHING,
+    Plan,
+    require_places_apart,
+    require_writable,
+    require_writable_file,
+    require_writable_results,
+)
 from misc.run.step import StepModule
 from misc.run.stopping import (
     GRACE_SECONDS,
@@ -56,6 +63,7 @@ def check_chain(config: Config, planned: Plan) -> list[StepModule]:
     steps = [importlib.import_module(STEP_MODULES[name]) for name in names]
 
     def check() -> None:
+        require_places_apart([step.STEP for step in steps], config)
         problems: list[InputError] = []
         with UnfilledNetworks():  # networks are built to be compared with checkpoints, not to be trained
             for step in steps:
@@ -66,6 +74,9 @@ def check_chain(config: Config, planned: Plan) -> list[StepModule]:
                     problems.append(error)
                     places = (getattr(config, flag) for flag in step.STEP.writes)
                     planned.update(dict.fromkeys(filter(None, places), EVERYTHING))  # not to be told again of each
+                except Exception:
+                    raise_all(problems)  # from which it may follow: the error that is raised keeps it as its context
+                    raise
         raise_all(problems)
 
     on_first_process(check)

@@ -17,7 +17,16 @@ NETWORK_STRIDE = 16
 PEAK_EPSILON = 1e-5
 
 
+def _require_keys(keys: Sequence[int] | np.ndarray, *, n_classes: int) -> None:
+    """Raise `ValueError` unless `keys` are numbers of different classes: a row of 0 and 1 is none."""
+    numbers = np.asarray(keys)
+    is_sound = numbers.dtype.kind in "iu" and numbers.ndim == 1 and len({*numbers.tolist()}) == len(numbers)
+    if len(numbers) and not (is_sound and numbers.min() >= 0 and numbers.max() < n_classes):
+        raise ValueError(f"keys must be different classes in 0 .. {n_classes - 1}, not {[*keys]}")
+
+
 def _sum_resized(maps: Sequence[Tensor], size: tuple[int, ...], keys: Sequence[int]) -> Tensor:
+    _require_keys(keys, n_classes=len(maps[0]))
     if len(keys) == 0:
         return maps[0].new_zeros(0, *size)
     labelled = (torch.stack([m[int(key)] for key in keys]) for m in maps)  # a tensor of keys would wait for the GPU
@@ -38,6 +47,8 @@ def merge_scales(maps: Sequence[Tensor], size: tuple[int, int], keys: Sequence[i
 
     Returns:
         cam (K, ceil(H/4), ceil(W/4)) and high_res (K, H, W), each map divided by its maximum + 1e-5.
+
+    Raises `ValueError` for keys that are no classes, or not different.
     """
     return _divide_by_peak(_sum_resized(maps, cells_of(size), keys)), merge_high_res(maps, size, keys)
 
@@ -59,8 +70,10 @@ def batch_scale_maps(model: nn.Module, images: Sequence[Tensor]) -> list[Tensor]
 
     Raises `ValueError` for images that are not uint8, whose numbers could be of any range.
     """
-    if any(at_scale.dtype != torch.uint8 for at_scale in images):
-        raise ValueError(f"images must be uint8, RGB in 0 .. 255, not {images[0].dtype}")
+    for at_scale in images:
+        if not isinstance(at_scale, Tensor) or at_scale.dtype != torch.uint8:
+            given = at_scale.dtype if isinstance(at_scale, Tensor) else type(at_scale).__name__
+            raise ValueError(f"images must be tensors of torch.uint8, RGB in 0 .. 255, not {given}")
     normalized = [normalize(at_scale) for at_scale in images]
     if hasattr(model, "activation"):
         return [model.activation(at_scale, at_scale.flip(-1)) for at_scale in normalized]
@@ -97,8 +110,11 @@ def class_ids(maps: Tensor, keys: Sequence[int] | np.ndarray, background_score: 
     """(K, H, W) maps of the classes `keys` (0-based) -> (H, W) uint8 class ids, 0 for background, on their device.
 
     Arg-max over the background, with a constant score, and the classes; the background wins a draw, and so does the
-    class that comes first. K may be 0.
+    class that comes first. K may be 0. Raises `ValueError` for keys that are not the classes of K maps.
     """
+    if len(keys) != len(maps):
+        raise ValueError(f"{len(maps)} maps need as many keys, not {[*keys]}")
+    _require_keys(keys, n_classes=IGNORE_LABEL - 1)
     if len(keys) == 0:
         return maps.new_zeros(maps.shape[1:], dtype=torch.uint8)
     ids = to_device(torch.from_numpy(np.asarray(keys, dtype=np.int64) + 1).to(torch.uint8), maps.device)

@@ -29,6 +29,8 @@ CLIP = 1e-5
 """The least probability that the unary term of a softmax knows (the default of pydensecrf)."""
 N_ITER, GT_PROB = 10, 0.7
 """Of the originals: iterations of mean field, and the probability that a given label is right."""
+PROBABILITY_ERROR = 0.02
+"""By which a sum of probabilities may differ from 1, as that of half precision does."""
 MAX_COLOUR = 255
 FEW_LABELS = 8
 """With fewer labels torch's own softmax takes, on a CPU, several times as long as one that goes label by label."""
@@ -146,15 +148,19 @@ def crf_inference_softmax(
 
     Args:
         image: (H, W, 3) uint8 RGB.
-        probabilities: (C, H, W) float32, summing to 1 over the classes.
+        probabilities: (C, H, W), summing to 1 over the classes.
         backend: who computes it, on the CPU.
 
     Returns:
         (H, W) int64 labels of the highest marginal.
 
-    Raises `ValueError` for an image that is not uint8, or not of the probabilities' size.
+    Raises `ValueError` for an image that is not uint8, or not of the probabilities' size, and for what is no
+    probability.
     """
     _require_image(image, probabilities.shape[1:])
+    probabilities = np.asarray(probabilities, dtype=np.float32)
+    if not (probabilities >= 0).all() or not np.allclose(probabilities.sum(axis=0), 1, atol=PROBABILITY_ERROR):
+        raise ValueError("the probabilities must not be negative, and sum to 1 over the classes: softmax of the logits")
     if backend == "pydensecrf":
         from pydensecrf.utils import unary_from_softmax
 

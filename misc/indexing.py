@@ -203,9 +203,7 @@ class RandomWalks:
 
     def __getitem__(self, number: int) -> "RandomWalk":
         """The walk of one image alone, with its block of the matrix."""
-        walk = RandomWalk(self.edges[number], beta=self._beta, exp_times=self._exp_times, radius=self._radius)
-        walk._walks = self if len(self.edges) == 1 else _OneOf(self, number)
-        return walk
+        return RandomWalk.of(self if len(self.edges) == 1 else _OneOf(self, number))
 
 
 class _OneOf(RandomWalks):
@@ -241,9 +239,17 @@ class RandomWalk:
     """The `RandomWalks` of one image."""
 
     def __init__(self, edge: Tensor, *, beta: float, exp_times: int, radius: int = WALK_RADIUS) -> None:
-        """`edge`: (1, h, w) edges in [0, 1]."""
-        self._edge = edge
+        """`edge`: (1, h, w) edges in [0, 1]. Raises `ValueError` for others."""
+        if edge.dim() != 3 or len(edge) != 1 or not edge.is_floating_point() or not ((edge >= 0) & (edge <= 1)).all():
+            raise ValueError(f"the edge must be (1, h, w) numbers in 0 .. 1, not {(*edge.shape,)} of {edge.dtype}")
         self._walks = RandomWalks([edge], beta=beta, exp_times=exp_times, radius=radius)
+
+    @classmethod
+    def of(cls, walks: RandomWalks) -> "RandomWalk":
+        """That of the one image of `walks`, whose edges are taken on trust."""
+        walk = cls.__new__(cls)
+        walk._walks = walks
+        return walk
 
     def __call__(self, x: Tensor) -> Tensor:
         """(C, h, w) maps, C may be 0 -> (C, h, w)."""
@@ -251,4 +257,4 @@ class RandomWalk:
 
     def bounds(self, x: Tensor) -> Tensor:
         """(C, h, w) maps, not negative -> (C,): no value of the walked map is larger, since a walk averages."""
-        return (x * (1 - self._edge)).amax(dim=(1, 2))
+        return (x * (1 - self._walks.edges[0])).amax(dim=(1, 2))

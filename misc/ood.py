@@ -57,6 +57,7 @@ def kmeans(x: Tensor, k: int, n_iter: int = 10) -> tuple[Tensor, Tensor]:
     Args:
         x: (N, D).
         k: number of clusters, at most N.
+        n_iter: at least 1.
 
     Returns:
         assignment (N,) int64 of the last iteration and centres (k, D), the means of the members. A cluster that
@@ -64,6 +65,8 @@ def kmeans(x: Tensor, k: int, n_iter: int = 10) -> tuple[Tensor, Tensor]:
     """
     if not 0 < k <= len(x):
         raise ValueError(f"{k} clusters of {len(x)} points: the number must be between 1 and that of the points")
+    if n_iter < 1:
+        raise ValueError(f"n_iter must be at least 1, not {n_iter}")
     centres = x[:k].clone()
     for _ in range(n_iter):
         distance = torch.cdist(x, centres, compute_mode="donot_use_mm_for_euclid_dist")
@@ -90,11 +93,19 @@ def distance_loss(dist: Tensor, label: Tensor, topk: float) -> tuple[Tensor, Ten
     Args:
         dist: (B, C + K) from `distances`.
         label: (B, C) 0/1.
+        topk: a share, 0 .. 1.
 
     Returns:
         the loss and t, both scalars.
+
+    Raises `ValueError` for distances to no OoD prototype, and for `topk` that is no share.
     """
     n_classes = label.shape[1]
+    if dist.shape[1] <= n_classes or not 0 <= topk <= 1:
+        raise ValueError(
+            f"expected distances to {n_classes} classes and to OoD prototypes, topk in 0 .. 1, not {dist.shape[1]} "
+            f"distances and {topk}"
+        )
     to_class, to_ood = dist[:, :n_classes], dist[:, n_classes:]
     of_batch = gather_shares(to_ood.detach()).flatten()
     # Of all distances in one order, the others as zeros at its end: their number would have to be read from the device
@@ -148,9 +159,11 @@ def adversarial_step(model: nn.Module, images: Tensor, step: float) -> Tensor:
 def ood_loss(logits: Tensor, ignore_class: int | None) -> Tensor:
     """(B, C) logits of OoD images -> multi-label soft margin loss against all-zero labels, a scalar (equation 2).
 
-    Images whose largest logit is `ignore_class` are left out of the sum, which is divided by B all the same. The batch
-    is that of all processes.
+    Images whose largest logit is `ignore_class` (0-based) are left out of the sum, which is divided by B all the same.
+    The batch is that of all processes. Raises `ValueError` for a class that is neither None nor a number below C.
     """
+    if ignore_class is not None and not (isinstance(ignore_class, int) and 0 <= ignore_class < logits.shape[1]):
+        raise ValueError(f"ignore_class must be None or a class in 0 .. {logits.shape[1] - 1}, not {ignore_class!r}")
     losses = F.multilabel_soft_margin_loss(logits, torch.zeros_like(logits), reduction="none")
     if ignore_class is not None:
         losses = losses * (logits.argmax(dim=1) != ignore_class)
@@ -174,12 +187,15 @@ def wood_losses(
 
     Args:
         model: (B, 3, H, W) -> (logits (B, C), features (B, D)).
-        images, labels: the in-distribution batch, or this process's share of it, normalised; (B, C) 0/1.
+        images, labels: the in-distribution batch, or this process's share of it, normalised; (B, C) 0/1, of any type.
         ood_images: the OoD batch, or None for none.
         prototypes: (C + K, D), or None for no distance loss.
 
     Returns:
-        Scalars: `bce`, where they apply `distance` and `ood`, and `total`.
+        Scalars: `bce`, where they apply `distance` and `ood`, and `total`. With several processes they are those of the
+        whole batch, and each process has the gradients of its part: to be summed, not averaged.
+
+    Raises `ValueError` as `distance_loss` and `ood_loss` do.
     """
     if ood_images is None:
         logits, features = model(images)
@@ -190,7 +206,8 @@ def wood_losses(
         logits, features = model(torch.cat([images, perturbed]))
         logits, ood_logits = logits.split([len(images), len(ood_images)])
         features = features[: len(images)]
-    losses = {"bce": mean_over_processes(F.binary_cross_entropy_with_logits(logits, labels, reduction="none"))}
+    of_labels = F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype), reduction="none")
+    losses = {"bce": mean_over_processes(of_labels)}
     total = losses["bce"]
     if prototypes is not None:
         losses["distance"], _ = distance_loss(distances(features, prototypes), labels, topk)

@@ -46,11 +46,18 @@ def content_of_maps(keys: Sequence[int], high_res: np.ndarray | Tensor) -> Conte
 
 
 def _content(foreground: Any) -> Content:
-    return {"foreground": round(float(foreground), DIGITS)}
+    return {"foreground": float(f"{float(foreground):.{DIGITS}g}")}
 
 
 def save_maps(path: str | Path, keys: Sequence[int], cam: Tensor, high_res: Tensor, *, numbers: str) -> Content:
-    """Write a CAM file, as `camfile.save`; returns its content. Maps with NaN or infinity are written as empty ones."""
+    """Write a CAM file, as `camfile.save`; returns its content. Maps with NaN or infinity are written as empty ones.
+
+    Raises `InputError` for negative values.
+    """
+    if (cam < 0).any() or (high_res < 0).any():
+        raise InputError(
+            f"--cam_network: CAMs for {path} have negative values; let the network of the CAMs end in a ReLU."
+        )
     finite = cam.isfinite().all(dim=2).all(dim=1) & high_res.isfinite().all(dim=2).all(dim=1)
     if not finite.all():
         cam, high_res = (maps.where(finite[:, None, None], maps.new_zeros(())) for maps in (cam, high_res))

@@ -20,6 +20,8 @@ from misc.imutils import IMAGENET_MEAN, IMAGENET_STD
 from misc.run.device import backbone_precision
 from net.convolution import convolve
 
+N_STAGES = 5
+
 
 class Backbone(nn.Module):
     """A network of five stages.

@@ -19,10 +19,12 @@ import torch
 from torch import nn
 
 from misc.errors import InputError, first_three, requirement
+from misc.files import look
 from misc.files.checkpointfile import checkpoint_file
 from misc.run.config import BACKBONE_MARK
 from misc.run.device import UnfilledNetworks
 from misc.run.step import Files, Inputs
+from net.trial import problem_of_answer
 from net.weights import load_weights
 
 FLAGS = {
@@ -197,9 +199,23 @@ def require_network(
 ) -> nn.Module:
     """The network, on the CPU; `InputError` unless a checkpoint fits it or will be made (`planned`)."""
     network = build_network(module_name, class_name, **arguments)
+    require_answer(module_name, network, class_name, n_classes=arguments.get("n_classes"))
     if weights not in planned:
         load_weights(network, weights)
     return network
+
+
+@requirement
+def require_answer(module_name: str, network: nn.Module, class_name: str, *, n_classes: int | None = None) -> None:
+    """Raise `InputError` if a network of somebody's own gives other outputs than the steps use.
+
+    It is tried out once a run; the project's own are taken on trust.
+    """
+    if module_name.partition(".")[0] in OUR_PACKAGES:
+        return
+    key = ("answer", module_name, class_name, n_classes)
+    if problem := look.remembered(key, lambda: problem_of_answer(network, class_name, n_classes)):
+        raise InputError(f"--{FLAGS[class_name]}: {module_name}.{class_name} {problem}; {GUIDE}.")
 
 
 @requirement

@@ -11,7 +11,7 @@ from misc.errors import InputError
 from misc.files.camfile import MAP_STRIDE
 from misc.imutils import cells_of
 from misc.pair_losses import pair_losses
-from net.backbone import Backbone
+from net.backbone import N_STAGES, Backbone
 from net.build import GUIDE
 
 TRAIN_RADIUS = 10
@@ -79,12 +79,14 @@ class AffinityDisplacement(nn.Module):
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
         self.backbone = backbone.requires_grad_(False)
-        if backbone.strides[:2] != (MAP_STRIDE, MAP_STRIDE) or any(s % MAP_STRIDE for s in backbone.strides):
+        channels, strides = tuple(backbone.channels), tuple(backbone.strides)
+        is_sound = len(channels) == len(strides) == N_STAGES and not any(stride % MAP_STRIDE for stride in strides)
+        if not is_sound or strides[:2] != (MAP_STRIDE, MAP_STRIDE):
             raise InputError(
-                f"--irn_network: {type(backbone).__name__} has stages at strides {backbone.strides}; expected 4, 4 and "
-                f"multiples of 4; {GUIDE}."
+                f"--irn_network: {type(backbone).__name__} has stages of {channels} channels at strides {strides}; "
+                f"expected five stages, at strides 4, 4 and multiples of 4; {GUIDE}."
             )
-        c1, c2, c3, c4, c5 = backbone.channels
+        c1, c2, c3, c4, c5 = channels
         to_edge = [stride // MAP_STRIDE for stride in backbone.strides]
         to_tap3 = [max(1, stride // backbone.strides[2]) for stride in backbone.strides]
 

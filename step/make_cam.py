@@ -45,12 +45,12 @@ STEP = Step(
 
 def check(args: Config, planned: Planned) -> Planned:
     """Raise `InputError` for bad input; return the outputs of this step."""
-    devkit = open_devkit(args.voc12_root, args.class_list)
+    devkit, images = open_devkit(args.voc12_root, args.class_list), CAMS.images(args)
     require_classes_of_network(devkit, args.cam_weights_name, planned=planned)
     require_network(args.cam_network, "CAM", args.cam_weights_name, planned=planned, n_classes=len(devkit.classes))
     if args.known_labels is None:
         require_network(args.cam_network, "Net", args.cam_weights_name, planned=planned, n_classes=len(devkit.classes))
-    return CAMS.check(args)
+    return CAMS.check(args, images)
 
 
 def _of_all_files(args: Config, devkit: Devkit) -> Inputs:

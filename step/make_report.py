@@ -2,6 +2,7 @@
 
 import importlib
 import logging
+import os
 import shlex
 from pathlib import Path
 
@@ -57,6 +58,9 @@ STEP = Step(
     memory_flags=("report_images",),
 )
 
+NOT_SHOWN = (STEP.name, "predict", "show", "export_deeplab")
+"""Steps whose records change nothing in the report, but for the time that they took."""
+
 log = logging.getLogger(__name__)
 
 
@@ -78,10 +82,10 @@ def inputs(args: Config) -> Inputs:
 
 
 def _traces(result_dir: str) -> list[Path]:
-    """The files in a result folder that change whenever a step other than the report was done."""
+    """The files in a result folder that change whenever a step was done of which the report shows something."""
     folders = {METRICS_FOLDER: "*.jsonl", SCORES_FOLDER: "*.json", STEPS_FOLDER: "*.json"}
     found = [path for name, pattern in folders.items() for path in sorted((Path(result_dir) / name).glob(pattern))]
-    return [path for path in found if path.stem != STEP.name]
+    return [path for path in found if path.stem not in NOT_SHOWN]
 
 
 def outputs(args: Config) -> list[str | Path]:
@@ -146,7 +150,8 @@ def _earlier_scores(args: Config) -> dict[str, tuple[str, str]]:
     done = DoneSteps(args.result_dir)
     evaluations = (*EVALUATIONS, INSTANCE_EVALUATION)
     records = {name: done.read(name) for name in (*MAKERS, *map(evaluation_step, evaluations))}
-    made = {flag for name in MAKERS if (record := records[name]) for flag in record["places"]}
+    places = {os.path.realpath(p) for name in MAKERS if records[name] for p in records[name]["places"].values() if p}
+    made = {flag for flag, value in vars(args).items() if isinstance(value, str) and os.path.realpath(value) in places}
     found: dict[str, tuple[str, str]] = {}
     changed: dict[str, str | None] = {}
     for evaluation in evaluations:

@@ -374,9 +374,11 @@ def _make_ood_data(args: Config, candidates: Sequence[Candidate]) -> None:
     if not kept:
         decided = any(candidate.shows_object for candidate in candidates)
         reason = "all of its images show an object" if decided else "it has none of the candidates of this pool"
+        if not decided and (named := [*read_review(args.ood_review)]) and candidates:
+            reason += f", which are called as {candidates[0].file}, and those of the review as {named[0]}"
         raise InputError(
             f"--ood_review {args.ood_review}: no image is left for --ood_list, since {reason}; name the file that "
-            f"{Path(args.ood_mine_dir) / PAGE} has saved, or lower --ood_hard_score."
+            f"{Path(args.ood_mine_dir) / PAGE} has saved for this --ood_pool, or lower --ood_hard_score."
         )
     root, taken, names = Path(args.ood_root), set(), []
     for candidate in progress(kept, desc="OoD images", unit="image"):

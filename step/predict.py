@@ -89,11 +89,21 @@ def check(args: Config, planned: Planned) -> Planned:
     longest = max((f"{name}{OVERLAY}" for name in _output_names(paths)), key=lambda name: len(os.fsencode(name)))
     if len(os.fsencode(longest)) > LONGEST_NAME:
         raise InputError(f"--predict_input: the name {longest[:30]}... is too long for an overlay; shorten it.")
-    n_classes = len(names_of_network(args.deeplab_weights_name, voc12_root=args.voc12_root, class_list=args.class_list))
-    require_network(args.deeplab_network, "DeepLab", args.deeplab_weights_name, planned=planned, n_classes=n_classes)
+    names, weights = _names(args), args.deeplab_weights_name
+    require_network(args.deeplab_network, "DeepLab", weights, planned=planned, n_classes=len(names))
     require_writable(args.predict_out_dir, flag="predict_out_dir")
     require_readable(paths, num_workers=args.num_workers)
+    items, kept = _written(Path(args.predict_out_dir), paths), frozenset()
+    if weights not in planned:
+        finished = finished_files(STEP, args, _of_all_files(args, names))
+        kept = finished.kept(items, lambda number: source_of_files(paths[number]))
+    _require_no_others(args, paths, [item for number, item in enumerate(items) if number not in kept])
     return {}
+
+
+def _names(args: Config) -> list[str]:
+    """Of the values of a mask."""
+    return names_of_network(args.deeplab_weights_name, voc12_root=args.voc12_root, class_list=args.class_list)
 
 
 def _of_all_files(args: Config, names: list[str]) -> Inputs:
@@ -103,8 +113,7 @@ def _of_all_files(args: Config, names: list[str]) -> Inputs:
 
 def inputs(args: Config) -> Inputs:
     """What the result is made from, by the flag that names it."""
-    names = names_of_network(args.deeplab_weights_name, voc12_root=args.voc12_root, class_list=args.class_list)
-    return {**_of_all_files(args, names), "predict_input": Files(_photographs(args.predict_input))}
+    return {**_of_all_files(args, _names(args)), "predict_input": Files(_photographs(args.predict_input))}
 
 
 def outputs(args: Config) -> list[str | Path]:
@@ -119,13 +128,16 @@ def _written(folder: Path, photographs: list[Path]) -> list[list[Path]]:
     return [[folder / f"{name}.png", folder / f"{name}{OVERLAY}"] for name in _output_names(photographs)]
 
 
-def _require_no_others(out: Path, photographs: Path, masks: list[Path]) -> None:
-    """Raise `InputError` if `masks` that are to be made would replace those of another folder of photographs.
+def _require_no_others(args: Config, photographs: list[Path], items: list[list[Path]]) -> None:
+    """Raise `InputError` if masks that are to be made would replace those of another folder of photographs.
 
-    Cameras call different photographs by one name.
+    Cameras call different photographs by one name. `items`: the files that are to be made, without `--redo`.
     """
-    known, folder = _folders_of(out), str(photographs.resolve())
-    replaced = [path.name for path in masks if path.is_file() and known.get(path.name, folder) != folder]
+    if is_redone(STEP, args):
+        return
+    out = Path(args.predict_out_dir)
+    known, folder = _folders_of(out), str(photographs[0].parent.resolve())
+    replaced = [mask.name for mask, _ in items if mask.is_file() and known.get(mask.name, folder) != folder]
     if replaced:
         raise InputError(
             f"--predict_out_dir {out} has masks of the photographs in {known[replaced[0]]}, of which some would be "
@@ -156,12 +168,11 @@ def run(args: Config) -> None:
     """
     device = resolve_device(args.device)
     paths, out = _photographs(args.predict_input), Path(args.predict_out_dir)
-    names = names_of_network(args.deeplab_weights_name, voc12_root=args.voc12_root, class_list=args.class_list)
+    names = _names(args)
     finished = finished_files(STEP, args, _of_all_files(args, names))
     items = _written(out, paths)
     pending = finished.pending(items, lambda number: source_of_files(paths[number]))
-    if not is_redone(STEP, args):
-        _require_no_others(out, paths[0].parent, [items[number][0] for number in pending])
+    _require_no_others(args, paths, [items[number] for number in pending])
     model = load_segmenter(args.deeplab_network, args.deeplab_weights_name, device, n_classes=len(names))
 
     pending_paths = [paths[number] for number in pending]

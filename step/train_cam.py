@@ -29,7 +29,7 @@ from misc.run.step import Batches, Files, Inputs, OnGpu, Step
 from misc.run.training import KeptTensor, Training, fit
 from misc.selection import CheckpointSelection, selection_steps
 from misc.torchutils import two_rate_optimizer
-from net.build import build_network, require_same_weights, source_file
+from net.build import build_network, require_answer, require_same_weights, source_file
 from net.weights import load_weights, save_weights
 from voc12.classes import save_named
 from voc12.dataloader import ClassificationCrops, ScaledImages, WholeImages, images_of
@@ -90,6 +90,7 @@ def check(args: Config, planned: Planned) -> Planned:
             )
     _ignored_class(devkit, args.ood_ignore_class)
     network = build_network(args.cam_network, "Net", n_classes=len(devkit.classes))
+    require_answer(args.cam_network, network, "Net", n_classes=len(devkit.classes))
     require_same_weights(args.cam_network, network, "CAM", n_classes=len(devkit.classes))
     require_classes_of_network(devkit, args.cam_init_weights_name, planned=planned)
     if args.cam_init_weights_name not in planned:

@@ -18,7 +18,7 @@ from misc.run.plan import Planned, require_writable_file
 from misc.run.step import Files, Inputs, OnGpu, Step
 from misc.run.training import Training, fit
 from misc.torchutils import two_rate_optimizer
-from net.build import build_network, input_of_start, source_file
+from net.build import build_network, input_of_start, require_answer, source_file
 from net.weights import load_imagenet, save_weights
 from voc12.classes import save_named
 from voc12.dataloader import ClassificationCrops, TopLeftCrops, images_of
@@ -53,6 +53,7 @@ def check(args: Config, planned: Planned) -> Planned:
     tell_odd_classes(train.labels, devkit.classes, flag="train_list")
     require_batch(train, args.cam_batch_size, list_flag="train_list", batch_flag="cam_batch_size")
     network = build_network(args.cam_network, "Net", n_classes=len(devkit.classes))
+    require_answer(args.cam_network, network, "Net", n_classes=len(devkit.classes))
     load_imagenet(network.backbone, args.imagenet_weights)
     require_writable_file(args.cam_init_weights_name, flag="cam_init_weights_name")
     require_readable(train.paths, val.paths, num_workers=args.num_workers)

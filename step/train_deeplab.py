@@ -14,7 +14,7 @@ from misc.run.loaders import Stream
 from misc.run.plan import Planned, require_outputs, require_writable_file
 from misc.run.step import Files, Inputs, OnGpu, Step
 from misc.run.training import Training, fit
-from net.build import build_network, input_of_start, source_file
+from net.build import build_network, input_of_start, require_answer, source_file
 from net.deeplab import MultiScale
 from net.weights import save_weights
 from voc12.classes import names_with_background, save_named
@@ -87,7 +87,9 @@ def check(args: Config, planned: Planned) -> Planned:
             num_workers=args.num_workers,
         )
     n_classes = len(names_with_background(devkit.classes))
-    build_network(args.deeplab_network, "DeepLab", n_classes=n_classes).load_start(args.deeplab_init_weights)
+    network = build_network(args.deeplab_network, "DeepLab", n_classes=n_classes)
+    require_answer(args.deeplab_network, network, "DeepLab", n_classes=n_classes)
+    network.load_start(args.deeplab_init_weights)
     require_writable_file(args.deeplab_weights_name, flag="deeplab_weights_name")
     require_readable(devkit.image_paths(ids), num_workers=args.num_workers)
     return {args.deeplab_weights_name: frozenset()}

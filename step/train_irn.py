@@ -18,7 +18,7 @@ from misc.run.progress import progress
 from misc.run.step import Files, Inputs, OnGpu, Step
 from misc.run.training import Training, fit
 from misc.torchutils import two_rate_optimizer
-from net.build import build_network, input_of_start, require_same_weights, source_file
+from net.build import build_network, input_of_start, require_answer, require_same_weights, source_file
 from net.weights import load_imagenet, save_weights
 from voc12.dataloader import AffinityCrops, TopLeftCrops, images_of
 from voc12.devkit import open_devkit
@@ -67,6 +67,7 @@ def check(args: Config, planned: Planned) -> Planned:
             advice="lower --conf_fg_thres and let cam_to_ir_label make them again",
         )
     network = build_network(args.irn_network, "AffinityDisplacementLoss")
+    require_answer(args.irn_network, network, "AffinityDisplacementLoss")
     require_same_weights(args.irn_network, network, "EdgeDisplacement")
     load_imagenet(network.backbone, args.imagenet_weights)
     require_writable_file(args.irn_weights_name, flag="irn_weights_name")

@@ -406,6 +406,7 @@ def test_a_network_of_another_stride_is_blamed_and_not_the_cams(cams, monkeypatc
         return outputs
 
     monkeypatch.setattr(own_network.EdgeDisplacement, "forward", forward_coarse)
+    monkeypatch.setattr("net.build.problem_of_answer", lambda *_: "")  # that of images of other sizes, perhaps
     shapes = ["(1, 12, 16)", "(2, 12, 16)"]
     shapes[part] = f"({part + 1}, 6, 8)"
     sentence = refusal(cams("make_ins_seg"))
@@ -482,3 +483,31 @@ def test_what_follows_from_a_problem_that_was_found_is_not_told():
         check(4)
     with pytest.raises(InputError, match="7 is odd"):
         require_even(7)
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (
+            {"make_cam_pass": True, "make_advcam_pass": True, "advcam_out_dir": "./result/cam_ood/"},
+            "--cam_out_dir and --advcam_out_dir are both ./result/cam_ood/: one would replace the other",
+        ),
+        (
+            {"train_cam_pass": True, "cam_weights_name": "sess/res50_cam_orig.pth"},
+            "--cam_init_weights_name and --cam_weights_name are both sess/res50_cam_orig.pth: train_cam would write",
+        ),
+        (
+            {"make_sem_seg_pass": True, "sem_seg_out_dir": "{root}/SegmentationClass"},
+            "--sem_seg_out_dir {root}/SegmentationClass is among the data of --voc12_root {root}, which make_sem_seg",
+        ),
+        (
+            {"make_cam_pass": True, "cam_out_dir": "{root}/JPEGImages/cams"},
+            "--cam_out_dir {root}/JPEGImages/cams is among the data",
+        ),
+    ],
+)
+def test_no_step_writes_over_data_or_what_another_one_writes(toy, flags, sentence):
+    flags = {name: value.format(root=toy.root) if isinstance(value, str) else value for name, value in flags.items()}
+    with pytest.raises(InputError) as told:
+        run_sample.run(toy.flags(**NO_STEPS | flags))
+    assert str(told.value).startswith(sentence.format(root=toy.root))

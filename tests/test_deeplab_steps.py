@@ -406,7 +406,9 @@ def test_wrong_photographs_are_refused_before_work(trained, monkeypatch):
     assert "cannot identify image file" in refusal(trained, predict_pass=True, predict_input=bad)
     bad.unlink()
     sentence = "--predict_out_dir photos is the photographs' own folder, where masks could replace them; name another."
-    assert refusal(trained, predict_out_dir="photos", **flags) == sentence
+    assert refusal(trained, predict_pass=True, predict_input=good, predict_out_dir="photos") == sentence
+    sentence = "--predict_input and --predict_out_dir are both photos: predict would write over what it reads"
+    assert refusal(trained, predict_out_dir="photos", **flags).startswith(sentence)
     (trained.work / WEIGHTS).unlink()
     assert f"checkpoint {WEIGHTS} is missing" in refusal(trained, **flags)
 

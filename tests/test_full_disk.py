@@ -241,10 +241,11 @@ def test_a_step_goes_on_when_there_is_room(toy, room, monkeypatch, capsys):
     said = capsys.readouterr().err
     assert f"error: result/cam/{toy.ids[3]}.npy can't be written: files as large as this" in said
     assert "Traceback" not in said
-    assert len([*Path("result/cam").glob("*.npy")]) == 3
+    written = {path.stem for path in Path("result/cam").glob("*.npy")}
+    assert {*toy.ids[:3]} <= written <= {*toy.ids} - {toy.ids[3]}  # others may be under way when the error is noticed
     assert run_sample.main() == 0
     assert len([*Path("result/cam").glob("*.npy")]) == 6
-    assert "3 of 6 images are finished: skipped" in capsys.readouterr().out
+    assert f"{len(written)} of 6 images are finished: skipped" in capsys.readouterr().out
 
 
 def test_a_training_goes_on_from_its_last_good_state(toy, room, monkeypatch):

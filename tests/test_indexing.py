@@ -141,7 +141,18 @@ def test_one_matrix_and_one_series_of_products_serve_all_images():
 def test_random_walk_does_not_hide_nan_edges():
     edge = torch.zeros(1, 8, 8)
     edge[0, 3, 3] = torch.nan
-    assert RandomWalk(edge, **WALK)(torch.ones(1, 8, 8)).isnan().any()
+    assert RandomWalks([edge], **WALK)([torch.ones(1, 8, 8)])[0].isnan().any()
+    with pytest.raises(ValueError, match="the edge must be"):
+        RandomWalk(edge, **WALK)
+
+
+@pytest.mark.parametrize(
+    "edge",
+    [torch.zeros(2, 8, 8), torch.zeros(8, 8), torch.zeros(1, 8, 8, dtype=torch.uint8), torch.full((1, 8, 8), 1.5)],
+)
+def test_what_is_no_edge_is_refused(edge):
+    with pytest.raises(ValueError, match=r"the edge must be \(1, h, w\) numbers in 0 .. 1, not \("):
+        RandomWalk(edge, **WALK)
 
 
 def test_random_walk_of_a_500_x_375_image_takes_at_most_100_sparse_products_and_300_mb():

@@ -88,7 +88,7 @@ def test_a_table_in_another_encoding_is_to_be_saved_as_utf_8(toy):
         ("file,labels\n,bottle\n", r"line 2: expected 2 columns, the first with a file\."),
         (
             "file,labels\n2099_000001,bottle,train\n",
-            r"line 2: expected 2 columns, the first with a file; between the labels of an image goes ; or \|\.",
+            r"line 2: expected 2 columns, the first with a file; between the labels of an image goes \| or,",
         ),
         ("file,labels\n2099_000002,bottle\n", r"1 of 1 images have no labels in labels.csv \(2099_000001\)"),
         (

@@ -1,6 +1,7 @@
 """Networks of one's own: the example of docs/own_networks.md runs, and what a module lacks is said before any work."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,10 @@ from support import ALL_STEPS, NO_STEPS
 import run_sample
 from misc.errors import InputError
 from misc.files import camfile
+from net import irn
 from net.build import ADVCAM_ATTRIBUTES, ATTRIBUTES, FLAGS, build_network, source_file
 from net.irn import AffinityDisplacement
+from net.trial import problem_of_answer
 from net.weights import read_checkpoint
 from tests import bare_network
 from tests.own_network import FiveConvolutions
@@ -177,9 +180,60 @@ def test_a_backbone_of_other_strides_is_told():
     backbone = FiveConvolutions()
     backbone.strides = (2, 4, 8, 16, 32)
     with pytest.raises(
-        InputError, match=r"--irn_network: FiveConvolutions has stages at strides \(2, 4, .* expected 4"
+        InputError,
+        match=r"--irn_network: FiveConvolutions has stages of .* channels at strides \(2, 4",
     ):
         AffinityDisplacement(backbone)
+
+
+def plain(answer):
+    """A network whose `forward` is this."""
+
+    class Network(torch.nn.Module):
+        def forward(self, *images):
+            return answer(*images)
+
+        edge_and_displacement = forward
+
+    return Network()
+
+
+@pytest.mark.parametrize(
+    ("class_name", "answer", "n_classes", "problem"),
+    [
+        ("Net", lambda x: (torch.zeros(2, 4), torch.zeros(2, 7)), 3, r"gives \(2, 4\) and \(2, 7\); expected logits"),
+        ("Net", lambda x: torch.zeros(2, 3), 3, r"and a NoneType; expected logits \(2, 3\) and features"),
+        ("CAM", lambda x: torch.zeros(2, 3, 6, 8), 3, r"gives \(2, 3, 6, 8\) of an image and its mirror image"),
+        ("CAM", lambda x: -torch.ones(3, 6, 8), 3, "gives negative values; expected maps that end in a ReLU"),
+        ("EdgeDisplacement", lambda x: (torch.zeros(1, 12, 16), torch.zeros(2, 12, 16)), None, "expected an edge"),
+        ("EdgeDisplacement", lambda x: (torch.full((1, 24, 32), 2.0), torch.zeros(2, 24, 32)), None, "not in 0 .. 1"),
+        ("AffinityDisplacementLoss", lambda x: (torch.zeros(2, 1, 3, 4),) * 2, None, "as edge_and_displacement"),
+        ("DeepLab", lambda x: torch.zeros(2, 3, 12, 16), 4, r"gives \(2, 3, 12, 16\) of two images; expected logits"),
+    ],
+)
+def test_what_a_network_gives_is_tried_out(class_name, answer, n_classes, problem):
+    assert re.search(problem, problem_of_answer(plain(answer), class_name, n_classes))
+
+
+def test_losses_without_a_total_are_told():
+    def answer(images, labels=None):
+        return {"loss": 0} if labels is not None else (torch.zeros(2, 1, 24, 32), torch.zeros(2, 2, 24, 32))
+
+    assert "no dict of losses with a `total`" in problem_of_answer(plain(answer), "AffinityDisplacementLoss", None)
+
+
+@pytest.mark.parametrize("strides", [(4, 4, 8, 16, 32), (4, 4, 8, 8, 8)])
+def test_stages_that_are_not_what_the_backbone_declares_are_told(strides):
+    backbone = FiveConvolutions()
+    backbone.strides = strides
+    problem = problem_of_answer(irn.EdgeDisplacement(backbone), "EdgeDisplacement", None)
+    assert "has a backbone whose stages give" in problem
+
+
+def test_wrong_outputs_are_told_before_any_step(toy, monkeypatch):
+    monkeypatch.setattr(bare_network.CAM, "forward", lambda self, pair: self.logit_maps(pair))
+    sentence = refusal(toy, monkeypatch)
+    assert sentence.startswith("--cam_network: tests.bare_network.CAM gives (2, 3, 12, 16) of an image and its mirror")
 
 
 def test_imagenet_weights_of_a_foreign_backbone_have_to_be_named(toy, monkeypatch):

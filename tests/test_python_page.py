@@ -8,11 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
-from misc.cam import scale_maps
+from misc.cam import label_map, merge_scales, scale_maps
 from misc.crf import crf_inference_label, crf_inference_softmax
 from misc.indexing import RandomWalk
 from misc.masks import semantic_mask
-from misc.ood import class_prototypes
+from misc.ood import class_prototypes, distance_loss, kmeans, ood_loss
 from net.weights import save_weights
 from tests import own_network
 
@@ -92,10 +92,21 @@ SENSELESS = {
     "another size": lambda: semantic_mask(CAM, RandomWalk(EDGE, **WALK), [0, 1], (8, 13), **SCORES),
     "another number of classes": lambda: semantic_mask(CAM, RandomWalk(EDGE, **WALK), [0], (8, 12), **SCORES),
     "labels of other images": lambda: class_prototypes(torch.rand(4, 5), torch.ones(6, 3)),
+    "arrays in place of tensors": lambda: scale_maps(lambda pair: pair[0], [IMAGE.transpose(2, 0, 1)]),
+    "logits": lambda: crf_inference_softmax(IMAGE, np.ones((2, 8, 12), dtype=np.float32)),
+    "a row of labels as keys": lambda: merge_scales([torch.rand(3, 2, 3)], (8, 12), [1, 0, 1]),
+    "bools as keys": lambda: merge_scales([torch.rand(3, 2, 3)], (8, 12), np.array([True, False])),
+    "a key too many": lambda: label_map(np.ones((2, 8, 12), np.float32), [0, 1, 2], 0.25),
+    "a class that there is not": lambda: merge_scales([torch.rand(3, 2, 3)], (8, 12), [3]),
+    "edges of 0 .. 255": lambda: RandomWalk((EDGE * 255).byte(), **WALK),
+    "the name of the class to ignore": lambda: ood_loss(torch.rand(4, 3), "bottle"),
+    "per cent": lambda: distance_loss(torch.rand(4, 5), torch.ones(4, 3), 20),
+    "prototypes of classes alone": lambda: distance_loss(torch.rand(4, 3), torch.ones(4, 3), 0.2),
+    "no iteration": lambda: kmeans(torch.rand(4, 3), 2, n_iter=0),
 }
 
 
 @pytest.mark.parametrize("given", SENSELESS)
 def test_what_would_give_senseless_results_is_refused(given):
-    with pytest.raises(ValueError, match="must be|rows of features have"):
+    with pytest.raises(ValueError, match="must|rows of features have|need as many keys|expected distances"):
         SENSELESS[given]()

@@ -148,6 +148,10 @@ def test_script_starts_as_many_processes_as_asked_for(script, monkeypatch):
     assert "-m torch.distributed.run --standalone --nproc_per_node gpu run_sample.py --recipe auto" in script()
     monkeypatch.setenv("WOOD_PROCESSES", "1")
     assert "torch.distributed" not in script()
+    monkeypatch.setenv("WOOD_PROCESSES", "all")
+    with pytest.raises(subprocess.CalledProcessError) as told:
+        script()
+    assert told.value.stderr == "error: WOOD_PROCESSES=all: expected a number of processes, or gpu.\n"
 
 
 @pytest.mark.parametrize(

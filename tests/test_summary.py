@@ -254,3 +254,9 @@ def test_the_record_holds_it(toy):
         entries = [json.loads(line) for line in (Path(folder) / RECORD).read_text().splitlines()]
         assert all(0 <= entry["content"]["foreground"] <= 1 for entry in entries)
         assert len(entries) == 6
+
+
+def test_a_few_pixels_are_not_none():
+    mask = np.zeros((3000, 4000), np.uint8)
+    mask[0, :3] = 1
+    assert content_of_mask(mask)["foreground"] == 2.5e-7

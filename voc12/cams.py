@@ -40,16 +40,21 @@ class CamFiles:
 
     flag: str
 
-    def check(self, args: Config) -> Planned:
-        """Raise `InputError` for bad images or a bad folder; return the outputs of the step."""
-        images, folder = self._images(args), getattr(args, self.flag)
+    def images(self, args: Config) -> LabelledImages:
+        """The images. Raises `InputError` for a bad list or bad labels."""
+        devkit = open_devkit(args.voc12_root, args.class_list)
+        return read_images_to_segment(devkit, args.train_list, flag="train_list", label_file=args.known_labels)
+
+    def check(self, args: Config, images: LabelledImages) -> Planned:
+        """Raise `InputError` for an image that can't be read or a bad folder; return the outputs of the step."""
+        folder = getattr(args, self.flag)
         require_writable(folder, flag=self.flag)
         require_readable(images.paths, num_workers=args.num_workers)
         return {folder: frozenset(images.ids)}
 
     def inputs(self, args: Config) -> Inputs:
         """The images, and what says which classes they carry: labels or a classifier's threshold."""
-        images = self._images(args)
+        images = self.images(args)
         by_classifier = args.known_labels is None
         labels = {"label_threshold": args.label_threshold} if by_classifier else {"label_file": images.labels.tobytes()}
         return {"train_list": Files(images.paths), **labels}
@@ -62,14 +67,14 @@ class CamFiles:
 
     def bytes_per_pixel(self, args: Config) -> dict[str, float]:
         """What the files take, by the classes that the images carry; as many as VOC's where none are known."""
-        n_classes = CLASSES_AN_IMAGE if args.known_labels is None else self._images(args).labels.counts().mean()
+        n_classes = CLASSES_AN_IMAGE if args.known_labels is None else self.images(args).labels.counts().mean()
         return {self.flag: camfile.bytes_per_pixel(args.cam_files, n_classes)}
 
     def labelled(
         self, args: Config, load_classifier: Callable[[], nn.Module], *, device: torch.device
     ) -> LabelledImages:
         """This process's share of the images, with their labels, or with what the classifier finds (`labels_from`)."""
-        images = self._images(args).shared()
+        images = self.images(args).shared()
         if args.known_labels is not None:
             return images
         how = {"threshold": args.label_threshold, "device": device, "num_workers": args.num_workers}
@@ -78,10 +83,6 @@ class CamFiles:
     def pending(self, args: Config, images: LabelledImages, finished: FinishedFiles) -> "PendingCams":
         """Those of the images' files that are not done."""
         return PendingCams.of(images, getattr(args, self.flag), numbers=args.cam_files, finished=finished)
-
-    def _images(self, args: Config) -> LabelledImages:
-        devkit = open_devkit(args.voc12_root, args.class_list)
-        return read_images_to_segment(devkit, args.train_list, flag="train_list", label_file=args.known_labels)
 
 
 def labelled_by_classifier(

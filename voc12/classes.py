@@ -54,6 +54,11 @@ def spelling(name: str) -> str:
     return "".join(filter(str.isalnum, name.casefold()))
 
 
+def one_form(name: str) -> str:
+    """A name without spaces around it, its accents in the form of Unicode that most systems write (NFC)."""
+    return unicodedata.normalize("NFC", name).strip()
+
+
 def read_classes(path: str | Path) -> tuple[str, ...]:
     """Class names from a text file, one a line, without the background.
 
@@ -64,7 +69,7 @@ def read_classes(path: str | Path) -> tuple[str, ...]:
         lines = read_text(path).splitlines()
     except (OSError, ValueError) as error:
         raise InputError(f"class list {path} can't be read ({error}); expected one class name a line.") from error
-    names = tuple(line.strip() for line in lines if line.strip())
+    names = tuple(name for line in lines if (name := one_form(line)))
     if no_classes := [*takewhile(means_no_class, names)]:
         raise InputError(
             f"class list {path} begins with {first_three(no_classes)}, which is no class: value 0 of a mask is the "

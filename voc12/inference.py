@@ -301,7 +301,7 @@ def _require_outputs(
 ) -> None:
     """Raise `InputError` unless a network's outputs for the images at `paths`, of (H, W) each, are sound.
 
-    They must be finite and at stride 4.
+    They must be finite and at stride 4, and edges in 0 .. 1.
     """
     for (edge, displacement), path, size in zip(outputs, paths, sizes, strict=True):
         cells = cells_of(size)
@@ -312,8 +312,15 @@ def _require_outputs(
                 f"{expected[0]} and {expected[1]}: stride {MAP_STRIDE}; correct EdgeDisplacement."
             )
     # All at once, since to look at them waits for a GPU
-    finite = torch.stack([tensor.isfinite().all() for output in outputs for tensor in output]).view(-1, 2).all(dim=1)
-    for is_finite, path in zip(finite.tolist(), paths, strict=True):
+    found = [
+        torch.stack([edge.isfinite().all() & displacement.isfinite().all(), ((edge >= 0) & (edge <= 1)).all()])
+        for edge, displacement in outputs
+    ]
+    for (is_finite, is_in_range), path in zip(torch.stack(found).tolist(), paths, strict=True):
+        if is_finite and not is_in_range:
+            raise InputError(
+                f"--irn_network: edges of {path} are not in 0 .. 1; let EdgeDisplacement end in a sigmoid."
+            )
         if not is_finite:
             raise InputError(
                 f"--irn_weights_name: edges or displacements of {path} are no finite numbers; train IRN again with a "

@@ -19,6 +19,7 @@ import numpy as np
 from misc.errors import InputError, first_three, printable
 from misc.files.devkitfiles import LABEL_COLUMNS
 from misc.files.table import read_rows, truth_of, write_rows
+from voc12.classes import one_form
 
 FILE_COLUMNS = ("file", "filename", "file_name", "image", "id")
 NO_CLASS_COLUMNS = ("class", "classes", "category", "categories", "target", "y")
@@ -53,7 +54,7 @@ def read_table(path: str | Path, *, kind: str, known: Collection[str] = ()) -> L
     """
     rows = ((n, [cell.strip() for cell in row]) for n, row in read_rows(path, kind=kind, advice=EXPECTED))
     _, header = next(rows, (0, []))
-    header = _without_empty_end(header)
+    header = _without_empty_end([*map(one_form, header)])
     if len(header) < 2 or header[0].lower() not in FILE_COLUMNS:
         raise InputError(f"{kind} {path} begins with {_shown(','.join(header))}; {EXPECTED}.")
     has_columns = header[1].lower() not in LABEL_COLUMNS
@@ -73,7 +74,9 @@ def read_table(path: str | Path, *, kind: str, known: Collection[str] = ()) -> L
     for number, row in rows:
         cells = row[:1] + _without_empty_end(row[1:], keep=len(header) - 1)
         if len(cells) != len(header) or not cells[0]:
-            between = "" if has_columns or len(cells) <= len(header) else "; between the labels of an image goes ; or |"
+            between = ""
+            if len(cells) > len(header) and not has_columns:
+                between = "; between the labels of an image goes | or, unless it separates the columns, ;"
             raise InputError(
                 f"{kind} {path}, line {number}: expected {len(header)} columns, the first with a file{between}."
             )
@@ -92,7 +95,7 @@ def read_table(path: str | Path, *, kind: str, known: Collection[str] = ()) -> L
 
 def names_in(cell: str) -> list[str]:
     """The names of classes in a cell, which has one of `SEPARATORS` between them."""
-    return [name for part in re.split("[;|]", cell) if (name := part.strip())]
+    return [name for part in re.split("[;|]", cell) if (name := one_form(part))]
 
 
 def _is_heading(column: str) -> bool:

@@ -18,13 +18,13 @@ from misc.errors import InputError, first_three, printable, requirement
 from misc.files import look
 from misc.files.images import without_image_suffix
 from misc.files.objectfile import load_object, save_object
-from misc.files.paths import Paths
+from misc.files.paths import Paths, same_path
 from misc.files.regular import regular
 from misc.files.table import is_table
 from misc.run.config import Config
 from misc.run.notices import notice
 from misc.run.progress import progress
-from voc12.classes import spelling
+from voc12.classes import one_form, spelling
 from voc12.derived import derived_file, is_derived, note_of
 from voc12.devkit import Devkit
 from voc12.labelcsv import labels_by_file
@@ -109,7 +109,7 @@ def _annotations_state(devkit: Devkit, names: Sequence[str]) -> str:
 def names_of_annotation(path: Path) -> set[str]:
     """What the XML file holds as `<object><name>`. Raises `InputError` if the file is no XML."""
     try:
-        return {(element.text or "").strip() for element in ElementTree.parse(regular(path)).iterfind("object/name")}
+        return {one_form(element.text or "") for element in ElementTree.parse(regular(path)).iterfind("object/name")}
     except (ElementTree.ParseError, ValueError, LookupError, OSError) as error:
         raise InputError(f"annotation {path} is no valid XML ({error}); replace it.") from error
 
@@ -318,7 +318,7 @@ def _known_labels(devkit: Devkit, label_file: Path) -> _LabelFile:
         _derive_labels(devkit, label_file)
         return read()
 
-    if label_file == DERIVED_LABELS:
+    if same_path(str(label_file), str(DERIVED_LABELS)):
         return look.remembered(("derived labels", devkit.root, devkit.classes, label_file), derived)
     return look.read_once(label_file, read, "label file", devkit.classes)
 

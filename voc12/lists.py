@@ -9,6 +9,7 @@ from pathlib import Path
 from misc.errors import InputError, first_three
 from misc.files.images import has_image_suffix, without_image_suffix
 from misc.files.look import Folder, folder_at, read_once, remembered
+from misc.files.paths import same_path
 from misc.files.text import read_text
 from misc.run.notices import notice
 from voc12.derived import DERIVED_FOLDER, derived_file, is_derived
@@ -80,7 +81,7 @@ def read_list(devkit: Devkit, path: str | Path, *, flag: str) -> list[str]:
     Raises `InputError`, naming `flag`, if the file is missing or empty, or if images are missing.
     """
     path = Path(path)
-    if path.parent == DERIVED_FOLDER and path.stem in _DERIVED_LISTS and path.suffix == ".txt":
+    if same_path(str(path.parent), str(DERIVED_FOLDER)) and path.stem in _DERIVED_LISTS and path.suffix == ".txt":
         return remembered(("derived ids", devkit.root, path), lambda: _derived_ids(devkit, path, flag=flag))
     return read_once(path, lambda: _ids_of(devkit, path, flag=flag), "ids", devkit.root)
 

@@ -212,7 +212,7 @@ def _verify(lists: Iterable[Columns], problem_of: Callable[[Row], str | None], *
             n_files = len({path for first, *_ in lists for path in first})
             raise InputError(
                 f"{len(names)} of {n_files} images can't be used ({first_three(names)}; "
-                f"{next(iter(problems.values()))}); replace them or take them out of the list."
+                f"{next(iter(problems.values()))}); replace them, or take them out."
             )
     record.add_lists(lists, kind)
 
@@ -328,6 +328,8 @@ def require_fitting_masks(
         image_paths: the image of each mask.
         advice: what to do then; empty: nothing, the log is told.
     """
+    if not any(os.path.isdir(folder) for folder in {os.path.dirname(path) for path in mask_paths[:1]}):
+        return  # which `misc.run.plan.require_outputs` has told
     columns, kind = (mask_paths, image_paths), f"mask of {n_classes} classes"
     _verify([columns], partial(_problem_of_mask, n_classes=n_classes), kind=kind, num_workers=num_workers)
     n_empty = look.remembered("verified files", _Verified).n_passed(columns, f"{kind}, {NO_CLASS_ID}")

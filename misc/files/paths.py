@@ -1,4 +1,4 @@
-"""Many paths in few bytes."""
+"""Many paths in few bytes; whether two are one place."""
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -6,6 +6,16 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+
+
+def same_path(path: Any, other: Any) -> bool:
+    """Whether two texts name one place, however it is written; False for what is no text or no name."""
+    if not (isinstance(path, str) and isinstance(other, str)):
+        return False
+    try:
+        return os.path.realpath(path) == os.path.realpath(other)
+    except (OSError, ValueError):  # no name that a file could have
+        return False
 
 
 class Paths(Sequence[str]):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from misc.files.jsonfile import is_number, read_dict
+from misc.files.paths import same_path
 from misc.files.resultfiles import RUNS_FOLDER, SCORES_FOLDER
 from misc.run.record import LARGEST_SHOWN, read_losses
 
@@ -158,15 +159,6 @@ def _is_curve(content: Record) -> bool:
     )
 
 
-def _same_path(path: Any, other: Any) -> bool:
-    if not (isinstance(path, str) and isinstance(other, str)):
-        return False
-    try:
-        return Path(path).resolve() == Path(other).resolve()
-    except (OSError, ValueError):  # no name that a file could have
-        return False
-
-
 def evaluation_step(evaluation: str) -> str:
     """The step that does an evaluation."""
     return "eval_deeplab" if evaluation in SEGMENTATION_EVALUATIONS else evaluation
@@ -183,7 +175,8 @@ def steps_behind(evaluation: str, records: Mapping[str, Record], places: Mapping
     used, behind = {*records[step]["inputs"]}, [step]
     for maker in reversed(MAKERS):
         record = records.get(maker)
-        if record and any(flag in used and places.get(flag) == place for flag, place in record["places"].items()):
+        read = [places.get(flag) for flag in used]
+        if record and any(same_path(place, other) for place in record["places"].values() for other in read):
             used |= record["inputs"].keys()
             behind.insert(0, maker)
     return behind
@@ -194,13 +187,13 @@ def _segmentation_training(scores: Record, records: Iterable[Record]) -> Record 
     latest = found = None
     for record in records:
         config = record["config"]
-        if not _same_path(config.get("deeplab_weights_name"), scores.get("weights")):
+        if not same_path(config.get("deeplab_weights_name"), scores.get("weights")):
             continue
         if "train_deeplab" in _done(record):
             latest = config
         if "eval_deeplab" in _done(record) and config.get("deeplab_eval_set") == scores["set"]:
             found = latest
-    return found if found and _same_path(found.get("voc12_root"), scores["voc12_root"]) else None
+    return found if found and same_path(found.get("voc12_root"), scores["voc12_root"]) else None
 
 
 def collect_arm(name: str, result_dir: str | Path, voc12_root: str, class_names: Iterable[str]) -> Arm:
@@ -209,20 +202,20 @@ def collect_arm(name: str, result_dir: str | Path, voc12_root: str, class_names:
     records = [record for path in sorted((folder / RUNS_FOLDER).glob("*.json")) if _is_run(record := read_dict(path))]
     owner: dict[str, bool] = {}
     for record in records:
-        ours = _same_path(record["config"].get("voc12_root"), voc12_root)
+        ours = same_path(record["config"].get("voc12_root"), voc12_root)
         owner.update(dict.fromkeys(_done(record), ours))
         if ours and record["steps"] != [REPORT_STEP]:
             arm.runs.append(record)
     for evaluation in EVALUATIONS:
         content = read_dict(folder / SCORES_FOLDER / f"{evaluation}.json")
-        ours = _same_path(content.get("voc12_root"), voc12_root) and content.get("classes") == class_names
+        ours = same_path(content.get("voc12_root"), voc12_root) and content.get("classes") == class_names
         if ours and _is_score(content, over_thresholds=evaluation in CAM_EVALUATIONS):
             arm.scores[evaluation] = content
     if arm.segmentation_scores is not None:
         arm.segmentation_training = _segmentation_training(arm.segmentation_scores, records)
     instances = read_dict(folder / SCORES_FOLDER / f"{INSTANCE_EVALUATION}.json")
     ap = instances.get("map"), instances.get("iou_threshold")
-    ours = _same_path(instances.get("voc12_root"), voc12_root) and instances.get("classes") == class_names[1:]
+    ours = same_path(instances.get("voc12_root"), voc12_root) and instances.get("classes") == class_names[1:]
     if ours and all(is_number(number, low=0, high=1) for number in ap):
         arm.instance_ap = ap
     for training in TRAININGS:  # losses carry no data set: the last run that wrote them tells it

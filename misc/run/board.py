@@ -41,7 +41,7 @@ def require_board() -> None:
 
 @contextmanager
 def board(folder: str, result_dir: str, name: str, *, n_kept: int | None = None) -> Iterator[Board]:
-    """The board of the step `name` in `<folder>/<name of result_dir>/<name>`; a silent one if `folder` is empty.
+    """The board of the step `name` in `<folder>/<result_dir>/<name>`; a silent one if `folder` is empty.
 
     Of several processes the first one alone writes. `n_kept`: steps whose points stay, of a training that goes on;
     later ones of an interrupted run are hidden.
@@ -50,9 +50,15 @@ def board(folder: str, result_dir: str, name: str, *, n_kept: int | None = None)
         yield Board(None)
         return
     purge = {} if n_kept is None else {"purge_step": n_kept + 1}
-    place = Path(folder, Path(result_dir).name, name)
+    place = Path(folder, _run_name(Path(result_dir)), name)
     with _writer_class()(str(place), flush_secs=FLUSH_SECONDS, **purge) as writer:
         yield Board(writer)
+
+
+def _run_name(result_dir: Path) -> Path:
+    """What tells runs apart: the result folder as seen from the working folder, or its last two parts."""
+    path = result_dir.resolve()
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else Path(*path.parts[-2:])
 
 
 def _writer_class() -> Any:

@@ -612,7 +612,7 @@ def parse_config(arguments: Sequence[str] | None = None, *, explain: Callable[[s
             hint = f"did you mean {near[0]}?" if near else f"expected steps, such as make_cam, or {ALL_STEPS}."
             raise InputError(f"--redo: there is no step {step}; {hint}")
     if explain is not None:
-        for sentence in [*sentences, *_on_steps_left_out(values, given), *_on_steps_not_redone(values)]:
+        for sentence in [*sentences, *_on_steps_left_out(values, {**fitted, **fixed}), *_on_steps_not_redone(values)]:
             explain(sentence)
     return Config(**values)
 
@@ -629,11 +629,14 @@ def _on_steps_not_redone(values: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _on_steps_left_out(values: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
-    """What to tell the user of steps of a bare call that are off for a step that runs alone, beside further steps."""
+def _on_steps_left_out(values: Mapping[str, Any], chosen: Mapping[str, Any]) -> list[str]:
+    """What to tell the user of steps of a bare call that are off for a step that runs alone, beside further steps.
+
+    `chosen`: the flags that the user, the data or the recipe has chosen.
+    """
     bare = [name for name, item in _SWITCHES.items() if vars(Config())[item.name]]
     on = {name: item.metadata["alone"] for name, item in _SWITCHES.items() if values[item.name]}
-    left_out = [name for name in bare if not values[f"{name}{STEP_SUFFIX}"] and f"{name}{STEP_SUFFIX}" not in given]
+    left_out = [name for name in bare if not values[f"{name}{STEP_SUFFIX}"] and f"{name}{STEP_SUFFIX}" not in chosen]
     alone = [name for name, is_alone in on.items() if is_alone]
     before = [*_SWITCHES][: [*_SWITCHES].index(bare[0])]  # steps that use nothing of what a bare call makes
     others = [name for name, is_alone in on.items() if not is_alone and name not in before]

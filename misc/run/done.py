@@ -1,6 +1,7 @@
 """What is done, as `make` knows it: which steps a run need not do again, and why it does the others."""
 
 import logging
+import os
 from collections.abc import Container, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -12,6 +13,7 @@ from misc.errors import InputError
 from misc.files import look
 from misc.files.atomic import write_json
 from misc.files.jsonfile import read_dict
+from misc.files.paths import same_path
 from misc.files.resultfiles import STEPS_FOLDER
 from misc.run.config import ALL_STEPS, Config
 from misc.run.depends import Fingerprint, fingerprint, settings_of, versions_of
@@ -20,6 +22,8 @@ from misc.run.step import Files, Inputs, Step, StepModule
 
 log = logging.getLogger(__name__)
 
+FEW_FILES = 2
+"""That a training writes, a checkpoint and its classes; of more files each is kept where it is what would be made."""
 PARTS = ("settings", "places", "versions", "inputs")
 
 
@@ -76,7 +80,9 @@ class DoneSteps:
         if is_redone(step.STEP, args):
             return "--redo asks for it"
         if not record:
-            return "it has not been done here yet"
+            outputs = step.outputs(args)
+            replaced = outputs[0] if len(outputs) <= FEW_FILES and os.path.isfile(outputs[0]) else ""
+            return "it has not been done here yet" + (f", and will replace {replaced}" if replaced else "")
         difference = self._difference(record, step, args)
         if difference is None and not record["finished"]:
             return "it was interrupted"
@@ -89,9 +95,10 @@ class DoneSteps:
 
     def _difference(self, record: Mapping[str, Any], step: StepModule, args: Config) -> str | None:
         """In what settings, places, versions or inputs of a step differ from its record, as the end of a sentence."""
+        places = _places(step, args)
         return (
             _first_difference(record["settings"], settings_of(step.STEP, args), "--{} differs: {} -> {}")
-            or _first_difference(record["places"], _places(step, args), "--{} differs: {} -> {}")
+            or _first_difference(_as_now(record["places"], places), places, "--{} differs: {} -> {}")
             or _first_difference(record["versions"], versions_of(step.STEP), "the version of {} differs: {} -> {}")
             or self._changed_input(record["inputs"], step.inputs(args))
         )
@@ -198,6 +205,11 @@ def is_redone(step: Step, args: Config) -> bool:
 
 def _places(step: StepModule, args: Config) -> dict[str, Any]:
     return args.only(step.STEP.writes)
+
+
+def _as_now(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """Places of a record, those that are where they were as they are written now."""
+    return {flag: now[flag] if same_path(place, now.get(flag)) else place for flag, place in before.items()}
 
 
 def _first_difference(before: Mapping[str, Any], now: Mapping[str, Any], sentence: str) -> str | None:

@@ -1,5 +1,6 @@
 """What a run will do, shown before its first step: what is done, what will run and why, what disk and GPU it takes."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -53,14 +54,15 @@ class Row:
 def forecast(config: Config, steps: Sequence[StepModule], maker_of: dict[str, str]) -> list[Row]:
     """What each step will do. Their input was checked.
 
-    `maker_of`: {place: the step that will write there}, of earlier chains of the run; these steps' places are added.
+    `maker_of`: {real path: the step that will write there}, of earlier chains of the run; these steps' are added.
     """
     done, rows = DoneSteps(config.result_dir), []
     on_gpu = resolve_device(config.device).type == "cuda"
     for step in steps:
         name, remembered = step.STEP.name, step.STEP.remembered
         inputs, outputs = (step.inputs(config), step.outputs(config)) if remembered else ({}, [])
-        places = [getattr(config, flag) for flag in inputs]
+        given = [getattr(config, flag) for flag in inputs]
+        places = [os.path.realpath(place) for place in given if isinstance(place, str) and place]
         waits_for = list(dict.fromkeys(maker_of[place] for place in places if place in maker_of))
         record = done.read(name)
         if waits_for and record.get("finished"):
@@ -73,9 +75,9 @@ def forecast(config: Config, steps: Sequence[StepModule], maker_of: dict[str, st
             if done.is_interrupted(step, config):
                 action = _where_it_goes_on(config, step.STEP, record["started"], outputs) or action
         if action != DONE:
-            maker_of |= dict.fromkeys((getattr(config, flag) for flag in step.STEP.writes), name)
+            maker_of |= dict.fromkeys((os.path.realpath(getattr(config, flag)) for flag in step.STEP.writes), name)
             if remembered:
-                maker_of[config.result_dir] = name  # where it leaves its record
+                maker_of[os.path.realpath(config.result_dir)] = name  # where it leaves its record
         n_files = max((len(given.paths) for given in inputs.values() if isinstance(given, Files)), default=0)
         disk, gpu = {}, None
         if action != DONE:

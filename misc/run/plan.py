@@ -2,12 +2,16 @@
 
 import os
 from collections import UserDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from misc.errors import InputError, first_three, requirement
+from misc.files.devkitfiles import IMAGES, MASKS, OBJECTS
 from misc.files.look import folder_at
+from misc.files.paths import same_path
 from misc.files.resultfiles import RESULT_FOLDERS
+from misc.run.config import Config
+from misc.run.step import Step
 
 Planned = Mapping[str, frozenset[str]]
 """What earlier steps of the same run will make: checkpoints, and folders with the ids of their files."""
@@ -36,6 +40,36 @@ class Plan(UserDict[str, frozenset[str]]):
 
     def __contains__(self, path: object) -> bool:
         return super().__contains__(os.path.realpath(path))
+
+
+SHARED_PLACES = ("result_dir", "voc12_root")
+"""Flags of folders that many steps write into, under names of their own."""
+DEVKIT_FOLDERS = ("Annotations", "ImageSets", IMAGES, MASKS, f"{MASKS}Aug", OBJECTS)
+
+
+def require_places_apart(steps: Sequence[Step], config: Config) -> None:
+    """Raise `InputError` if a step would write over what another one writes, what it reads itself, or the data."""
+    writer_of: dict[str, str] = {}
+    data = [os.path.realpath(Path(config.voc12_root, folder)) for folder in DEVKIT_FOLDERS]
+    for step in steps:
+        written = [flag for flag in step.writes if flag not in SHARED_PLACES and getattr(config, flag)]
+        for flag in written:
+            place, shown = os.path.realpath(getattr(config, flag)), getattr(config, flag)
+            if (other := writer_of.setdefault(place, flag)) != flag:
+                raise InputError(
+                    f"--{other} and --{flag} are both {shown}: one would replace the other; name two places."
+                )
+            if any(place == folder or place.startswith(f"{folder}{os.sep}") for folder in data):
+                raise InputError(
+                    f"--{flag} {shown} is among the data of --voc12_root {config.voc12_root}, which {step.name} would "
+                    "replace; name another place."
+                )
+            for read in step.reads:
+                if read != flag and read not in SHARED_PLACES and same_path(getattr(config, read), shown):
+                    raise InputError(
+                        f"--{read} and --{flag} are both {shown}: {step.name} would write over what it reads; name two "
+                        "places."
+                    )
 
 
 @requirement

@@ -29,6 +29,7 @@ from misc.files.devkitfiles import (
     list_path,
 )
 from misc.files.jsonfile import read_dict
+from misc.files.paths import same_path
 from misc.files.resultfiles import STEPS_FOLDER
 from misc.files.table import is_table, read_rows, truth_of
 from misc.files.text import read_text
@@ -152,7 +153,7 @@ def _was_trained(weights: str, result_dir: str) -> bool:
     """Whether a classifier is what train_classifier has written, and nothing has replaced since."""
     record = read_dict(Path(result_dir, STEPS_FOLDER, "train_classifier.json"))
     places, outputs = record.get("places"), record.get("outputs")
-    if not isinstance(places, dict) or places.get("cam_init_weights_name") != weights:
+    if not isinstance(places, dict) or not same_path(places.get("cam_init_weights_name"), weights):
         return False
     files = files_of_network(weights)
     return isinstance(outputs, dict) and all(map(os.path.isfile, files)) and outputs.get("look") == look.digest(files)

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from unicodedata import normalize
 
 from misc.errors import InputError, first_three, printable
 from misc.files.images import IMAGE_SUFFIXES, has_image_suffix
@@ -61,6 +62,11 @@ class ImageFolder:
 
         Raises `InputError` if several images have it.
         """
+        # Accents may have another of Unicode's forms on the disk than in the table, where one of them is from macOS
+        forms = dict.fromkeys((name, normalize("NFC", name), normalize("NFD", name)))
+        return next(filter(None, map(self._file_called, forms)), None)
+
+    def _file_called(self, name: str) -> str | None:
         path = os.path.join(self._root, name)
         folder, file = os.path.split(path)
         if folder not in self._listed:

@@ -1,6 +1,5 @@
 """What every kind of source is read into: images with the names of their classes, and what is left out of them."""
 
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 from misc.errors import InputError, printable
 from misc.imutils import IGNORE_LABEL
-from voc12.classes import means_no_class
+from voc12.classes import means_no_class, one_form
 from voc12.labelcsv import SEPARATORS
 
 MOST_CLASSES = IGNORE_LABEL - 1
@@ -84,7 +83,7 @@ def class_name(text: str, *, place: str) -> str:
     `place`: where the name stands, for the message. Raises `InputError` for a name that lists and tables can't hold,
     or that says that there is no class.
     """
-    name = unicodedata.normalize("NFC", text).strip()
+    name = one_form(text)
     shown = printable(name)[:LONGEST_CLASS]
     bad = [mark for mark in SEPARATORS if mark in name]
     if not name or bad or not name.isprintable() or len(name) > LONGEST_CLASS:

@@ -21,7 +21,7 @@ def read_label_table(path: Path, images: Path, *, no_class: str) -> Source:
             f"--import_no_class {no_class} is no label in {path}; there are {first_three([*table.classes])}."
         )
     name_of = {name: class_name(name, place="class") for name in table.classes if name != no_class}
-    classes = require_classes([*name_of.values()], place=str(path))
+    classes = require_classes([*dict.fromkeys(name_of.values())], place=str(path))
     folder = ImageFolder(images)
     found = []
     for file, labels, place in zip(table.files, table.labels, folder.find_all(table.files), strict=True):
