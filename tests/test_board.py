@@ -10,7 +10,7 @@ from support import NO_STEPS
 import run_sample
 from misc.errors import InputError
 from misc.files.jsonfile import read_dict
-from misc.run.board import board
+from misc.run.board import _run_name, board
 
 STEPS = ("train_classifier", "train_cam", "make_cam", "eval_cam")
 
@@ -66,3 +66,9 @@ def test_curves_and_cams_of_a_run_are_there(toy):
     curve = {f"{event.step / 1000:g}": event.value for event in events.Scalars("miou_by_background_score")}
     assert curve == {score: pytest.approx(miou, rel=1e-5) for score, miou in found["miou_by_threshold"].items()}
     assert len(events.Tags()["images"]) == 4
+
+
+def test_runs_of_two_working_folders_have_two_names(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = [_run_name(Path(path)) for path in ("result", "runs/a/result", "runs/b/result", "/elsewhere/a/result")]
+    assert [*map(str, names)] == ["result", "runs/a/result", "runs/b/result", "a/result"]

@@ -13,6 +13,7 @@ from voc12.devkit import open_devkit
 from voc12.images import read_ids_to_segment, read_images_to_segment
 from voc12.labelcsv import read_table, write_table
 from voc12.labels import ids_without_class, read_labels
+from voc12.lists import read_list
 
 TABLES = {
     "names": "file,labels\n2099_000001,aeroplane\n2099_000002.jpg,bottle;train\nx/2099_000003.jpg,\n",
@@ -144,3 +145,10 @@ def test_where_no_labels_tell_an_image_counts_as_having_a_class(toy):
     (toy.root / "Annotations" / f"{toy.ids[3]}.xml").write_text("<annotation/>")
     assert not read_labels(devkit, "voc12/cls_labels.npy", toy.ids)[3].any()
     assert ids_without_class(devkit, "voc12/cls_labels.npy", toy.ids) == set()  # annotations don't say so
+
+
+def test_what_is_derived_is_so_however_its_path_is_written(toy):
+    devkit = open_devkit(str(toy.root), "")
+    labels = read_labels(devkit, Path("voc12/cls_labels.npy").resolve(), toy.ids)
+    assert labels.counts().sum() > 0
+    assert read_list(devkit, Path("voc12/train.txt").resolve(), flag="train_list")

@@ -26,6 +26,7 @@ from misc.files.images import read_image
 from misc.files.instancefile import Detections
 from misc.imutils import cells_of
 from misc.report import sheet
+from misc.report.collect import steps_behind
 from misc.report.pictures import (
     MASK_OPACITY,
     SHEET_GAP,
@@ -543,3 +544,16 @@ def test_a_picture_of_edges_covers_its_image_whatever_the_shape(size):
     assert picture.shape == (*size, 3)
     assert (picture[0, 0] == 255).all()
     assert (picture[-1, -1] == 0).all()
+
+
+def test_a_step_is_behind_a_score_wherever_its_place_is_named():
+    """DeepLab's masks are those of make_sem_seg, under another flag and by a whole path."""
+    records = {
+        "make_sem_seg": {"inputs": {"irn_weights_name": 0}, "places": {"sem_seg_out_dir": "result/sem_seg"}},
+        "train_deeplab": {"inputs": {"deeplab_mask_dir": 0}, "places": {"deeplab_weights_name": "sess/d.pth"}},
+        "eval_deeplab": {"inputs": {"deeplab_weights_name": 0}, "places": {}},
+    }
+    places = {"deeplab_mask_dir": str(Path("result/sem_seg").resolve()), "deeplab_weights_name": "./sess/d.pth"}
+    assert steps_behind("eval_deeplab", records, places) == ["make_sem_seg", "train_deeplab", "eval_deeplab"]
+    elsewhere = {**places, "deeplab_mask_dir": "other"}
+    assert steps_behind("eval_deeplab", records, elsewhere) == ["train_deeplab", "eval_deeplab"]
