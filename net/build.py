@@ -18,11 +18,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from misc.errors import InputError, first_three, requirement
+from misc.errors import InputError, first_three, reason_of, requirement
 from misc.files import look
 from misc.files.checkpointfile import checkpoint_file
 from misc.run.config import BACKBONE_MARK
 from misc.run.device import UnfilledNetworks
+from misc.run.notices import notice
 from misc.run.step import Files, Inputs
 from net.trial import problem_of_answer
 from net.weights import load_weights
@@ -209,13 +210,21 @@ def require_network(
 def require_answer(module_name: str, network: nn.Module, class_name: str, *, n_classes: int | None = None) -> None:
     """Raise `InputError` if a network of somebody's own gives other outputs than the steps use.
 
-    It is tried out once a run; the project's own are taken on trust.
+    It is tried out once a run, on the CPU; the project's own are taken on trust. What it raises itself is not caught,
+    unless there is a GPU, which it may need.
     """
     if module_name.partition(".")[0] in OUR_PACKAGES:
         return
-    key = ("answer", module_name, class_name, n_classes)
-    if problem := look.remembered(key, lambda: problem_of_answer(network, class_name, n_classes)):
-        raise InputError(f"--{FLAGS[class_name]}: {module_name}.{class_name} {problem}; {GUIDE}.")
+    key, called = ("answer", module_name, class_name, n_classes), f"--{FLAGS[class_name]}: {module_name}.{class_name}"
+    try:
+        problem = look.remembered(key, lambda: problem_of_answer(network, class_name, n_classes))
+    except Exception as error:
+        if not torch.cuda.is_available():
+            raise
+        notice(f"{called} can't be tried out beforehand on the CPU ({reason_of(error)})")
+        return
+    if problem:
+        raise InputError(f"{called} {problem}; {GUIDE}.")
 
 
 @requirement

@@ -12,7 +12,7 @@ import run_sample
 from misc.errors import InputError
 from misc.files import camfile
 from net import irn
-from net.build import ADVCAM_ATTRIBUTES, ATTRIBUTES, FLAGS, build_network, source_file
+from net.build import ADVCAM_ATTRIBUTES, ATTRIBUTES, FLAGS, build_network, require_answer, source_file
 from net.irn import AffinityDisplacement
 from net.trial import problem_of_answer
 from net.weights import read_checkpoint
@@ -228,6 +228,16 @@ def test_stages_that_are_not_what_the_backbone_declares_are_told(strides):
     backbone.strides = strides
     problem = problem_of_answer(irn.EdgeDisplacement(backbone), "EdgeDisplacement", None)
     assert "has a backbone whose stages give" in problem
+
+
+def test_a_network_that_needs_a_gpu_is_not_refused_for_that(monkeypatch):
+    def answer(images):
+        raise RuntimeError("no kernel for the CPU")
+
+    with pytest.raises(RuntimeError, match="no kernel"):
+        require_answer("mine", plain(answer), "CAM", n_classes=3)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    require_answer("mine", plain(answer), "CAM", n_classes=3)
 
 
 def test_wrong_outputs_are_told_before_any_step(toy, monkeypatch):
