@@ -69,8 +69,6 @@ def check(args: Config, planned: Planned) -> Planned:
         else:
             _known_labels(args, devkit, to_compute)
     require_writable(args.show_out_dir, flag="show_out_dir")
-    if Path(args.show_out_dir).resolve() == devkit.image_folder.resolve():
-        raise InputError(f"--show_out_dir {args.show_out_dir} is the photographs' own folder; name another.")
     require_readable(devkit.image_paths(ids), num_workers=args.num_workers)
     if args.sem_seg_out_dir not in planned:
         masks = folder_at(args.sem_seg_out_dir)

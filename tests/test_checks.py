@@ -512,7 +512,10 @@ WRONG: dict[str, list[tuple]] = {
         NO_CLASSES,
         (Text("work/sess/deeplab_v2_ood.classes.txt", "a\na\n"), "must hold 1 to 254 different names"),
         ({"predict_input": "nowhere"}, "--predict_input nowhere is missing"),
-        ({"predict_out_dir": "photos"}, "--predict_out_dir photos is the photographs' own folder"),
+        (
+            {"predict_out_dir": "photos"},
+            "--predict_input and --predict_out_dir are both photos: predict would write over",
+        ),
         no_module("deeplab_network"),
         no_checkpoint(DEEPLAB_WEIGHTS),
         (OTHER_CLASSES_OF_DEEPLAB, DEEPLAB_SHAPES),
@@ -531,7 +534,10 @@ WRONG: dict[str, list[tuple]] = {
         not_writable("show_out_dir"),
         (Resized("work/result/sem_seg_ood/2099_000001.png"), "the mask has 9 x 9 pixels, its image 48 x 64"),
         (OTHER_CLASSES, "the mask has class id 3, the class list ends at 2"),
-        ({"show_out_dir": "../devkit/JPEGImages"}, "JPEGImages is the photographs' own folder; name another"),
+        (
+            {"show_out_dir": "../devkit/JPEGImages"},
+            "--show_out_dir ../devkit/JPEGImages is among the data of --voc12_root",
+        ),
         cut_image(1, 6),
     ],
     "make_report": [NO_DEVKIT, NO_CLASSES, not_writable("result_dir")],

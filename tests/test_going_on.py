@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 from collections import Counter
 from math import prod
 from pathlib import Path
@@ -337,3 +338,11 @@ def test_checkpoints_with_the_doubled_ending_serve_every_step_that_reads_one(toy
     run_sample.run(training)
     said = Path("sample_train_eval.log").read_text()
     assert [said.count(f"{name} is done, since") for name in (*steps, "train_cam")] == [1, 1, 1, 1]
+
+
+def test_a_flag_that_names_other_weights_is_named(done):
+    copied = shutil.copy("sess/res50_cam_orig.pth", "sess/other.pth")
+    shutil.copy("sess/res50_cam_orig.classes.txt", "sess/other.classes.txt")
+    assert "make_cam runs: --cam_weights_name differs: sess/res50_cam_ood.pth -> sess/other.pth" in done.run(
+        cam_weights_name=str(copied), train_cam_pass=False
+    )

@@ -100,7 +100,7 @@ class DoneSteps:
             _first_difference(record["settings"], settings_of(step.STEP, args), "--{} differs: {} -> {}")
             or _first_difference(_as_now(record["places"], places), places, "--{} differs: {} -> {}")
             or _first_difference(record["versions"], versions_of(step.STEP), "the version of {} differs: {} -> {}")
-            or self._changed_input(record["inputs"], step.inputs(args))
+            or self._changed_input(record["inputs"], step.inputs(args), renamed=_renamed(record, step.STEP, args))
         )
 
     def changed_input(self, step: StepModule, args: Config, *, flags: Container[str]) -> str | None:
@@ -120,14 +120,19 @@ class DoneSteps:
         except InputError:
             return None
 
-    def _changed_input(self, before: Mapping[str, Any], inputs: Inputs) -> str | None:
+    def _changed_input(
+        self, before: Mapping[str, Any], inputs: Inputs, *, renamed: Mapping[str, str] | None = None
+    ) -> str | None:
+        """`renamed`: what to say of flags that name something else now."""
         if gone := sorted(before.keys() - inputs.keys()):
             return f"--{gone[0]} no longer counts"
         known = self.known_contents()
         for flag, given in inputs.items():
             now, then = fingerprint(given, known), before.get(flag)
             if not isinstance(then, dict) or then.get("content") != now["content"]:
-                return f"{_what(flag, given)} changed" if flag in before else f"--{flag} counts now"
+                if flag not in before:
+                    return f"--{flag} counts now"
+                return (renamed or {}).get(flag) or f"{_what(flag, given)} changed"
         return None
 
     def _changed_output(self, before: Fingerprint | None, outputs: Sequence[str | Path]) -> str | None:
@@ -151,6 +156,7 @@ class DoneSteps:
             "finished": None,
             "settings": settings_of(step.STEP, args),
             "places": _places(step, args),
+            "reads": args.only(step.STEP.reads),
             "versions": versions_of(step.STEP),
             "inputs": {flag: fingerprint(given, known) for flag, given in step.inputs(args).items()},
         }
@@ -210,6 +216,19 @@ def _places(step: StepModule, args: Config) -> dict[str, Any]:
 def _as_now(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
     """Places of a record, those that are where they were as they are written now."""
     return {flag: now[flag] if same_path(place, now.get(flag)) else place for flag, place in before.items()}
+
+
+def _renamed(record: Mapping[str, Any], step: Step, args: Config) -> dict[str, str]:
+    """{flag: that it names something else than when the record was made}; records of earlier versions don't tell."""
+    before, now = record.get("reads"), args.only(step.reads)
+    if not isinstance(before, dict):
+        return {}
+    pairs = {flag: (before[flag], now[flag]) for flag in now if flag in before}
+    return {
+        flag: f"--{flag} differs: {_shown(then)} -> {_shown(value)}"
+        for flag, (then, value) in pairs.items()
+        if _shown(then) != _shown(value) and not same_path(then, value)
+    }
 
 
 def _first_difference(before: Mapping[str, Any], now: Mapping[str, Any], sentence: str) -> str | None:

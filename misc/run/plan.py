@@ -3,6 +3,7 @@
 import os
 from collections import UserDict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 
 from misc.errors import InputError, first_three, requirement
@@ -50,9 +51,13 @@ DEVKIT_FOLDERS = ("Annotations", "ImageSets", IMAGES, MASKS, f"{MASKS}Aug", OBJE
 def require_places_apart(steps: Sequence[Step], config: Config) -> None:
     """Raise `InputError` if a step would write over what another one writes, what it reads itself, or the data."""
     writer_of: dict[str, str] = {}
+    names = {item.name for item in fields(Config) if item.type is str}  # of places, and of little else
     data = [os.path.realpath(Path(config.voc12_root, folder)) for folder in DEVKIT_FOLDERS]
     for step in steps:
-        written = [flag for flag in step.writes if flag not in SHARED_PLACES and getattr(config, flag)]
+        written, read_from = (
+            [flag for flag in flags if flag in names and flag not in SHARED_PLACES and getattr(config, flag)]
+            for flags in (step.writes, {*step.reads} - {*step.writes})
+        )
         for flag in written:
             place, shown = os.path.realpath(getattr(config, flag)), getattr(config, flag)
             if (other := writer_of.setdefault(place, flag)) != flag:
@@ -64,8 +69,8 @@ def require_places_apart(steps: Sequence[Step], config: Config) -> None:
                     f"--{flag} {shown} is among the data of --voc12_root {config.voc12_root}, which {step.name} would "
                     "replace; name another place."
                 )
-            for read in step.reads:
-                if read != flag and read not in SHARED_PLACES and same_path(getattr(config, read), shown):
+            for read in read_from:
+                if same_path(getattr(config, read), shown):
                     raise InputError(
                         f"--{read} and --{flag} are both {shown}: {step.name} would write over what it reads; name two "
                         "places."
