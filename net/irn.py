@@ -87,8 +87,8 @@ class AffinityDisplacement(nn.Module):
                 f"expected five stages, at strides 4, 4 and multiples of 4; {GUIDE}."
             )
         c1, c2, c3, c4, c5 = channels
-        to_edge = [stride // MAP_STRIDE for stride in backbone.strides]
-        to_tap3 = [max(1, stride // backbone.strides[2]) for stride in backbone.strides]
+        to_edge = [stride // MAP_STRIDE for stride in strides]
+        to_tap3 = [max(1, stride // strides[2]) for stride in strides]
 
         self.fc_edge1 = _head(c1, EDGE_CHANNELS, groups=4, upsample=to_edge[0])
         self.fc_edge2 = _head(c2, EDGE_CHANNELS, groups=4, upsample=to_edge[1])

@@ -2,7 +2,6 @@
 
 import importlib
 import logging
-import os
 import shlex
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from torch import nn
 
 from misc.errors import InputError
 from misc.files.atomic import atomic_path
+from misc.files.paths import same_path
 from misc.files.resultfiles import METRICS_FOLDER, PICTURE_FOLDER, REPORT, SCORES_FOLDER, STEPS_FOLDER
 from misc.report.collect import (
     EVALUATIONS,
@@ -150,8 +150,9 @@ def _earlier_scores(args: Config) -> dict[str, tuple[str, str]]:
     done = DoneSteps(args.result_dir)
     evaluations = (*EVALUATIONS, INSTANCE_EVALUATION)
     records = {name: done.read(name) for name in (*MAKERS, *map(evaluation_step, evaluations))}
-    places = {os.path.realpath(p) for name in MAKERS if records[name] for p in records[name]["places"].values() if p}
-    made = {flag for flag, value in vars(args).items() if isinstance(value, str) and os.path.realpath(value) in places}
+    places = [place for name in MAKERS if records[name] for place in records[name]["places"].values()]
+    read = {flag for record in records.values() if record for flag in record["inputs"]}
+    made = {flag for flag in read if any(same_path(getattr(args, flag, None), place) for place in places)}
     found: dict[str, tuple[str, str]] = {}
     changed: dict[str, str | None] = {}
     for evaluation in evaluations:

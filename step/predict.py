@@ -93,11 +93,7 @@ def check(args: Config, planned: Planned) -> Planned:
     require_network(args.deeplab_network, "DeepLab", weights, planned=planned, n_classes=len(names))
     require_writable(args.predict_out_dir, flag="predict_out_dir")
     require_readable(paths, num_workers=args.num_workers)
-    items, kept = _written(Path(args.predict_out_dir), paths), frozenset()
-    if weights not in planned:
-        finished = finished_files(STEP, args, _of_all_files(args, names))
-        kept = finished.kept(items, lambda number: source_of_files(paths[number]))
-    _require_no_others(args, paths, [item for number, item in enumerate(items) if number not in kept])
+    _require_no_others(args, paths, names, planned=planned)
     return {}
 
 
@@ -128,16 +124,22 @@ def _written(folder: Path, photographs: list[Path]) -> list[list[Path]]:
     return [[folder / f"{name}.png", folder / f"{name}{OVERLAY}"] for name in _output_names(photographs)]
 
 
-def _require_no_others(args: Config, photographs: list[Path], items: list[list[Path]]) -> None:
+def _require_no_others(args: Config, paths: list[Path], names: list[str], *, planned: Planned) -> None:
     """Raise `InputError` if masks that are to be made would replace those of another folder of photographs.
 
-    Cameras call different photographs by one name. `items`: the files that are to be made, without `--redo`.
+    Cameras call different photographs by one name. A mask that is kept, as that of a photograph that was moved, is none
+    of these, and `--redo` asks for just that.
     """
-    if is_redone(STEP, args):
+    out, folder = Path(args.predict_out_dir), str(paths[0].parent.resolve())
+    known, items = _folders_of(out), _written(out, paths)
+    others = [n for n, (mask, _) in enumerate(items) if mask.is_file() and known.get(mask.name, folder) != folder]
+    if not others or is_redone(STEP, args):
         return
-    out = Path(args.predict_out_dir)
-    known, folder = _folders_of(out), str(photographs[0].parent.resolve())
-    replaced = [mask.name for mask, _ in items if mask.is_file() and known.get(mask.name, folder) != folder]
+    kept: set[int] = set()
+    if args.deeplab_weights_name not in planned:
+        finished = finished_files(STEP, args, _of_all_files(args, names))
+        kept = finished.kept([items[n] for n in others], lambda place: source_of_files(paths[others[place]]))
+    replaced = [items[n][0].name for place, n in enumerate(others) if place not in kept]
     if replaced:
         raise InputError(
             f"--predict_out_dir {out} has masks of the photographs in {known[replaced[0]]}, of which some would be "
@@ -164,7 +166,7 @@ def _shares_of(out: Path, masks: Container[str]) -> dict[str, dict[str, float]]:
 def run(args: Config) -> None:
     """Write `predict_out_dir`/NAME.png (ids, palette), NAME_overlay.jpg with a legend, and classes.json.
 
-    Finished photographs are kept. Raises `InputError` if masks of photographs in another folder would be replaced.
+    Finished photographs are kept.
     """
     device = resolve_device(args.device)
     paths, out = _photographs(args.predict_input), Path(args.predict_out_dir)
@@ -172,7 +174,6 @@ def run(args: Config) -> None:
     finished = finished_files(STEP, args, _of_all_files(args, names))
     items = _written(out, paths)
     pending = finished.pending(items, lambda number: source_of_files(paths[number]))
-    _require_no_others(args, paths, [items[number] for number in pending])
     model = load_segmenter(args.deeplab_network, args.deeplab_weights_name, device, n_classes=len(names))
 
     pending_paths = [paths[number] for number in pending]

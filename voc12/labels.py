@@ -318,7 +318,7 @@ def _known_labels(devkit: Devkit, label_file: Path) -> _LabelFile:
         _derive_labels(devkit, label_file)
         return read()
 
-    if same_path(str(label_file), str(DERIVED_LABELS)):
+    if same_path(label_file, DERIVED_LABELS):
         return look.remembered(("derived labels", devkit.root, devkit.classes, label_file), derived)
     return look.read_once(label_file, read, "label file", devkit.classes)
 

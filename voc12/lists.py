@@ -81,7 +81,7 @@ def read_list(devkit: Devkit, path: str | Path, *, flag: str) -> list[str]:
     Raises `InputError`, naming `flag`, if the file is missing or empty, or if images are missing.
     """
     path = Path(path)
-    if same_path(str(path.parent), str(DERIVED_FOLDER)) and path.stem in _DERIVED_LISTS and path.suffix == ".txt":
+    if path.suffix == ".txt" and path.stem in _DERIVED_LISTS and same_path(path.parent, DERIVED_FOLDER):
         return remembered(("derived ids", devkit.root, path), lambda: _derived_ids(devkit, path, flag=flag))
     return read_once(path, lambda: _ids_of(devkit, path, flag=flag), "ids", devkit.root)
 

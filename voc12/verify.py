@@ -328,7 +328,7 @@ def require_fitting_masks(
         image_paths: the image of each mask.
         advice: what to do then; empty: nothing, the log is told.
     """
-    if not any(os.path.isdir(folder) for folder in {os.path.dirname(path) for path in mask_paths[:1]}):
+    if not len(mask_paths) or not os.path.isdir(os.path.dirname(mask_paths[0])):
         return  # which `misc.run.plan.require_outputs` has told
     columns, kind = (mask_paths, image_paths), f"mask of {n_classes} classes"
     _verify([columns], partial(_problem_of_mask, n_classes=n_classes), kind=kind, num_workers=num_workers)

@@ -115,8 +115,7 @@ def told_together() -> Iterator[None]:
     except InputError as error:
         gathered.append(error)
     except Exception:
-        if gathered:  # from which it may follow: the error that is raised keeps it as its context
-            raise_all(gathered)
+        raise_all(gathered)  # from which it may follow: the error that is raised keeps it as its context
         raise
     finally:
         _gathered.reset(token)

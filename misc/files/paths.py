@@ -9,8 +9,8 @@ import numpy as np
 
 
 def same_path(path: Any, other: Any) -> bool:
-    """Whether two texts name one place, however it is written; False for what is no text or no name."""
-    if not (isinstance(path, str) and isinstance(other, str)):
+    """Whether two paths name one place, however it is written; False for what is no path or no name."""
+    if not (isinstance(path, str | os.PathLike) and isinstance(other, str | os.PathLike)):
         return False
     try:
         return os.path.realpath(path) == os.path.realpath(other)

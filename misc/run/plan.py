@@ -56,7 +56,7 @@ def require_places_apart(steps: Sequence[Step], config: Config) -> None:
     for step in steps:
         written, read_from = (
             [flag for flag in flags if flag in names and flag not in SHARED_PLACES and getattr(config, flag)]
-            for flags in (step.writes, {*step.reads} - {*step.writes})
+            for flags in (step.writes, [flag for flag in step.reads if flag not in step.writes])
         )
         for flag in written:
             place, shown = os.path.realpath(getattr(config, flag)), getattr(config, flag)
