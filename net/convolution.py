@@ -2,8 +2,8 @@
 
 On a GPU bias, shortcut and ReLU are passes over memory, nearly as long as the convolutions. cuDNN does all in one.
 
-On a CPU oneDNN has no fast way to the gradient of a dilated convolution's weights, and its result has to be copied into
-another layout twice. Here it is one matrix product.
+On a CPU without AVX-512 oneDNN has no fast way to the gradient of a dilated convolution's weights, and its result has
+to be copied into another layout twice. Here it is one matrix product.
 """
 
 from typing import Any
@@ -172,7 +172,13 @@ def _is_slow(convolution: nn.Conv2d, x: Tensor) -> bool:
     half = tuple((side - 1) // 2 * d for side, d in zip(sides, convolution.dilation, strict=True))
     keeps_size = convolution.stride == (1, 1) and convolution.padding == half and all(side % 2 for side in sides)
     on_cpu = x.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
-    return on_cpu and keeps_size and max(convolution.dilation) > 1 and _is_plain(convolution)
+    is_dilated = max(convolution.dilation) > 1
+    return on_cpu and keeps_size and is_dilated and _is_plain(convolution) and not _is_done_by_onednn()
+
+
+def _is_done_by_onednn() -> bool:
+    """Whether oneDNN has a fast way to the weights' gradient of a dilated convolution on this processor."""
+    return torch.backends.cpu.get_cpu_capability().startswith("AVX512")
 
 
 def _is_plain(convolution: nn.Conv2d) -> bool:
