@@ -4,29 +4,23 @@ The original tells how its images were collected and has no code for it.
 """
 
 import logging
-import os
-import shutil
 from collections import Counter
-from collections.abc import Container, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from misc.cam import batch_scale_maps, merge_high_res
-from misc.classifier import class_probabilities
-from misc.errors import InputError, first_three
+from misc.errors import InputError
 from misc.files import look
 from misc.files.atomic import atomic_path, background_writer
-from misc.files.images import UPRIGHT, read_image, stored_orientation, write_jpeg
 from misc.files.paths import Paths
-from misc.files.scorefile import HASH_BYTES, Score, Scores
+from misc.files.scorefile import Score, Scores
 from misc.files.table import write_rows
-from misc.mining import by_size, rank
+from misc.mining import by_size
 from misc.report.review import (
     REVIEW_FILE,
     Candidate,
@@ -36,20 +30,23 @@ from misc.report.review import (
     write_pictures,
 )
 from misc.run.config import Config
-from misc.run.depends import checksum, source_of_files
+from misc.run.depends import source_of_files
 from misc.run.device import resolve_device
 from misc.run.done import finished_files, is_redone, made_with
 from misc.run.fitting import Fitting
 from misc.run.loaders import sequential_loader
 from misc.run.plan import Planned, require_writable, require_writable_file
 from misc.run.progress import progress
+from misc.run.provenance import FinishedFiles
 from misc.run.step import Files, Inputs, Step
 from net.build import inputs_of_network, load_network, require_network
 from voc12.dataloader import PoolImages
-from voc12.derived import derived_file, is_derived
+from voc12.derived import is_derived
 from voc12.devkit import Devkit, open_devkit, require_classes_of_network
 from voc12.lists import is_text, read_list
+from voc12.ood_data import make_ood_data
 from voc12.pool import Pool, classes_in_pool, pool_images, read_label_names
+from voc12.scoring import choose_candidates, known_scores, score_images
 from voc12.verify import images_among
 
 STEP = Step(
@@ -72,8 +69,6 @@ SCORES, CANDIDATES, LEFT_OUT, PAGE, PICTURES = (
     "review.html",
     "pictures",
 )
-LONGEST_STEM = 50
-"""Characters of a file's name that stay where a mark is added, so that it can't become too long."""
 
 log = logging.getLogger(__name__)
 
@@ -140,11 +135,39 @@ def run(args: Config) -> None:
     """
     device = resolve_device(args.device)
     devkit = open_devkit(args.voc12_root, args.class_list)
+    folder, classes = Path(args.ood_mine_dir), devkit.classes
+    loaded = {"weights": args.cam_init_weights_name, "device": device, "n_classes": len(classes)}
+    load = partial(load_network, args.cam_network, **loaded)
+    reading = {
+        "long_side": args.ood_long_side,
+        "batch_size": args.make_cam_batch_size,
+        "num_workers": args.num_workers,
+        "device": device,
+    }
+    of_all_scores = _of_all_scores(args, devkit)
     pool = Pool(_pool(args))
     _leave_out_known(args, devkit, pool)
-    scores = _scores(args, devkit, pool, device)
-    chosen, n_hard = _choose(args, devkit, pool, scores)
-    _picture(args, devkit, {pool.paths[number]: score for number, score in chosen.items()}, device)
+
+    made = made_with(SCORING, args, of_all_scores)
+    record = Scores(folder / SCORES, made, names=frozenset(classes), keep=not is_redone(STEP, args))
+    record.add(())  # the record is there even where no image can be scored
+    scores = known_scores(pool, record)
+    pending = [number for number in pool.remaining() if number not in scores]
+    if scores:
+        log.info("%d of %d images are scored already", len(scores), len(scores) + len(pending))
+    if pending:
+        scores |= score_images(pool, pending, load("Net"), record, classes=classes, **reading)
+    chosen, n_hard = choose_candidates(
+        pool, scores, classes=classes, hard_score=args.ood_hard_score, per_class=args.ood_per_class
+    )
+    _picture(
+        {pool.paths[number]: score for number, score in chosen.items()},
+        partial(load, "CAM"),
+        folder / PICTURES,
+        finished_files(SCORING, args, of_all_scores),
+        classes=classes,
+        **reading,
+    )
 
     decisions = read_review(args.ood_review) if args.ood_review else {}
     candidates = [
@@ -158,11 +181,10 @@ def run(args: Config) -> None:
         )
         for number, score in chosen.items()
     ]
-    folder = Path(args.ood_mine_dir)
-    headline = _headline(args, candidates, n_hard)
+    headline = _headline(candidates, n_hard, args.ood_hard_score)
     page = render_review(
         candidates,
-        classes=devkit.classes,
+        classes=classes,
         data_name=f"{args.voc12_root}, classifier {args.cam_init_weights_name}",
         headline=headline,
         n_pool=len(pool),
@@ -174,10 +196,18 @@ def run(args: Config) -> None:
         temporary.write_text(page, encoding="utf-8")
     found = Counter(candidate.name for candidate in candidates)
     log.info("%d images in the pool, left out: %s", len(pool), pool.summary() or "none")
-    log.info("candidates by class: %s", ", ".join(f"{name} {found[name]}" for name in devkit.classes))
+    log.info("candidates by class: %s", ", ".join(f"{name} {found[name]}" for name in classes))
     log.info("%s", headline)
     if args.ood_review:
-        _make_ood_data(args, candidates)
+        kept = _without_objects(candidates, args.ood_review, page=folder / PAGE)
+        make_ood_data(kept, Path(args.ood_root), Path(args.ood_list))
+        log.info(
+            "%d OoD images are in %s: train_cam reads them with --ood_root %s --ood_list %s",
+            len(kept),
+            args.ood_root,
+            args.ood_root,
+            args.ood_list,
+        )
     elif candidates:
         log.info(
             "open %s, mark what shows an object, save, and run mine_ood again with --ood_review %s",
@@ -219,115 +249,29 @@ def _leave_out_known(args: Config, devkit: Devkit, pool: Pool) -> None:
         )
 
 
-def _scores(args: Config, devkit: Devkit, pool: Pool, device: torch.device) -> dict[int, Score]:
-    """{image: its score} of those that may become candidates; what can't be read is left out, and named."""
-    made = made_with(SCORING, args, _of_all_scores(args, devkit))
-    record = Scores(
-        Path(args.ood_mine_dir) / SCORES, made, names=frozenset(devkit.classes), keep=not is_redone(STEP, args)
-    )
-    record.add(())  # the record is there even where no image can be scored
-    remaining = pool.remaining()
-    states = look.states(pool.paths)[:, :2].tolist()
-    scores: dict[int, Score] = {}
-    for number in progress(remaining, desc="looking for scores", unit="image", leave=False):
-        if known := _known_score(record, pool.paths[number], *states[number]):
-            scores[number] = known
-    pending = [number for number in remaining if number not in scores]
-    if scores:
-        log.info("%d of %d images are scored already", len(scores), len(remaining))
-    if not pending:
-        return scores
-    model = load_network(args.cam_network, "Net", args.cam_init_weights_name, device, n_classes=len(devkit.classes))
-    images = PoolImages(pool.paths[pending], long_side=args.ood_long_side)
-    problems: dict[int, str] = {}
-    with progress(total=len(pending), desc="mine_ood", unit="image") as bar:
-
-        def readable() -> Iterator[Mapping]:
-            for item in sequential_loader(images, num_workers=args.num_workers, device=device):
-                if "problem" in item:
-                    problems[pending[item["index"]]] = item["problem"]
-                    bar.update(1)
-                else:
-                    yield item
-
-        def scored(items: Sequence[Mapping]) -> Sequence[Tensor]:
-            given = torch.stack([item["image"] for item in items]).to(device, non_blocking=True)
-            return class_probabilities(model, given).cpu()
-
-        fitting = Fitting(args.make_cam_batch_size, parts="images")
-        for batch in by_size(readable(), args.make_cam_batch_size):
-            numbers = [pending[item["index"]] for item in batch]
-            size, example = tuple(batch[0]["image"].shape[1:]), pool.paths[numbers[0]]
-            probabilities = torch.stack(fitting.each(scored, batch, size=size, example=example))
-            if not probabilities.isfinite().all():
-                raise InputError(
-                    f"--cam_init_weights_name: the network gives NaN or infinity for {pool.paths[numbers[0]]} or an "
-                    "image beside it; name other weights, or train these again with a lower --cam_learning_rate."
-                )
-            best, keys = probabilities.max(dim=1)
-            found = {
-                number: Score(
-                    file=pool.paths[number],
-                    size=states[number][0],
-                    time=states[number][1],
-                    checksum=item["checksum"],
-                    hash=item["hash"],
-                    name=devkit.classes[key],
-                    probability=probability,
-                )
-                for number, item, key, probability in zip(numbers, batch, keys.tolist(), best.tolist(), strict=True)
-            }
-            record.add(found.values())
-            scores |= found
-            bar.update(len(batch))
-    if problems:
-        pool.leave_out(problems, kind="can't be read")
-        names = [pool.name(number) for number in problems]
-        log.info("notice: %d images of the pool can't be read: %s", len(names), first_three(names))
-    return scores
-
-
-def _known_score(record: Scores, path: str, size: int, time: int) -> Score | None:
-    """The score of an image that an earlier run has noted, wherever it lay."""
-    known = record.of_file(path, size, time)
-    if known is None and record.may_know(size):
-        with suppress(InputError):  # what can't be read is told when it is to be scored
-            known = record.of_content(size, checksum(path))
-    return known
-
-
-def _choose(args: Config, devkit: Devkit, pool: Pool, scores: Mapping[int, Score]) -> tuple[dict[int, Score], int]:
-    """{image: score} of the candidates, the strongest first, and how many images are hard; the rest is left out."""
-    numbers = sorted(scores)
-    ranking = rank(
-        np.array([scores[number].probability for number in numbers]),
-        [devkit.classes.index(scores[number].name) for number in numbers],
-        np.array([scores[number].colours for number in numbers], dtype=np.uint8).reshape(-1, HASH_BYTES),
-        hard_score=args.ood_hard_score,
-        per_class=args.ood_per_class,
-    )
-    better = {numbers[worse]: pool.paths[numbers[place]] for worse, place in ranking.duplicates.items()}
-    pool.leave_out({n: f"nearly {path}" for n, path in better.items()}, kind="near-duplicates of a better candidate")
-    of_class = f"beyond the {args.ood_per_class} strongest of their class"
-    pool.leave_out(dict.fromkeys((numbers[place] for place in ranking.surplus), of_class))
-    easy = [number for number in numbers if scores[number].probability < args.ood_hard_score]
-    pool.leave_out(dict.fromkeys(easy, f"less probable than {args.ood_hard_score:g}"))
-    return {numbers[place]: scores[numbers[place]] for place in ranking.candidates}, ranking.n_hard
-
-
-def _picture(args: Config, devkit: Devkit, chosen: Mapping[str, Score], device: torch.device) -> None:
-    """Write the pictures of candidates, {path: score}; those that are there are kept."""
-    finished = finished_files(SCORING, args, _of_all_scores(args, devkit))
+def _picture(
+    chosen: Mapping[str, Score],
+    load: Callable[[], nn.Module],
+    folder: Path,
+    finished: FinishedFiles,
+    *,
+    classes: Sequence[str],
+    long_side: int,
+    batch_size: int,
+    num_workers: int,
+    device: torch.device,
+) -> None:
+    """Write the pictures of candidates, {path: score}; those that are there are kept. `load`: the CAM network."""
     paths, scores = list(chosen), list(chosen.values())
-    items = [[Path(args.ood_mine_dir) / PICTURES / f"{score.content}.jpg"] for score in scores]
+    items = [[folder / f"{score.content}.jpg"] for score in scores]
     pending = finished.pending(items, lambda number: source_of_files(paths[number]))
     if not pending:
         return
-    model = load_network(args.cam_network, "CAM", args.cam_init_weights_name, device, n_classes=len(devkit.classes))
-    images = PoolImages([paths[number] for number in pending], long_side=args.ood_long_side)
-    loader = sequential_loader(images, num_workers=args.num_workers, device=device)
+    model = load()
+    images = PoolImages([paths[number] for number in pending], long_side=long_side)
+    loader = sequential_loader(images, num_workers=num_workers, device=device)
     readable = (item for item in loader if "problem" not in item)  # it was readable when it was scored
-    fitting = Fitting(args.make_cam_batch_size, parts="images")
+    fitting = Fitting(batch_size, parts="images")
 
     def maps_of(images: Tensor) -> list[Tensor]:
         (maps,) = batch_scale_maps(model, [images.to(device)])
@@ -337,13 +281,13 @@ def _picture(args: Config, devkit: Devkit, chosen: Mapping[str, Score], device: 
         progress(total=len(pending), desc="pictures of candidates", unit="image") as bar,
         background_writer() as submit,
     ):
-        for batch in by_size(readable, args.make_cam_batch_size):
+        for batch in by_size(readable, batch_size):
             given = torch.stack([item["image"] for item in batch])
             example = paths[pending[batch[0]["index"]]]
             maps = fitting.each(maps_of, given, size=tuple(given.shape[2:]), example=example)
             for item, image, of_image in zip(batch, given, maps, strict=True):
                 number = pending[item["index"]]
-                key = devkit.classes.index(scores[number].name)
+                key = classes.index(scores[number].name)
                 cam = merge_high_res([of_image], tuple(image.shape[1:]), [key]).cpu().numpy()
                 content = (items[number][0], image.permute(1, 2, 0).numpy(), cam)
                 source_of = partial(source_of_files, paths[number])
@@ -351,11 +295,11 @@ def _picture(args: Config, devkit: Devkit, chosen: Mapping[str, Score], device: 
             bar.update(len(batch))
 
 
-def _headline(args: Config, candidates: Sequence[Candidate], n_hard: int) -> str:
+def _headline(candidates: Sequence[Candidate], n_hard: int, hard_score: float) -> str:
     """How many candidates there are, and whether somebody has looked at them, in sentences."""
     found = (
         f"{n_hard} images of the pool are hard: the classifier gives a class a probability of at least "
-        f"{args.ood_hard_score:g} (--ood_hard_score). {len(candidates)} of them are candidates."
+        f"{hard_score:g} (--ood_hard_score). {len(candidates)} of them are candidates."
     )
     if not candidates:
         return f"{found} Lower --ood_hard_score, or name a pool that is more like your images' backgrounds."
@@ -368,57 +312,16 @@ def _headline(args: Config, candidates: Sequence[Candidate], n_hard: int) -> str
     return f"{found} {marked}{unseen}"
 
 
-def _make_ood_data(args: Config, candidates: Sequence[Candidate]) -> None:
-    """Put the candidates that show no object into `ood_root`, and their names into `ood_list`."""
-    kept = [candidate for candidate in candidates if candidate.shows_object is False]
+def _without_objects(candidates: Sequence[Candidate], review: str, *, page: Path) -> dict[str, str]:
+    """{file: a mark of its content} of the candidates that show no object. Raises `InputError` if there are none."""
+    kept = {candidate.file: candidate.content for candidate in candidates if candidate.shows_object is False}
     if not kept:
         decided = any(candidate.shows_object for candidate in candidates)
         reason = "all of its images show an object" if decided else "it has none of the candidates of this pool"
-        if not decided and (named := [*read_review(args.ood_review)]) and candidates:
+        if not decided and (named := [*read_review(review)]) and candidates:
             reason += f", which are called as {candidates[0].file}, and those of the review as {named[0]}"
         raise InputError(
-            f"--ood_review {args.ood_review}: no image is left for --ood_list, since {reason}; name the file that "
-            f"{Path(args.ood_mine_dir) / PAGE} has saved for this --ood_pool, or lower --ood_hard_score."
+            f"--ood_review {review}: no image is left for --ood_list, since {reason}; name the file that {page} has "
+            "saved for this --ood_pool, or lower --ood_hard_score."
         )
-    root, taken, names = Path(args.ood_root), set(), []
-    for candidate in progress(kept, desc="OoD images", unit="image"):
-        name = _name_in(root, candidate, taken)
-        taken.add(name.lower())
-        names.append(name)
-        _put(Path(candidate.file), root / name)
-    with derived_file(Path(args.ood_list)) as temporary:
-        temporary.write_text("".join(f"{name}\n" for name in names), encoding="utf-8", newline="\n")
-    log.info(
-        "%d OoD images are in %s: train_cam reads them with --ood_root %s --ood_list %s",
-        len(names),
-        root,
-        args.ood_root,
-        args.ood_list,
-    )
-
-
-def _name_in(root: Path, candidate: Candidate, taken: Container[str]) -> str:
-    """A name for a candidate in `root` that a list can hold, and that neither another one has nor another file there.
-
-    It is the file's own, or one with a mark of its content, which no other image has.
-    """
-    path, mark = Path(candidate.file), candidate.content
-    if "\\" in path.name or path.name != path.name.strip():  # lists take it for a slash, and strip their lines
-        return f"{mark}{path.suffix}"
-    target = root / path.name
-    is_free = not target.exists() or (target.is_file() and checksum(target) == checksum(path))
-    if path.name.lower() not in taken and is_free and stored_orientation(path) == UPRIGHT:
-        return path.name
-    return f"{path.stem[:LONGEST_STEM]}_{mark}{path.suffix}"
-
-
-def _put(path: Path, target: Path) -> None:
-    """Link a file to `target`, or copy it where the disk has no links; one that is stored on its side is turned."""
-    if stored_orientation(path) != UPRIGHT:
-        write_jpeg(target, read_image(path, upright=True))
-        return
-    with atomic_path(target) as temporary:
-        try:
-            os.link(path.resolve(), temporary)
-        except OSError:
-            shutil.copyfile(path, temporary)
+    return kept

@@ -190,7 +190,7 @@ def scored(monkeypatch):
         shapes.append(tuple(images.shape))
         return class_probabilities(model, images)
 
-    monkeypatch.setattr("step.mine_ood.class_probabilities", watched)
+    monkeypatch.setattr("voc12.scoring.class_probabilities", watched)
     return shapes
 
 
@@ -226,7 +226,7 @@ def test_a_run_that_was_killed_goes_on(mine, scored, monkeypatch):
         return class_probabilities(model, images)
 
     with monkeypatch.context() as patch:
-        patch.setattr("step.mine_ood.class_probabilities", killed)
+        patch.setattr("voc12.scoring.class_probabilities", killed)
         with pytest.raises(KeyboardInterrupt):
             mine()
     n_before = n_scored(scored)
@@ -324,7 +324,7 @@ def test_links_that_a_disk_refuses_become_copies(mine, monkeypatch):
     def refuse(*_, **__):
         raise OSError(18, "Invalid cross-device link")
 
-    monkeypatch.setattr("step.mine_ood.os.link", refuse)
+    monkeypatch.setattr("voc12.ood_data.os.link", refuse)
     mine()
     write_review(dict.fromkeys(candidates(), False))
     mine(ood_review="ood_review.csv")
