@@ -13,6 +13,10 @@ if [ "${WOOD_PROCESSES:-1}" != 1 ]; then
         echo "error: WOOD_PROCESSES=$WOOD_PROCESSES: expected a number of processes, or gpu." >&2
         exit 2
     }
+    if [ "$WOOD_PROCESSES" = gpu ] && ! "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
+        echo "error: WOOD_PROCESSES=gpu: PyTorch finds no GPU here; name a number, or leave WOOD_PROCESSES out." >&2
+        exit 2
+    fi
     run=("$PYTHON" -m torch.distributed.run --standalone --nproc_per_node "$WOOD_PROCESSES" run_sample.py)
 fi
 exec "${run[@]}" --recipe auto "$@"

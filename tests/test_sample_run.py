@@ -126,12 +126,12 @@ def test_the_sample_makes_advcams_only_where_masks_are_to_come_from_them():
 
 @pytest.fixture
 def script(tmp_path):
-    """Runs bash_run_sample.sh in a copy of the project whose Python only prints its arguments."""
+    """Runs bash_run_sample.sh in a copy of the project whose Python (or `python`) only prints its arguments."""
     (tmp_path / "misc/run").mkdir(parents=True)
     (tmp_path / "bash_run_sample.sh").write_text((ROOT / "bash_run_sample.sh").read_text())
-    (tmp_path / "misc/run/environment.sh").write_text("use_environment() { PYTHON=echo; }\n")
 
-    def run(*arguments):
+    def run(*arguments, python="echo"):
+        (tmp_path / "misc/run/environment.sh").write_text(f"use_environment() {{ PYTHON={python}; }}\n")
         line = ["bash", str(tmp_path / "bash_run_sample.sh"), *arguments]
         return subprocess.run(line, capture_output=True, text=True, check=True).stdout
 
@@ -146,6 +146,9 @@ def test_script_leaves_every_choice_to_python(script):
 def test_script_starts_as_many_processes_as_asked_for(script, monkeypatch):
     monkeypatch.setenv("WOOD_PROCESSES", "gpu")
     assert "-m torch.distributed.run --standalone --nproc_per_node gpu run_sample.py --recipe auto" in script()
+    with pytest.raises(subprocess.CalledProcessError) as told:
+        script(python="false")  # PyTorch finds no GPU
+    assert told.value.stderr.startswith("error: WOOD_PROCESSES=gpu: PyTorch finds no GPU here;")
     monkeypatch.setenv("WOOD_PROCESSES", "1")
     assert "torch.distributed" not in script()
     monkeypatch.setenv("WOOD_PROCESSES", "all")
