@@ -1,8 +1,10 @@
 """The training loop and the state on disk, on one number."""
 
 import copy
+import gc
 import json
 import time
+import weakref
 from pathlib import Path
 
 import pytest
@@ -225,6 +227,31 @@ def test_a_state_is_due_after_so_many_minutes(monkeypatch):
         state.save_if_due(seconds)
         saved.append(state.path.is_file())
     assert saved == [False, False, True, False, False, True]
+
+
+def test_other_processes_wait_for_no_losses_because_a_save_is_due(monkeypatch):
+    """They have nothing to save, and would wait for their GPU at each step from the first save on."""
+    state = TrainingState("result", "t", parts={}, made_with={}, minutes=0)
+    state.before_saving = lambda: pytest.fail("waited")
+    monkeypatch.setattr("misc.run.training_state.is_first_process", lambda: False)
+    state.save_if_due(1)
+    assert not state.path.exists()
+
+
+def test_what_a_training_has_used_is_let_go_when_it_ends():
+    """Without a circle of references, so that its memory is free for the next step at once."""
+    weights = []
+
+    def loss_of(weight, batch):
+        weights.append(weakref.ref(weight))
+        return {"total": weight * (batch + 1)}
+
+    gc.disable()
+    try:
+        train(loss_of)
+        assert [weight() for weight in weights] == [None] * 3
+    finally:
+        gc.enable()
 
 
 def test_the_order_of_settings_does_not_matter():

@@ -21,6 +21,8 @@ from misc.run.training_state import TrainingState
 class Journal:
     """The line of each step of a training, with what follows the step.
 
+    For use in a `with` statement, in which the state is not saved before what is kept is noted.
+
     Attributes:
         name: of the training.
         steps_per_epoch: for the epoch in a line, a fraction.
@@ -45,6 +47,13 @@ class Journal:
     curves: Board
     bar: tqdm
     _unread: Callable[[], None] | None = None
+
+    def __enter__(self) -> "Journal":
+        self.state.before_saving = self.catch_up
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.state.before_saving = None  # else networks, momentum and loaders would be held in a circle
 
     def is_followed(self, step: int) -> bool:
         """Whether something follows that step."""

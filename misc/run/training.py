@@ -186,8 +186,7 @@ def fit(
         stop_deferred(),
         one_size(),
         GradientSums(optimizer, n_passes=batches_per_step) as gradients,
-    ):
-        journal = Journal(
+        Journal(
             name=name,
             steps_per_epoch=steps_per_epoch,
             images_per_step=batches_per_step * batch_size,
@@ -198,8 +197,8 @@ def fit(
             write_line=write_line,
             curves=curves,
             bar=bar,
-        )
-        state.before_saving = journal.catch_up
+        ) as journal,
+    ):
         if state.unfinished_line is not None:
             journal.follow(done, state.unfinished_line)
         started = time.perf_counter()

@@ -71,8 +71,8 @@ class TrainingState:
         self._done: int | None = None
         self.unfinished_line: dict[str, Any] | None = None
         """What was said of the last step done, if the run was told to end before all of it was known."""
-        self.before_saving: Callable[[], Any] = lambda: None
-        """Called before the state is written: what belongs to the steps done may still be under way."""
+        self.before_saving: Callable[[], Any] | None = None
+        """Called before the state is saved: what belongs to the steps done may still be under way."""
         self._saved_at = time.monotonic()
 
     def restore(self) -> int:
@@ -147,8 +147,12 @@ class TrainingState:
         log.info("notice: %s is damaged (%s), and is now %s: %s starts anew", self.path, reason, aside, self._name)
 
     def save_if_due(self, step: int) -> None:
-        """Save the state after `step` steps if the last save was long enough ago."""
-        if time.monotonic() - self._saved_at >= self._seconds:
+        """Save the state after `step` steps if the last save was long enough ago.
+
+        Of several processes the first one alone looks at its clock: the others have nothing to save, and no reason to
+        wait for what is under way.
+        """
+        if is_first_process() and time.monotonic() - self._saved_at >= self._seconds:
             self.save(step)
 
     def save(self, step: int, *, unfinished_line: dict[str, Any] | None = None) -> None:
@@ -156,7 +160,8 @@ class TrainingState:
 
         `unfinished_line`: what is known of that step, if what follows a step is still to be done.
         """
-        self.before_saving()
+        if self.before_saving is not None:
+            self.before_saving()
         if not is_first_process():
             return
         content = {
