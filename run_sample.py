@@ -20,7 +20,7 @@ from misc.files.disk import GOES_ON
 from misc.files.look import forget, one_look
 from misc.files.resultfiles import METRICS_FOLDER
 from misc.run.config import STEP_MODULES, Config, enabled_steps, parse_config
-from misc.run.parallel import launched_rank
+from misc.run.parallel import launched_local_rank
 from misc.run.plan import (
     EVERYTHING,
     Plan,
@@ -193,17 +193,20 @@ def run(arguments: Sequence[str]) -> None:
     from voc12.derived import DERIVED_FOLDER
     from voc12.verify import VERIFIED_FOLDER
 
-    device = resolve_device(config.device)
-    if config.work_dir:
-        require_writable(config.work_dir, flag="work_dir", is_own=False)
-    require_writable_file(f"{config.log_name}.log", flag="log_name", kind="log")
-    require_writable_results(config.result_dir)
-    if config.tensorboard:
-        require_board()
-        require_writable(config.tensorboard, flag="tensorboard", is_own=False)
-    require_writable(DERIVED_FOLDER)  # derived lists and labels
-    require_writable(VERIFIED_FOLDER)  # which images were checked
-    with process_group(device), one_look(), limits_told():
+    def prepare():
+        device = resolve_device(config.device)
+        if config.work_dir:
+            require_writable(config.work_dir, flag="work_dir", is_own=False)
+        require_writable_file(f"{config.log_name}.log", flag="log_name", kind="log")
+        require_writable_results(config.result_dir)
+        if config.tensorboard:
+            require_board()
+            require_writable(config.tensorboard, flag="tensorboard", is_own=False)
+        require_writable(DERIVED_FOLDER)  # derived lists and labels
+        require_writable(VERIFIED_FOLDER)  # which images were checked
+        return device
+
+    with process_group(prepare), one_look(), limits_told():
         start_log(config.log_name)
         allow_open_files()
         for sentence in sentences:
@@ -257,8 +260,10 @@ def main() -> int:
 def _say_error(sentence: str) -> None:
     if logging.getLogger().handlers:
         log.error("error: %s", sentence)
-    elif launched_rank() == 0:  # the others find the same
+    elif launched_local_rank() == 0:
         print(f"error: {sentence}", file=sys.stderr)
+    else:  # what every process of this machine finds, of which one says it
+        wait_for_the_end(SECONDS_TO_SAY_WHY)
 
 
 def _interrupted(error: KeyboardInterrupt) -> int:

@@ -102,7 +102,7 @@ def prepare(make: Callable[..., Workload], arguments: tuple, *, rank: int, n_pro
         settings = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "RANK": rank, "LOCAL_RANK": rank}
         settings |= dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), n_processes)
         os.environ.update({name: str(value) for name, value in settings.items()})
-        TO_THE_END.enter_context(process_group(CPU))
+        TO_THE_END.enter_context(process_group(lambda: CPU))
     transfers = TO_THE_END.enter_context(Transfers())
     way = workloads.prepare(make, arguments, "ours", device=CPU.type, precision="fp32")
     return dataclasses.replace(way, result=transfers.of_an_update)

@@ -128,7 +128,7 @@ def check_gradients_in_parts() -> None:
 
 if __name__ == "__main__":
     dist.all_reduce = told_all_reduce
-    with distributed.process_group(torch.device("cpu")):
+    with distributed.process_group(lambda: torch.device("cpu")):
         assert distributed.n_processes() == 3
         group = weakref.ref(dist.group.WORLD)
         layers = make_layers()

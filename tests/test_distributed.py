@@ -18,7 +18,7 @@ from misc.errors import InputError
 from misc.files import camfile, instancefile
 from misc.files.images import label_path, read_label, write_label
 from misc.run.device import resolve_device
-from misc.run.distributed import backends_of, sum_over_processes, sums_when_it_returns
+from misc.run.distributed import sum_over_processes, sums_by_nccl
 from misc.run.parallel import SHARE_GPUS, usable_cores
 from misc.run.provenance import RECORD
 from misc.run.training_state import TrainingState
@@ -145,7 +145,7 @@ COLLECTIVES = textwrap.dedent("""
     from misc.ood import adversarial_step
     from tests.own_network import Net
 
-    with distributed.process_group(torch.device("cpu")):
+    with distributed.process_group(lambda: torch.device("cpu")):
         rank = distributed.rank()
         assert distributed.n_processes() == 3
         items = list(range(7))
@@ -271,10 +271,10 @@ def test_the_state_is_saved_whichever_process_stops(toy, monkeypatch, where, how
 
 def test_nccl_is_not_trusted_to_have_summed_when_it_returns(monkeypatch):
     cuda, cpu = torch.device("cuda", 0), torch.device("cpu")
-    assert sums_when_it_returns(cpu)
-    assert not sums_when_it_returns(cuda)
+    assert not sums_by_nccl(cpu)
+    assert sums_by_nccl(cuda)
     monkeypatch.setenv(SHARE_GPUS, "1")
-    assert sums_when_it_returns(cuda)
+    assert not sums_by_nccl(cuda)  # which refuses two processes on one GPU
 
 
 def test_a_connection_that_fails_is_told_and_a_memory_that_does_not_suffice_is_its_own(monkeypatch, capsys):
@@ -290,6 +290,9 @@ def test_a_connection_that_fails_is_told_and_a_memory_that_does_not_suffice_is_i
     assert run_sample.main() == run_sample.EXIT_LOST
     said = capsys.readouterr().err
     assert "the other processes can't be reached (NCCL error: unhandled system error); if one of them has" in said
+    error = RuntimeError("NCCL error in: NCCLUtils.hpp:268, " + 200 * "x" + "\nLast error:\nDuplicate GPU detected\n")
+    assert run_sample.main() == run_sample.EXIT_LOST
+    assert "can't be reached (Duplicate GPU detected); if" in capsys.readouterr().err
     error = torch.OutOfMemoryError("CUDA out of memory.")
     with pytest.raises(torch.OutOfMemoryError):
         sum_over_processes(torch.ones(1))
@@ -357,6 +360,42 @@ def test_a_batch_needs_an_image_for_each_process(toy, monkeypatch):
     require_batch([0, 1], 2, list_flag="train_list", batch_flag="deeplab_batch_size")
 
 
+ANOTHER_MACHINE = """
+import os, sys
+import torch
+import run_sample
+from misc.errors import InputError
+from misc.run import device
+
+def found_here(name):
+    if {how!r} == "bad input" and os.environ["RANK"] == "1":
+        raise InputError("the second machine has no such place")
+    on_gpu = {how!r} == "other devices" and os.environ["RANK"] == "1"
+    return torch.device("cuda" if on_gpu else "cpu")
+
+os.environ["LOCAL_RANK"] = "0"  # as if each process had a machine of its own
+device.resolve_device = found_here
+run_sample.leave(run_sample.main())
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "said", "times"),
+    [
+        ("bad input", "error: the second machine has no such place", 1),
+        ("other devices", "error: --device auto: some of the processes have a GPU and others have none; start", 2),
+    ],
+)
+def test_what_one_machine_alone_finds_is_told_and_ends_all(toy, monkeypatch, how, said, times):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
+    Path("machine.py").write_text(ANOTHER_MACHINE.format(how=how))
+    done = torchrun("machine.py", *toy.flags(**NO_STEPS | {"make_cam_pass": True}), n=2, cwd=toy.work)
+    assert done.returncode != 0
+    assert 1 <= done.stderr.count(said) <= times, done.stderr  # torchrun may end the second before it has said so, too
+    assert 'run_sample.py", line' not in done.stderr, "no traceback of ours"
+    assert not Path("sample_train_eval.log").exists()
+
+
 def test_each_process_has_a_gpu_of_its_own_and_its_part_of_the_cores(monkeypatch):
     all_cores = usable_cores()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -366,7 +405,7 @@ def test_each_process_has_a_gpu_of_its_own_and_its_part_of_the_cores(monkeypatch
     assert resolve_device("auto") == torch.device("cuda", 1)
     assert resolve_device("cpu") == torch.device("cpu")
     assert usable_cores() == max(1, all_cores // 2)
-    monkeypatch.setenv("LOCAL_RANK", "2")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")  # which every process finds, not only the third
     with pytest.raises(InputError, match=r"each process needs a GPU, and here are 2; start no more than these"):
         resolve_device("cuda")
 
@@ -375,9 +414,7 @@ def test_processes_share_a_gpu_where_they_are_told_to(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setenv("LOCAL_RANK", "3")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     gpu = torch.device("cuda", 1)
-    assert backends_of(gpu) == "cpu:gloo,cuda:nccl"
     monkeypatch.setenv(SHARE_GPUS, "1")
     assert resolve_device("cuda") == gpu
-    assert backends_of(gpu) == "cpu:gloo,cuda:gloo"  # NCCL refuses two processes on one GPU
-    assert backends_of(torch.device("cpu")) == "cpu:gloo"

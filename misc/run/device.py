@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from misc.errors import InputError
-from misc.run.parallel import SHARE_GPUS, gpus_are_shared, launched_local_rank
+from misc.run.parallel import SHARE_GPUS, gpus_are_shared, launched_here, launched_local_rank
 
 AMPERE = (8, 0)
 """The compute capability from which on NVIDIA's GPUs have tensor cores for TF32 and bfloat16."""
@@ -37,7 +37,7 @@ def resolve_device(name: str) -> torch.device:
     if name == "cpu":
         return torch.device(name)
     n_gpus = torch.cuda.device_count()
-    if launched_local_rank() >= n_gpus and not gpus_are_shared():
+    if launched_here() > n_gpus and not gpus_are_shared():  # which all processes of a machine find alike
         raise InputError(
             f"each process needs a GPU, and here are {n_gpus}; start no more than these (torchrun --nproc_per_node), "
             f"pass --device cpu, or, to try it, set {SHARE_GPUS}=1, with which processes share a GPU and are slow."

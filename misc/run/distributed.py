@@ -32,33 +32,41 @@ Items = TypeVar("Items", bound=Sequence)
 
 PATIENCE = timedelta(days=7)
 """How long a process waits for another, which may have hours of work alone (reading every image of a list)."""
+GPU_PATIENCE = timedelta(minutes=30)
+"""The same for sums on GPUs, to which all processes come after equal work: one that does not come is gone."""
 BUCKET_BYTES = 25 * 2**20
 """Of gradients that are summed in one transfer, as PyTorch's DistributedDataParallel has it."""
-GPU_BACKENDS, CPU_BACKENDS = "cpu:gloo,cuda:nccl", "cpu:gloo"
-SHARED_GPU_BACKENDS = "cpu:gloo,cuda:gloo"
-"""NCCL refuses two processes on one GPU; Gloo sums what lies there on the CPU."""
+NCCL_SAYS_LAST = "Last error:"
+"""What its messages name the reason after."""
+
+_gpu_group: dist.ProcessGroup | None = None
+"""Of NCCL, for tensors on GPUs, where these are not shared; all else goes through Gloo, the group of all."""
 
 
-def backends_of(device: torch.device) -> str:
-    """Who sums for processes on devices of this type, in the words of PyTorch."""
-    if device.type == "cpu":
-        return CPU_BACKENDS
-    return SHARED_GPU_BACKENDS if gpus_are_shared() else GPU_BACKENDS
+def sums_by_nccl(device: torch.device) -> bool:
+    """Whether tensors on `device` are summed by NCCL, which refuses two processes on one GPU, and not by Gloo.
 
-
-def sums_when_it_returns(device: torch.device) -> bool:
-    """Whether a collective for tensors on `device` is done when it returns: Gloo's are, NCCL leaves it to the GPU."""
-    return backends_of(device) != GPU_BACKENDS
+    A collective of Gloo's is done when it returns; NCCL leaves it to the GPU.
+    """
+    return device.type == "cuda" and not gpus_are_shared()
 
 
 @contextmanager
-def process_group(device: torch.device) -> Iterator[None]:
-    """Join the processes that torchrun started; without it nothing is done. `device`: that of this process."""
+def process_group(prepare: Callable[[], torch.device]) -> Iterator[torch.device]:
+    """Join the processes that torchrun started; without it nothing is joined. Yields the device of this process.
+
+    `prepare` finds it, and what must be in place before anything else. If it raises `InputError` in any process, on
+    whatever machine, all of them end: that one with its sentence, the others with `ProcessLost`.
+    """
+    global _gpu_group
     if launched_processes() == 1:
-        yield
+        yield prepare()
         return
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
+    device, problem = torch.device("cpu"), None
+    try:
+        device = prepare()
+    except InputError as error:  # to be told by this process, when the others know
+        problem = error
     # Functions of this module keep the group that exists when it is imported, with its threads, for good, and PyTorch's
     # optimisers import it. Such a thread can abort the process when it ends, although the run has succeeded.
     importlib.import_module("torch.distributed.nn.functional")
@@ -66,15 +74,41 @@ def process_group(device: torch.device) -> Iterator[None]:
     # After a restart torchrun may hand out the store of the start before, which holds the addresses of the dead.
     start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     own_store = dist.PrefixStore(f"start_{start}", store)
-    dist.init_process_group(backends_of(device), store=own_store, rank=number, world_size=count, timeout=PATIENCE)
+    backends = "cpu:gloo,cuda:gloo" if device.type == "cuda" else "cpu:gloo"
+    dist.init_process_group(backends, store=own_store, rank=number, world_size=count, timeout=PATIENCE)
     succeeded = False
     try:
-        yield
+        _require_all_prepared(device, problem)
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        if sums_by_nccl(device):
+            _gpu_group = dist.new_group(backend="nccl", timeout=GPU_PATIENCE)
+        yield device
         succeeded = True
     finally:
+        _gpu_group = None
         if succeeded or device.type == "cpu":  # NCCL could wait for a process that is gone
             dist.destroy_process_group()
             gc.collect()  # a cycle that holds the group would keep its threads as well
+
+
+def _require_all_prepared(device: torch.device, problem: InputError | None) -> None:
+    """Raise `problem`, where there is one, and `ProcessLost` where another process has one.
+
+    Raises `InputError` in all processes if some are on GPUs and others are not.
+    """
+    has_problem, has_gpu, has_none = max_over_processes(
+        torch.tensor([problem is not None, device.type == "cuda", device.type != "cuda"]).int()
+    ).tolist()
+    if problem is not None:
+        raise problem
+    if has_problem:
+        raise ProcessLost("another process found bad input")
+    if has_gpu and has_none:
+        raise InputError(
+            "--device auto: some of the processes have a GPU and others have none; start them on machines that all "
+            "have GPUs, or pass --device cpu."
+        )
 
 
 def n_processes() -> int:
@@ -104,14 +138,24 @@ def _collective(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     except RuntimeError as error:
         if lacks_memory(error):
             raise
-        raise ProcessLost(f"the other processes can't be reached ({reason_of(error)})") from error
+        reason = reason_of(RuntimeError(str(error).rpartition(NCCL_SAYS_LAST)[-1]))
+        raise ProcessLost(f"the other processes can't be reached ({reason})") from error
+
+
+def _group_of(x: Tensor) -> dist.ProcessGroup | None:
+    """The group that sums tensors on this device; None: that of all."""
+    return _gpu_group if x.device.type == "cuda" else None
+
+
+def _all_reduce(x: Tensor, **options: Any) -> Any:
+    return _collective(dist.all_reduce, x, group=_group_of(x), **options)
 
 
 class _Sum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         total = x.clone(memory_format=torch.contiguous_format)
-        _collective(dist.all_reduce, total)
+        _all_reduce(total)
         return total
 
     @staticmethod
@@ -138,7 +182,7 @@ def max_over_processes(x: Tensor) -> Tensor:
     x = x.detach()
     if n_processes() > 1:
         x = x.clone()
-        _collective(dist.all_reduce, x, op=dist.ReduceOp.MAX)
+        _all_reduce(x, op=dist.ReduceOp.MAX)
     return x
 
 
@@ -150,7 +194,7 @@ def gather_shares(rows: Tensor) -> Tensor:
     missing = math.ceil(n_rows / n_processes()) - len(rows)
     padded = torch.cat([rows, rows.new_zeros((missing, *rows.shape[1:]))])
     gathered = [torch.empty_like(padded) for _ in range(n_processes())]
-    _collective(dist.all_gather, gathered, padded)
+    _collective(dist.all_gather, gathered, padded, group=_group_of(padded))
     return torch.stack(gathered, dim=1).flatten(0, 1)[:n_rows]
 
 
@@ -209,7 +253,7 @@ class GradientSums:
             if parameter.grad is None:
                 is_given[number] = 0
         total = torch.cat([*(gradient.flatten() for gradient in gradients), is_given])
-        self._sent.append((total, _collective(dist.all_reduce, total, async_op=True)))
+        self._sent.append((total, _all_reduce(total, async_op=True)))
 
     def finish(self) -> None:
         """Return when the gradients are the sums; to be called by every process, before the optimiser's step."""

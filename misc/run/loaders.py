@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, Subset, default_colla
 from misc.errors import reason_of
 from misc.run.distributed import share
 from misc.run.limits import SHARED_MEMORY, allowed_files, free_bytes
+from misc.run.parallel import launched_here
 from misc.run.stopping import raise_if_told, stop_deferred
 
 PIXELS_A_PLACE = 512 * 512
@@ -246,7 +247,7 @@ def _may_share(data: Any) -> bool:
     worker = get_worker_info()
     if worker is None or sys.platform != "linux":
         return True
-    n_senders = worker.num_workers * int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    n_senders = worker.num_workers * launched_here()
     needed = ROOM_FACTOR * n_senders * sum(tensor.nbytes for tensor in _tensors_in(data))
     return needed <= free_bytes(SHARED_MEMORY) and FILES_A_WORKER * n_senders <= allowed_files()
 

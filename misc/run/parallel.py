@@ -1,5 +1,6 @@
 """Work on many items, spread over processes, with the results in the items' order."""
 
+import gc
 import os
 import signal
 import sys
@@ -30,9 +31,9 @@ SHARE_GPUS = "WOOD_SHARE_GPUS"
 """The environment variable that lets processes share a GPU."""
 
 
-def launched_rank() -> int:
-    """The number that torchrun gave this process among all that it started; 0 without it."""
-    return int(os.environ.get("RANK", 0))
+def launched_local_rank() -> int:
+    """The number that torchrun gave this process among those on this machine; 0 without it."""
+    return int(os.environ.get("LOCAL_RANK", 0))
 
 
 def launched_processes() -> int:
@@ -40,9 +41,9 @@ def launched_processes() -> int:
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
-def launched_local_rank() -> int:
-    """The same among those on this machine."""
-    return int(os.environ.get("LOCAL_RANK", 0))
+def launched_here() -> int:
+    """How many processes torchrun started on this machine; 1 without it."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
 def gpus_are_shared() -> bool:
@@ -53,7 +54,7 @@ def gpus_are_shared() -> bool:
 def usable_cores() -> int:
     """The CPU cores that this process may use, at least one: processes that torchrun started share them."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    return max(1, cores // launched_here())
 
 
 SECONDS_BETWEEN_LOOKS = 1
@@ -65,8 +66,10 @@ START_METHOD = "fork" if sys.platform == "linux" else "spawn"
 def _prepare_worker() -> None:
     """One thread a process: the cores are shared out already. Ctrl-C is the parent's, which then ends its workers.
 
-    A parent that is killed can't: a worker ends by itself when its parent is gone.
+    A parent that is killed can't: a worker ends by itself when its parent is gone. What a fork has inherited is never
+    collected as its garbage: the memory of the parent's CUDA can't be freed here, nor can its processes be ended.
     """
+    gc.freeze()
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     os.environ["OMP_NUM_THREADS"] = "1"  # read by the libraries that the first item loads
     if "torch" in sys.modules:

@@ -25,7 +25,7 @@ from misc.run.distributed import (
     max_over_processes,
     n_processes,
     rank,
-    sums_when_it_returns,
+    sums_by_nccl,
 )
 from misc.run.done import made_with
 from misc.run.journal import Journal
@@ -275,7 +275,7 @@ def _saved_if_cut_short(state: TrainingState, done: int, device: torch.device) -
         yield
     except Exception as error:
         is_lost = isinstance(error, ProcessLost)
-        if done and (sums_when_it_returns(device) if is_lost else lacks_memory(error)):
+        if done and (not sums_by_nccl(device) if is_lost else lacks_memory(error)):
             state.save(done)
         raise
 
