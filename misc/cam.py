@@ -1,7 +1,8 @@
 """Class activation maps: the multi-scale builder, and reading label maps off them (IRN section 3)."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -83,6 +84,19 @@ def batch_scale_maps(model: nn.Module, images: Sequence[Tensor]) -> list[Tensor]
 def scale_maps(model: nn.Module, images: Sequence[Tensor]) -> list[Tensor]:
     """The same for one image, (3, h_s, w_s) at each scale: (C, h', w') each, for `merge_scales`."""
     return [maps[0] for maps in batch_scale_maps(model, [image[None] for image in images])]
+
+
+def scale_maps_of_items(
+    model: nn.Module, items: Sequence[Mapping[str, Any]], *, device: torch.device
+) -> list[list[Tensor]]:
+    """The same for images of equal size, which run as one batch: of each, (C, h', w') at each scale.
+
+    `items`: their "images" are (3, h_s, w_s) uint8 at each scale; `device`: that of the model.
+    """
+    by_scale = zip(*(item["images"] for item in items), strict=True)
+    batches = [torch.stack([to_device(image, device) for image in at_scale]) for at_scale in by_scale]
+    maps = batch_scale_maps(model, batches)
+    return [[at_scale[number] for at_scale in maps] for number in range(len(items))]
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from misc.imutils import IGNORE_LABEL
+from misc.run.device import to_device
 from misc.run.distributed import sum_over_processes
 
 
@@ -62,7 +63,7 @@ class ThresholdSweep:
 
     At a pixel only the strongest class and its value v matter: it is predicted where v > threshold, else background
     (which wins a draw, as in `misc.cam.label_map`). So a histogram of v over the thresholds holds every confusion.
-    It is counted on the device where the CAMs are.
+    It is counted on the device where the CAMs are; the truth is looked at where it is.
     """
 
     def __init__(self, thresholds: Sequence[float], n_classes: int) -> None:
@@ -78,20 +79,20 @@ class ThresholdSweep:
 
         Raises `ValueError` for arrays of different sizes or class ids that are not below `n_classes`.
         """
-        high_res = torch.as_tensor(high_res)
-        truth = torch.as_tensor(truth, device=high_res.device).long()
+        high_res, truth = torch.as_tensor(high_res), torch.as_tensor(truth)
+        device = high_res.device
         if truth.shape != high_res.shape[1:]:
             raise ValueError(f"CAM of {tuple(high_res.shape[1:])} and truth of {tuple(truth.shape)} differ in size")
-        occurs = truth.flatten().bincount(minlength=IGNORE_LABEL)[:IGNORE_LABEL].nonzero()
-        highest = max([int(key) + 1 for key in keys] + ([int(occurs.max())] if len(occurs) else [0]))
+        counted = truth[truth != IGNORE_LABEL]
+        highest = max([int(key) + 1 for key in keys] + ([int(counted.max())] if len(counted) else [0]))
         if highest >= self.n_classes:
             raise ValueError(f"class id {highest} outside 0 .. {self.n_classes - 1}")
         rows = self.n_classes + 1  # the last row of a level takes the ignored pixels
-        cell = truth.clamp(max=self.n_classes) * self.n_classes
+        cell = to_device(truth, device).long().clamp(max=self.n_classes) * self.n_classes
         if len(keys) > 0:
             value, index = high_res.max(dim=0)
-            ids = torch.as_tensor(np.asarray(keys), device=high_res.device).long() + 1
-            thresholds = torch.tensor(self._ascending, dtype=value.dtype, device=value.device)
+            ids = to_device(torch.from_numpy(np.asarray(keys, dtype=np.int64)) + 1, device)
+            thresholds = to_device(torch.tensor(self._ascending, dtype=value.dtype), device)
             cell += torch.bucketize(value, thresholds) * (rows * self.n_classes) + ids.take(index)
         counts = cell.flatten().bincount(minlength=len(self._counts) * rows * self.n_classes)
         self._counts += counts.view(-1, rows, self.n_classes)[:, : self.n_classes].cpu().numpy()

@@ -8,7 +8,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from misc.run.device import to_device
-from misc.run.distributed import gather_shares, max_over_processes, mean_over_processes, sum_over_processes
+from misc.run.distributed import (
+    gather_shares,
+    max_over_processes,
+    mean_over_processes,
+    sum_over_processes,
+    wait_for_all,
+)
 
 GRADIENT_EPSILON = 1e-12
 ROWS_AT_ONCE = 16384
@@ -31,6 +37,7 @@ def _group_means(parts: Iterable[Tensor], membership: Tensor, *, over_processes:
     if first != len(membership):
         raise ValueError(f"{first} rows of features have {len(membership)} rows of labels")
     if over_processes:
+        wait_for_all()
         sums, counts = sum_over_processes(sums), sum_over_processes(counts)
     return (sums / counts[:, None]).to(rows.dtype)
 

@@ -4,15 +4,16 @@ import copy
 import logging
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
-from misc.cam import merge_high_res, scale_maps
+from misc.cam import merge_high_res, scale_maps_of_items
 from misc.metrics import ThresholdSweep
 from misc.run.board import N_PICTURES
-from misc.run.device import to_device
+from misc.run.fitting import Fitting
+from misc.run.loaders import GroupedLoader
 from misc.run.progress import progress
 
 THRESHOLDS = (0.06, 0.08, 0.10, 0.12)
@@ -43,17 +44,27 @@ class CheckpointSelection:
         self,
         model: nn.Module,
         cam_network: nn.Module,
-        loader: DataLoader,
+        loader: GroupedLoader,
         *,
+        paths: Sequence[str],
         n_classes: int,
+        batch_size: int,
         due: frozenset[int],
         show: Callable[[int, Sequence[tuple[dict[str, Any], Tensor]]], None] | None = None,
     ) -> None:
-        """`loader` yields items of `ScaledImages` with masks, of several processes each one's share; `due` are the
-        steps at which to look. `show` is called at each of them with the step and the first items and their CAMs.
+        """Nothing is looked at yet.
+
+        Args:
+            model: the network in training, whose weights `cam_network` takes at each look.
+            loader: groups of items of `ScaledImages` of equal size, with masks, of several processes each one's share.
+            paths: the files of these images.
+            batch_size: images of up to 512 x 512 pixels that run at once.
+            due: the steps at which to look.
+            show: called at each of them with the step and the first items and their CAMs.
         """
         self._show = show
-        self._n_classes = n_classes
+        self._n_classes, self._paths = n_classes, paths
+        self._fitting = Fitting(batch_size, parts="images")
         self._model, self._cam_network, self._loader, self._due = model, cam_network, loader, due
         self.best_miou, self.best_step = -math.inf, 0
         self.best_state: dict[str, Tensor] = {}
@@ -83,12 +94,17 @@ class CheckpointSelection:
         device = next(self._cam_network.parameters()).device
         sweep = ThresholdSweep(THRESHOLDS, self._n_classes + 1)
         first: list[tuple[dict[str, Any], Tensor]] = []
-        for item in progress(self._loader, desc=f"CAM mIoU at step {step}", unit="image", leave=False):
-            images = [to_device(image, device) for image in item["images"]]
-            high_res = merge_high_res(scale_maps(self._cam_network, images), item["size"], item["keys"])
-            sweep.add(high_res, item["keys"], item["mask"])
-            if len(first) < N_PICTURES:
-                first.append((item, high_res))
+        with progress(total=len(self._paths), desc=f"CAM mIoU at step {step}", unit="image", leave=False) as bar:
+            for group in self._loader:
+                example = self._paths[int(group[0]["index"])]
+                maps_of = partial(scale_maps_of_items, self._cam_network, device=device)
+                all_maps = self._fitting.each(maps_of, group, size=group[0]["size"], example=example)
+                for item, maps in zip(group, all_maps, strict=True):
+                    high_res = merge_high_res(maps, item["size"], item["keys"])
+                    sweep.add(high_res, item["keys"], item["mask"])
+                    if len(first) < N_PICTURES:
+                        first.append((item, high_res))
+                bar.update(len(group))
         if self._show is not None:
             self._show(step, first)
         sweep.sum_over_processes()

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from misc.cam import batch_scale_maps, merge_scales
+from misc.cam import merge_scales, scale_maps_of_items
 from misc.files.atomic import background_writer
 from misc.files.images import image_sizes
 from misc.run.config import Config
-from misc.run.device import Arriving, resolve_device, to_device
+from misc.run.device import Arriving, resolve_device
 from misc.run.distributed import on_first_process
 from misc.run.done import finished_files
 from misc.run.fitting import Fitting
@@ -71,14 +71,9 @@ def outputs(args: Config) -> list[str | Path]:
 
 def _cams(model: nn.Module, device: torch.device, group: Sequence[dict[str, Any]]) -> list[tuple[Arriving, Arriving]]:
     """cam and high_res, on their way, of images of equal size, items of `ScaledImages`, in one batch."""
-    by_scale = zip(*(item["images"] for item in group), strict=True)
-    scales = [torch.stack([to_device(image, device) for image in at_scale]) for at_scale in by_scale]
-    maps = batch_scale_maps(model, scales)
-    cams = []
-    for position, item in enumerate(group):
-        cam, high_res = merge_scales([at_scale[position] for at_scale in maps], item["size"], item["keys"])
-        cams.append((Arriving(cam), Arriving(high_res)))
-    return cams
+    all_maps = scale_maps_of_items(model, group, device=device)
+    merged = (merge_scales(maps, item["size"], item["keys"]) for item, maps in zip(group, all_maps, strict=True))
+    return [(Arriving(cam), Arriving(high_res)) for cam, high_res in merged]
 
 
 def run(args: Config) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from misc.errors import InputError
 from misc.files.checkpointfile import checkpoint_file, files_of_network
+from misc.files.images import image_sizes
 from misc.files.paths import Paths
 from misc.imutils import normalize, resize_image
 from misc.ood import class_prototypes, kmeans, wood_losses
@@ -21,7 +22,7 @@ from misc.run.board import board
 from misc.run.config import DEFAULT_IGNORED_CLASS, Config
 from misc.run.device import to_device
 from misc.run.distributed import gather_shares, n_processes, share
-from misc.run.loaders import Stream, sequential_loader
+from misc.run.loaders import GroupedLoader, Stream, places, sequential_loader, size_groups
 from misc.run.notices import notice
 from misc.run.plan import Planned, require_writable_file
 from misc.run.progress import progress
@@ -62,7 +63,10 @@ STEP = Step(
         *("ood_long_side", "ood_ignore_class", "precision"),
     ),
     shared=True,
-    memory_flags=("num_workers", "cam_batch_size", "ood_batch_size", "cam_crop_size", "ood_long_side"),
+    memory_flags=(
+        *("num_workers", "cam_batch_size", "ood_batch_size", "cam_crop_size", "ood_long_side"),
+        "make_cam_batch_size",
+    ),
     on_gpu=OnGpu("cam_network", _pixels),
 )
 
@@ -281,11 +285,15 @@ def _selection(args: Config, devkit: Devkit, model: nn.Module, training: Trainin
         keep=True,
     )
     device, n_classes = training.device, len(devkit.classes)
+    sizes = image_sizes(images.paths)
+    groups = size_groups(sizes, args.make_cam_batch_size, n_parts=[places(size) for size in sizes])
     return CheckpointSelection(
         model,
         build_network(args.cam_network, "CAM", n_classes=n_classes).to(device).eval(),
-        sequential_loader(scaled, num_workers=args.num_workers, device=device, keep_workers=True),
+        GroupedLoader(scaled, groups, num_workers=args.num_workers, device=device, keep_workers=True),
+        paths=images.paths,
         n_classes=n_classes,
+        batch_size=args.make_cam_batch_size,
         due=selection_steps(training.steps_per_epoch, training.n_steps, interval=args.cam_select_interval),
         show=partial(_show_cams, args, images.ids) if args.tensorboard else None,
     )

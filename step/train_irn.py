@@ -11,7 +11,7 @@ from misc.errors import InputError
 from misc.files.images import label_paths
 from misc.run.config import Config
 from misc.run.device import to_device
-from misc.run.distributed import sum_over_processes
+from misc.run.distributed import sum_over_processes, wait_for_all
 from misc.run.loaders import Stream, batch_loader
 from misc.run.plan import Planned, require_outputs, require_writable_file
 from misc.run.progress import progress
@@ -150,6 +150,7 @@ def _store_mean_displacement(model: nn.Module, batches: DataLoader, *, device: t
         _, displacement = model.edge_and_displacement(images_of(batch, device))
         sum_of_means += displacement.mean(dim=(0, 2, 3))
         n_batches += 1
+    wait_for_all()
     sums = sum_over_processes(torch.cat([sum_of_means, sum_of_means.new_tensor([n_batches])]))
     mean_shift.copy_(sums[:-1] / sums[-1])
     if not mean_shift.isfinite().all():

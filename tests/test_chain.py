@@ -1,6 +1,7 @@
 """The whole chain, as a user runs it, on eight small images."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -253,7 +254,7 @@ def test_cams_of_a_batch_equal_one_by_one_and_large_images_run_alone(toy, monkey
         sizes.append(len(scales[0]))
         return batch_scale_maps(model, scales)
 
-    monkeypatch.setattr("step.make_cam.batch_scale_maps", counted)
+    monkeypatch.setattr("misc.cam.batch_scale_maps", counted)
     made = []
     for pixels_a_place, expected in ((48 * 64, [4, 2]), (48 * 64 - 1, [2, 2, 2]), (48 * 64 // 4, [1] * 6)):
         monkeypatch.setattr("misc.run.loaders.PIXELS_A_PLACE", pixels_a_place)
@@ -298,11 +299,23 @@ def test_the_checkpoint_is_chosen_on_train_whatever_is_evaluated(toy):
     assert "kept the weights of step 3 of 3" in Path("sample_train_eval.log").read_text()
 
 
-def test_a_checkpoint_is_compared_by_the_cams_of_its_own_weights(toy):
+def test_a_checkpoint_is_compared_by_the_cams_of_its_own_weights(toy, monkeypatch):
     """The kept one has the score that an evaluation of its CAMs gives."""
+    for folder, suffix in (("JPEGImages", ".jpg"), ("SegmentationClass", ".png")):  # two of one size
+        shutil.copy(*(toy.root / folder / f"{image_id}{suffix}" for image_id in toy.ids[:2]))
     make_all_inputs(toy)
-    steps = switches("train_cam", "make_cam", "eval_cam")
-    run(toy, **steps, **RATES_THAT_SHOW, cam_batch_size=1, cam_select_interval=1, cam_eval_sweep=THRESHOLDS)
+    sizes = []
+
+    def counted(model, scales):
+        sizes.append(len(scales[0]))
+        return batch_scale_maps(model, scales)
+
+    flags = {**RATES_THAT_SHOW, "cam_batch_size": 1, "cam_select_interval": 1}
+    with monkeypatch.context() as patch:
+        patch.setattr("misc.cam.batch_scale_maps", counted)
+        run(toy, train_cam_pass=True, **flags)
+    assert max(sizes) > 1  # those of a size run as one batch
+    run(toy, **switches("train_cam", "make_cam", "eval_cam"), **flags, cam_eval_sweep=THRESHOLDS)
     lines = [json.loads(line) for line in Path("result/metrics/train_cam.jsonl").read_text().splitlines()]
     looks = [line["cam_miou"] for line in lines if "cam_miou" in line]
     assert len({*looks}) > 1

@@ -241,9 +241,12 @@ def test_instances_are_walked_on_the_gpu(monkeypatch):
 
 
 def test_thresholds_are_counted_on_the_gpu():
+    """It is waited for at the end, for the counts alone: a checkpoint is chosen by thousands of images."""
     sweep = ThresholdSweep((0.1, 0.2), N_CLASSES + 1)
-    with fake_cuda():
+    with fake_cuda() as waits:
         sweep.add(on_gpu(2, *SIZE), [0, 1], torch.empty(SIZE, dtype=torch.uint8))
+    told = [line.split(" by ")[0] for line in waits.lines]
+    assert told == ["a number of values is read", "a copy to the processor"]
 
 
 @pytest.fixture

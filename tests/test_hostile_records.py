@@ -323,7 +323,9 @@ class Trained:
         torch.manual_seed(1)
         self.model = own_network.Net(n_classes=3)
         self.optimizer = two_rate_optimizer(*self.model.trainable_parameters(), lr=0.1, weight_decay=1e-4, max_step=10)
-        self.selection = CheckpointSelection(self.model, self.model, [], n_classes=3, due=frozenset())
+        self.selection = CheckpointSelection(
+            self.model, self.model, [], paths=[], n_classes=3, batch_size=1, due=frozenset()
+        )
         parts = {"model": self.model, "optimizer": self.optimizer, "selection": self.selection}
         self.state = TrainingState(str(folder), "x", parts=parts, made_with={"a": 1}, minutes=0, n_steps=n_steps)
 

@@ -221,7 +221,7 @@ def test_a_cam_of_another_size_is_told_before_its_label_is_made(ready):
 
 
 def test_cams_are_made_at_the_scales_that_are_asked_for(ready, monkeypatch):
-    calls = watch(monkeypatch, "step.make_cam.batch_scale_maps")
+    calls = watch(monkeypatch, "misc.cam.batch_scale_maps")
     run(ready, "make_cam")
     sizes = [[tuple(at_scale.shape[-2:]) for at_scale in call["images"]] for call in calls]
     assert sorted(sizes) == sorted(

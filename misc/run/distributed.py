@@ -324,5 +324,9 @@ def first_process_says(question: Callable[[], bool]) -> bool:
 
 
 def wait_for_all() -> None:
-    """Return when every process has come here. Raises `ProcessLost` where one is gone."""
+    """Return when every process has come here. Raises `ProcessLost` where one is gone.
+
+    Also to be called before a sum on GPUs that follows work of its own in each process: Gloo notices at once who is
+    gone meanwhile, NCCL after `GPU_PATIENCE`.
+    """
     sum_over_processes(torch.tensor(0))

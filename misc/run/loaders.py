@@ -132,18 +132,27 @@ class GroupedLoader:
     """Groups of items of a dataset, one list a group, read by worker processes; `len` counts the groups."""
 
     def __init__(
-        self, dataset: Dataset, groups: Sequence[Sequence[int]], *, num_workers: int, device: torch.device
+        self,
+        dataset: Dataset,
+        groups: Sequence[Sequence[int]],
+        *,
+        num_workers: int,
+        device: torch.device,
+        keep_workers: bool = False,
     ) -> None:
-        self._dataset, self._groups = dataset, groups
-        self._options = {"num_workers": num_workers, "device": device}
+        """`keep_workers` if they are read more than once; each item then comes from the same worker every time."""
+        self._sizes = [len(group) for group in groups]
+        order = np.fromiter(chain.from_iterable(groups), dtype=np.int64)  # goes to every process
+        self._items = sequential_loader(
+            Subset(dataset, order), num_workers=num_workers, device=device, keep_workers=keep_workers
+        )
 
     def __len__(self) -> int:
-        return len(self._groups)
+        return len(self._sizes)
 
     def __iter__(self) -> Iterator[list[Any]]:
-        order = np.fromiter(chain.from_iterable(self._groups), dtype=np.int64)  # goes to every process
-        items = iter(sequential_loader(Subset(self._dataset, order), **self._options))
-        return (list(islice(items, len(group))) for group in self._groups)
+        items = iter(self._items)
+        return (list(islice(items, size)) for size in self._sizes)
 
 
 def sequential_loader(
