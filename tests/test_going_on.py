@@ -267,6 +267,24 @@ def test_a_place_is_the_same_however_it_is_written(done):
     assert done.steps_done == []
 
 
+def test_what_was_moved_is_not_done_again(done):
+    """All results lie in a folder that was renamed: they are the same, and so is what is made of them."""
+    Path("moved").mkdir()
+    for name in ("result", "sess"):
+        Path(name).rename(f"moved/{name}")
+    for _ in range(2):
+        done.run(work_dir="moved")
+        assert done.steps_done == []
+    record = json.loads(Path("moved/result/steps/train_cam.json").read_text())
+    assert record["places"] == {"cam_weights_name": "moved/sess/res50_cam_ood.pth"}
+
+
+def test_a_place_where_there_is_something_else_is_named(done):
+    Path("sess/other.pth").write_bytes(b"something else")
+    said = done.run(cam_weights_name="sess/other.pth")
+    assert "train_cam runs: --cam_weights_name differs: sess/res50_cam_ood.pth -> sess/other.pth" in said
+
+
 def test_records_that_are_damaged_do_no_harm(done):
     Path("result/steps/eval_cam.json").write_text('{"started": 1, "settings": []}')
     Path("result/steps/make_cam.json").write_bytes(b"\xff{")

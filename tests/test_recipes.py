@@ -122,7 +122,7 @@ def test_a_classifier_that_was_trained_here_is_kept_up_to_date(toy, recipe):
     write_json(record, {**finished, "finished": None})  # interrupted while it makes another one
     assert parse_config(given).train_classifier_pass
     first_ever = {key: value for key, value in finished.items() if key != "outputs"} | {"finished": None}
-    for damaged in ({}, {**finished, "places": 3}, {**finished, "outputs": []}, first_ever):
+    for damaged in ({}, {**finished, "outputs": []}, {**finished, "outputs": {"look": 3}}, first_ever):
         write_json(record, damaged)
         assert not parse_config(given).train_classifier_pass
     write_json(record, finished)

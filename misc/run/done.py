@@ -1,5 +1,6 @@
 """What is done, as `make` knows it: which steps a run need not do again, and why it does the others."""
 
+import json
 import logging
 import os
 from collections.abc import Container, Mapping, Sequence
@@ -25,6 +26,7 @@ log = logging.getLogger(__name__)
 FEW_FILES = 2
 """That a training writes, a checkpoint and its classes; of more files each is kept where it is what would be made."""
 PARTS = ("settings", "places", "versions", "inputs")
+DIFFERS = "--{} differs: {} -> {}"
 
 
 class DoneSteps:
@@ -63,7 +65,11 @@ class DoneSteps:
         reason = self.reason_to_run(step, args)
         name = step.STEP.name
         if reason is None:
-            log.info("%s is done, since %s: skipped", name, self.read(name)["finished"].replace("T", " ")[:19])
+            record = self.read(name)
+            log.info("%s is done, since %s: skipped", name, record["finished"].replace("T", " ")[:19])
+            names = _names(step.STEP, args)
+            if any(record.get(part) != named for part, named in names.items()):  # moved, or called otherwise, since
+                self._write(name, {**record, **names})
         else:
             log.info("%s runs: %s", name, reason)
         return reason is not None
@@ -86,7 +92,10 @@ class DoneSteps:
         difference = self._difference(record, step, args)
         if difference is None and not record["finished"]:
             return "it was interrupted"
-        return difference or self._changed_output(record.get("outputs"), step.outputs(args))
+        if difference is not None:
+            return difference
+        changed = self._changed_output(record.get("outputs"), step.outputs(args))
+        return changed and (_other_place(record["places"], args) or changed)
 
     def is_interrupted(self, step: StepModule, args: Config) -> bool:
         """Whether a step has begun and not ended, with the settings and inputs of today."""
@@ -94,11 +103,9 @@ class DoneSteps:
         return bool(record) and not record["finished"] and self._difference(record, step, args) is None
 
     def _difference(self, record: Mapping[str, Any], step: StepModule, args: Config) -> str | None:
-        """In what settings, places, versions or inputs of a step differ from its record, as the end of a sentence."""
-        places = _places(step, args)
+        """In what settings, versions or inputs of a step differ from its record, as the end of a sentence."""
         return (
-            _first_difference(record["settings"], settings_of(step.STEP, args), "--{} differs: {} -> {}")
-            or _first_difference(_as_now(record["places"], places), places, "--{} differs: {} -> {}")
+            _first_difference(record["settings"], settings_of(step.STEP, args), DIFFERS)
             or _first_difference(record["versions"], versions_of(step.STEP), "the version of {} differs: {} -> {}")
             or self._changed_input(record["inputs"], step.inputs(args), renamed=_renamed(record, step.STEP, args))
         )
@@ -155,8 +162,7 @@ class DoneSteps:
             "started": datetime.now().isoformat(),
             "finished": None,
             "settings": settings_of(step.STEP, args),
-            "places": _places(step, args),
-            "reads": args.only(step.STEP.reads),
+            **_names(step.STEP, args),
             "versions": versions_of(step.STEP),
             "inputs": {flag: fingerprint(given, known) for flag, given in step.inputs(args).items()},
         }
@@ -209,13 +215,18 @@ def is_redone(step: Step, args: Config) -> bool:
     return bool({ALL_STEPS, step.name} & {*args.redo})
 
 
-def _places(step: StepModule, args: Config) -> dict[str, Any]:
-    return args.only(step.STEP.writes)
+def _names(step: Step, args: Config) -> dict[str, Any]:
+    """What the flags name, as JSON holds it: the places where a step writes, and what it reads."""
+    return json.loads(json.dumps({"places": args.only(step.writes), "reads": args.only(step.reads)}))
 
 
-def _as_now(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
-    """Places of a record, those that are where they were as they are written now."""
-    return {flag: now[flag] if same_path(place, now.get(flag)) else place for flag, place in before.items()}
+def _other_place(places: Mapping[str, Any], args: Config) -> str | None:
+    """Which place of a record is another one now, as the end of a sentence."""
+    for flag, place in places.items():
+        now = getattr(args, flag, None)
+        if not same_path(place, now):
+            return DIFFERS.format(flag, _shown(place), _shown(now))
+    return None
 
 
 def _renamed(record: Mapping[str, Any], step: Step, args: Config) -> dict[str, str]:
@@ -225,7 +236,7 @@ def _renamed(record: Mapping[str, Any], step: Step, args: Config) -> dict[str, s
         return {}
     pairs = {flag: (before[flag], now[flag]) for flag in now if flag in before}
     return {
-        flag: f"--{flag} differs: {_shown(then)} -> {_shown(value)}"
+        flag: DIFFERS.format(flag, _shown(then), _shown(value))
         for flag, (then, value) in pairs.items()
         if _shown(then) != _shown(value) and not same_path(then, value)
     }

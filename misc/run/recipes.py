@@ -29,7 +29,6 @@ from misc.files.devkitfiles import (
     list_path,
 )
 from misc.files.jsonfile import read_dict
-from misc.files.paths import same_path
 from misc.files.resultfiles import STEPS_FOLDER
 from misc.files.table import is_table, read_rows, truth_of
 from misc.files.text import read_text
@@ -151,10 +150,7 @@ def _classifier(values: Flags) -> dict[str, Any]:
 
 def _was_trained(weights: str, result_dir: str) -> bool:
     """Whether a classifier is what train_classifier has written, and nothing has replaced since."""
-    record = read_dict(Path(result_dir, STEPS_FOLDER, "train_classifier.json"))
-    places, outputs = record.get("places"), record.get("outputs")
-    if not isinstance(places, dict) or not same_path(places.get("cam_init_weights_name"), weights):
-        return False
+    outputs = read_dict(Path(result_dir, STEPS_FOLDER, "train_classifier.json")).get("outputs")
     files = files_of_network(weights)
     return isinstance(outputs, dict) and all(map(os.path.isfile, files)) and outputs.get("look") == look.digest(files)
 
