@@ -2,6 +2,7 @@
 
 import importlib
 import logging
+import os
 import shlex
 from pathlib import Path
 
@@ -34,7 +35,7 @@ from misc.run.config import (
     to_arguments,
 )
 from misc.run.device import resolve_device
-from misc.run.done import DoneSteps
+from misc.run.done import DoneSteps, mixed_input
 from misc.run.plan import Planned, require_writable
 from misc.run.record import UNPRINTABLE
 from misc.run.step import Files, Inputs, Step
@@ -73,12 +74,19 @@ def check(args: Config, planned: Planned) -> Planned:
 
 def inputs(args: Config) -> Inputs:
     """What the result is made from, by the flag that names it."""
+    named = {flag: _place(value) for flag, value in args.only(STEP.reads).items()}
     return {
+        **named,
         "class_list": open_devkit(args.voc12_root, args.class_list).classes,
         "result_dir": Files(_traces(args.result_dir)),
         "control_dir": Files(_traces(args.control_dir)),
-        "cam_out_dir": _earlier_scores(args),  # of the files that this and the other folders of `reads` hold
+        "cam_out_dir": [named["cam_out_dir"], _earlier_scores(args)],  # of this and the other folders of `reads`
     }
+
+
+def _place(value: str | None) -> str | None:
+    """What a flag names: a place by its whole path, so that it is the same however it is written."""
+    return os.path.abspath(value) if value and os.path.exists(value) else value
 
 
 def _traces(result_dir: str) -> list[Path]:
@@ -162,6 +170,9 @@ def _earlier_scores(args: Config) -> dict[str, tuple[str, str]]:
         if not evaluated["finished"]:
             found[evaluation] = evaluated["step"], "it was interrupted"
             continue
+        if why := _mixed(evaluated["step"], args):
+            found[evaluation] = evaluated["step"], why
+            continue
         behind = steps_behind(evaluation, records, vars(args))
         times = [records[step]["finished"] or records[step]["started"] for step in behind[:-1]]
         if all(time <= evaluated["started"] for time in times):
@@ -173,6 +184,14 @@ def _earlier_scores(args: Config) -> dict[str, tuple[str, str]]:
                 found[evaluation] = step, why
                 break
     return found
+
+
+def _mixed(name: str, args: Config) -> str | None:
+    """What `mixed_input` says of a step; None where what the step reads is gone."""
+    try:
+        return mixed_input(importlib.import_module(STEP_MODULES[name]), args)
+    except InputError:
+        return None
 
 
 def _command(args: Config, step: str) -> str:

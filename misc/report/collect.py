@@ -1,7 +1,7 @@
 """Reading what a run left behind. Whatever is missing or damaged is left out."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 from misc.files.jsonfile import is_number, read_dict
 from misc.files.paths import same_path
 from misc.files.resultfiles import RUNS_FOLDER, SCORES_FOLDER
+from misc.run.done import DoneSteps
 from misc.run.record import LARGEST_SHOWN, read_losses
 
 MAKERS = (
@@ -182,7 +183,7 @@ def steps_behind(evaluation: str, records: Mapping[str, Record], places: Mapping
     return behind
 
 
-def _segmentation_training(scores: Record, records: Iterable[Record]) -> Record | None:
+def _segmentation_training(scores: Record, records: Iterable[Record], roots: Sequence[str]) -> Record | None:
     """Flags of the run that wrote the weights of a segmentation evaluation: the last one before that evaluation."""
     latest = found = None
     for record in records:
@@ -193,29 +194,34 @@ def _segmentation_training(scores: Record, records: Iterable[Record]) -> Record 
             latest = config
         if "eval_deeplab" in _done(record) and config.get("deeplab_eval_set") == scores["set"]:
             found = latest
-    return found if found and same_path(found.get("voc12_root"), scores["voc12_root"]) else None
+    return found if found and _is_one_of(roots, found.get("voc12_root")) else None
+
+
+def _is_one_of(roots: Sequence[str], place: Any) -> bool:
+    return any(same_path(place, root) for root in roots)
 
 
 def collect_arm(name: str, result_dir: str | Path, voc12_root: str, class_names: Iterable[str]) -> Arm:
     """Everything in a result folder that belongs to the data set at `voc12_root` with these mask values."""
     folder, arm, class_names = Path(result_dir), Arm(name), list(class_names)
+    roots = DoneSteps(folder).roots_of(voc12_root)
     records = [record for path in sorted((folder / RUNS_FOLDER).glob("*.json")) if _is_run(record := read_dict(path))]
     owner: dict[str, bool] = {}
     for record in records:
-        ours = same_path(record["config"].get("voc12_root"), voc12_root)
+        ours = _is_one_of(roots, record["config"].get("voc12_root"))
         owner.update(dict.fromkeys(_done(record), ours))
         if ours and record["steps"] != [REPORT_STEP]:
             arm.runs.append(record)
     for evaluation in EVALUATIONS:
         content = read_dict(folder / SCORES_FOLDER / f"{evaluation}.json")
-        ours = same_path(content.get("voc12_root"), voc12_root) and content.get("classes") == class_names
+        ours = _is_one_of(roots, content.get("voc12_root")) and content.get("classes") == class_names
         if ours and _is_score(content, over_thresholds=evaluation in CAM_EVALUATIONS):
             arm.scores[evaluation] = content
     if arm.segmentation_scores is not None:
-        arm.segmentation_training = _segmentation_training(arm.segmentation_scores, records)
+        arm.segmentation_training = _segmentation_training(arm.segmentation_scores, records, roots)
     instances = read_dict(folder / SCORES_FOLDER / f"{INSTANCE_EVALUATION}.json")
     ap = instances.get("map"), instances.get("iou_threshold")
-    ours = same_path(instances.get("voc12_root"), voc12_root) and instances.get("classes") == class_names[1:]
+    ours = _is_one_of(roots, instances.get("voc12_root")) and instances.get("classes") == class_names[1:]
     if ours and all(is_number(number, low=0, high=1) for number in ap):
         arm.instance_ap = ap
     for training in TRAININGS:  # losses carry no data set: the last run that wrote them tells it

@@ -18,7 +18,7 @@ from misc.files.paths import same_path
 from misc.files.resultfiles import STEPS_FOLDER
 from misc.run.config import ALL_STEPS, Config
 from misc.run.depends import Fingerprint, fingerprint, settings_of, versions_of
-from misc.run.provenance import FinishedFiles
+from misc.run.provenance import FinishedFiles, made_otherwise
 from misc.run.step import Files, Inputs, Step, StepModule
 
 log = logging.getLogger(__name__)
@@ -36,7 +36,10 @@ class DoneSteps:
         self._folder = Path(result_dir) / STEPS_FOLDER
 
     def read(self, name: str) -> dict[str, Any]:
-        """The record of a step; empty if there is none, or a damaged one."""
+        """The record of a step; empty if there is none, or a damaged one.
+
+        Places in a `--work_dir` that was renamed or copied since are called as they are now.
+        """
         record = read_dict(self._folder / f"{name}.json")
         is_whole = all(isinstance(record.get(part), dict) for part in PARTS) and "finished" in record
         is_sound = (
@@ -44,7 +47,35 @@ class DoneSteps:
             and _is_time(record.get("started"))
             and (record["finished"] is None or _is_time(record["finished"]))
         )
-        return record if is_sound else {}
+        return self._as_now(record) if is_sound else {}
+
+    def _as_now(self, record: dict[str, Any]) -> dict[str, Any]:
+        """A record as it would be, had it been made where it lies."""
+        before, now = record.get("result_dir"), self._folder.parent
+        if not isinstance(before, str) or same_path(before, now):
+            return record
+        olds, news = [*Path(before).parts], [*now.parts]
+        while olds and news and olds[-1] == news[-1]:
+            olds.pop()
+            news.pop()
+        old, new = Path(*olds), Path(*news)
+
+        def moved(value: Any) -> Any:
+            inside = olds and isinstance(value, str) and Path(value).is_relative_to(old)
+            return str(new / Path(value).relative_to(old)) if inside else value
+
+        named = {part: record[part] for part in ("places", "reads") if isinstance(record.get(part), dict)}
+        return {**record, **{part: {flag: moved(v) for flag, v in of.items()} for part, of in named.items()}}
+
+    def roots_of(self, voc12_root: str) -> list[str]:
+        """The data set's folder, and what it was called when steps read the same there, before it was moved."""
+        roots = [voc12_root]
+        for path in sorted(self._folder.glob("*.json")):
+            record = self.read(path.stem)
+            reads, earlier = record.get("reads"), record.get("earlier_reads")
+            if isinstance(reads, dict) and isinstance(earlier, list) and same_path(reads.get("voc12_root"), voc12_root):
+                roots += [root for before in earlier if isinstance(before, dict) and (root := before.get("voc12_root"))]
+        return roots
 
     def known_contents(self) -> dict[str, str]:
         """{"look": "content"} of every list of files that a step has read or written."""
@@ -61,7 +92,15 @@ class DoneSteps:
         return known
 
     def must_run(self, step: StepModule, args: Config) -> bool:
-        """Whether a step must be done; the log tells why, or that it is done."""
+        """Whether a step must be done; the log tells why, or that it is done.
+
+        Raises `InputError` if what it reads is gone, or was made with different weights or settings.
+        """
+        if step.STEP.remembered and (mixed := mixed_input(step, args)):
+            raise InputError(
+                f"{step.STEP.name}: {mixed}; make all of them with the same, in one run of the step that makes them, "
+                "or name a list or a folder without these."
+            )
         reason = self.reason_to_run(step, args)
         name = step.STEP.name
         if reason is None:
@@ -69,7 +108,8 @@ class DoneSteps:
             log.info("%s is done, since %s: skipped", name, record["finished"].replace("T", " ")[:19])
             names = _names(step.STEP, args)
             if any(record.get(part) != named for part, named in names.items()):  # moved, or called otherwise, since
-                self._write(name, {**record, **names})
+                earlier = [*record.get("earlier_reads", ()), record.get("reads", {})]
+                self._write(name, {**record, **names, "earlier_reads": earlier})
         else:
             log.info("%s runs: %s", name, reason)
         return reason is not None
@@ -159,6 +199,7 @@ class DoneSteps:
             return
         record = {
             "step": name,
+            "result_dir": str(self._folder.parent),
             "started": datetime.now().isoformat(),
             "finished": None,
             "settings": settings_of(step.STEP, args),
@@ -208,6 +249,22 @@ def made_with(step: Step, args: Config, inputs: Inputs) -> dict[str, Any]:
 def finished_files(step: Step, args: Config, inputs: Inputs) -> FinishedFiles:
     """The files that a step has made from `inputs`, what all of them depend on; none that `--redo` asks for again."""
     return FinishedFiles(made_with(step, args, inputs), keep=not is_redone(step, args))
+
+
+def mixed_input(step: StepModule, args: Config) -> str | None:
+    """Which files that a step reads are left over from other weights or settings, as a sentence without its end.
+
+    Steps make the files of their own lists anew. Those of other lists stay as they are, which a step with such a list
+    would take for today's. Raises `InputError` if what the step reads is gone.
+    """
+    for flag, given in step.inputs(args).items():
+        others = made_otherwise(given.paths) if isinstance(given, Files) else []
+        if others:
+            return (
+                f"{len(others)} of the {len(given.paths)} files of --{flag}, such as {others[0]}, were made with other "
+                "weights, settings or versions than the files that were made last in their folder"
+            )
+    return None
 
 
 def is_redone(step: Step, args: Config) -> bool:

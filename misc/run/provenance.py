@@ -2,11 +2,13 @@
 
 import json
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+from misc.files import look
 from misc.files.checksum import crc32_of
 from misc.files.jsonlines import append_lines, sound_lines
 from misc.run.progress import progress
@@ -31,21 +33,26 @@ class Provenance:
         self._path = Path(folder) / RECORD
         raw = json.dumps(json.loads(json.dumps(made_with)), sort_keys=True).encode()
         self._made_with = blake2b(raw, digest_size=8).hexdigest()
-        last = {entry["file"]: entry for entry in sound_lines(self._path, KINDS)}
-        self._known = {
-            name: (entry["checksum"], entry["source"])
-            for name, entry in last.items()
-            if entry["made_with"] == self._made_with
-        }
+        lines = [*sound_lines(self._path, KINDS)]
+        last_of = {line["file"]: line for line in lines}
+        self._known = {name: line for name, line in last_of.items() if line["made_with"] == self._made_with}
+        self._is_last = not lines or lines[-1]["made_with"] == self._made_with
 
     def covers(self, path: Path, source: str) -> bool:
         """Whether the file is there, was made with the same from `source`, and nobody has changed it since."""
-        checksum, known_source = self._known.get(path.name, (None, None))
-        return known_source == source and path.is_file() and checksum == crc32_of(path)
+        known = self._known.get(path.name)
+        is_same = known is not None and known["source"] == source and path.is_file()
+        return is_same and known["checksum"] == crc32_of(path)
 
     def mentions(self, path: Path) -> bool:
         """Whether a file of this name was made with the same."""
         return path.name in self._known
+
+    def keep(self, path: Path) -> None:
+        """Note, of a file that is covered, that it counts as made last, whatever others were made with since."""
+        if not self._is_last:
+            append_lines(self._path, [self._known[path.name]])
+            self._is_last = True
 
     def record(self, path: Path, source: str, *, content: Any = None) -> None:
         """Note that the complete file at `path` was made with this, from `source`; `content`: what it holds, as JSON.
@@ -64,6 +71,7 @@ class Provenance:
         if content is not None:
             entry["content"] = content
         append_lines(self._path, [entry])
+        self._is_last = True
 
 
 class FinishedFiles:
@@ -108,6 +116,9 @@ class FinishedFiles:
                 replaced,
                 items[0][0].parent,
             )
+        for number in kept:
+            for path in items[number]:
+                self._record_of(path).keep(path)
         if kept:
             log.info("%d of %d images are finished: skipped", len(kept), len(items))
         return pending
@@ -124,6 +135,25 @@ def recorded_checksums(folder: Path) -> dict[str, tuple[int, int, str]]:
     """{file name: (size, time of change in ns, checksum)} of what a folder's record says last of each file."""
     lines = sound_lines(folder / RECORD, KINDS)
     return {line["file"]: (line["size"], line["time"], line["checksum"]) for line in lines}
+
+
+def made_otherwise(paths: Sequence[str | Path]) -> list[str | Path]:
+    """Those of the files that were made with something else than the one that was made last in their folder.
+
+    Files that no record tells of, or that were changed since, are left out: nobody knows what they were made with.
+    """
+    folders: dict[str, tuple[str, Mapping[str, Mapping[str, Any]]]] = {}
+    found = []
+    for path, (size, time, _) in zip(paths, look.states(paths).tolist(), strict=True):
+        folder, name = os.path.split(path)
+        if folder not in folders:
+            lines = [*sound_lines(Path(folder, RECORD), KINDS)]
+            folders[folder] = lines[-1]["made_with"] if lines else "", {line["file"]: line for line in lines}
+        of_the_last, line_of = folders[folder]
+        line = line_of.get(name)
+        if line and line["made_with"] != of_the_last and [line["size"], line["time"]] == [size, time]:
+            found.append(path)
+    return found
 
 
 def recorded_contents(folder: Path) -> dict[str, Any]:
