@@ -13,8 +13,9 @@ from PIL import Image, ImageOps
 from support import CAM_WEIGHTS, DEEPLAB_WEIGHTS, IRN_WEIGHTS, NO_STEPS, make_all_inputs
 
 import run_sample
+from misc.errors import InputError
 from misc.files import camfile
-from misc.run.provenance import RECORD, Provenance
+from misc.run.provenance import RECORD, FinishedFiles, Provenance, made_otherwise
 from net.weights import save_weights
 from tests import own_network
 from tests.own_network import Net
@@ -167,6 +168,52 @@ def test_no_file_of_other_weights_is_kept(toy, step, other, weights, n_images):
     torch.manual_seed(9)
     save_weights(other(), weights)
     assert made_again() >= n_images
+
+
+def test_files_left_over_from_other_weights_are_no_input(toy):
+    """Of another list than that of the new ones, all or some: a score of them would pass for today's."""
+    make_all_inputs(toy)
+    lists = {"some.txt": toy.ids[:4], "others.txt": toy.ids[4:6]}
+    for name, ids in lists.items():
+        (toy.root / "ImageSets/Segmentation" / name).write_text("".join(f"{image_id}\n" for image_id in ids))
+
+    def run(*steps, train_list="voc12/train_aug.txt", **flags):
+        run_sample.run(toy.flags(**NO_STEPS | dict.fromkeys(steps, True), redo=(), train_list=train_list, **flags))
+
+    def in_devkit(name):
+        return toy.root / "ImageSets/Segmentation" / name
+
+    run("make_cam_pass", "eval_cam_pass")
+    run("eval_cam_pass", chainer_eval_set="others")
+    weights = Path(CAM_WEIGHTS).read_bytes()
+    save_weights(firing_net(), CAM_WEIGHTS)
+    run("make_cam_pass", "eval_cam_pass", train_list=in_devkit("some.txt"), chainer_eval_set="some")
+    for chainer_eval_set, n, of in (("train", 2, 6), ("others", 2, 2)):
+        sentence = rf"eval_cam: {n} of the {of} files of --cam_out_dir, such as \S+, were made with other weights"
+        with pytest.raises(InputError, match=sentence):
+            run("eval_cam_pass", chainer_eval_set=chainer_eval_set)
+    run("make_cam_pass", "eval_cam_pass", train_list=in_devkit("others.txt"), chainer_eval_set="others")
+    run("eval_cam_pass", chainer_eval_set="train")
+
+    Path(CAM_WEIGHTS).write_bytes(weights)  # the first weights again, for some, and then for all
+    run("make_cam_pass", "eval_cam_pass", train_list=in_devkit("some.txt"), chainer_eval_set="some")
+    run("make_cam_pass", "eval_cam_pass")
+
+
+def test_files_that_are_kept_count_as_made_last(tmp_path):
+    def paths(made_with, *names):
+        finished = FinishedFiles(made_with)
+        for number in finished.pending([[tmp_path / name] for name in names], lambda _: SOURCE):
+            path = tmp_path / names[number]
+            finished.write([path], lambda: SOURCE, path.write_text, "x")
+        return [tmp_path / name for name in names]
+
+    first, second = paths(FIRST, "1", "2"), paths(SECOND, "3")
+    assert made_otherwise([*first, *second]) == first
+    paths(FIRST, "2")  # which is there already
+    assert made_otherwise([*first, *second, tmp_path / "none"]) == second
+    second[0].write_text("of somebody's own")
+    assert made_otherwise([*first, *second]) == []
 
 
 def test_a_replaced_image_and_a_changed_label_are_made_again(advcam, toy):

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import tracemalloc
 from collections import Counter
+from dataclasses import replace
 from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
@@ -286,6 +287,38 @@ def test_a_score_of_earlier_files_is_not_shown(finished, tmp_path, monkeypatch):
     assert all(sentence in missing_parts(page) for sentence in sentences.values())
     best = json.loads(Path("result/scores/eval_cam.json").read_text())["best"]["miou"]
     assert f"maps reach {100 * best:.1f}" in page.text
+
+
+def test_scores_in_a_copy_of_a_folder_are_compared_with_the_files_of_the_copy(toy):
+    """As one branches a study: the base run is copied, and a flag of it changed."""
+    run(toy, **ALL_STEPS, work_dir="base")
+    shutil.copytree("base", "branch")
+    changed = {"work_dir": "branch", "seed": 5}
+    run(toy, train_cam_pass=True, make_cam_pass=True, **changed, redo=())
+    run(toy, **REPORT, **changed)
+    missing = missing_parts(Page("branch/result/report.html"))
+    for title, step in (("CAM", "eval_cam"), ("CAM + CRF", "cam_to_ir_label")):
+        assert f"Evaluation: {title} (its score is of earlier files; {step}: the files of --cam_out_dir" in missing
+
+
+def test_a_data_set_that_was_moved_is_the_same_one(finished, tmp_path, monkeypatch):
+    for folder in (finished.work, finished.root):
+        shutil.copytree(folder, tmp_path / folder.name, symlinks=True)
+    monkeypatch.chdir(tmp_path / finished.work.name)
+    toy = replace(finished, root=tmp_path / finished.root.name)
+    run(toy, **ALL_STEPS, make_report_pass=True, redo=())
+    assert "train_cam is done, since" in Path("sample_train_eval.log").read_text()
+    assert "Not in this report" not in Page("result/report.html").text
+    assert "maps reach" in Page("result/report.html").text
+
+
+def test_the_report_is_of_the_data_set_that_is_named(finished, tmp_path, monkeypatch):
+    shutil.copytree(finished.work, tmp_path / "work", symlinks=True)
+    monkeypatch.chdir(tmp_path / "work")
+    other = make_toy_data(tmp_path / "other")
+    for toy in (finished, other):
+        run(toy, **REPORT, redo=())
+        assert str(toy.root) in Page("result/report.html").text
 
 
 def test_a_score_counts_where_what_was_scored_is_still_there(finished, tmp_path, monkeypatch):
