@@ -267,7 +267,10 @@ def _say_error(sentence: str) -> None:
 
 
 def _interrupted(error: KeyboardInterrupt) -> int:
-    print("interrupted; what is finished is kept, and the same command goes on from there", file=sys.stderr)
+    goes_on = "the same command goes on from there"
+    if "--redo" in sys.argv:
+        goes_on = "the same command without --redo goes on from there (with it, it begins these steps again)"
+    print(f"interrupted; what is finished is kept, and {goes_on}", file=sys.stderr)
     return error.exit_code if isinstance(error, Told) else EXIT_INTERRUPTED
 
 

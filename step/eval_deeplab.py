@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from misc.crf import require_backend
+from misc.files.atomic import background_writer
 from misc.files.images import label_path, write_palette
 from misc.run.config import Config
 from misc.run.depends import source_of_files
@@ -43,6 +45,9 @@ STEP = Step(
     bytes_per_pixel=lambda args: dict.fromkeys(("deeplab_out_dir", "deeplab_crf_out_dir"), BYTES_PER_PIXEL),
     memory_flags=("num_workers", "crf_workers"),
 )
+
+MASKS = replace(STEP, flags=("precision",))
+"""What a mask depends on."""
 
 log = logging.getLogger(__name__)
 
@@ -134,7 +139,9 @@ def _make_masks(args: Config, devkit: Devkit, ids: list[str]) -> None:
     device = resolve_device(args.device)
     n_classes = len(names_with_background(devkit.classes))
     paths = devkit.image_paths(ids)
-    finished = finished_files(STEP, args, _of_all_files(args, devkit))
+    # Masks without dense CRF are the same beside those with it; the evaluation server's are either of them
+    by = STEP if args.deeplab_eval_set == TEST_SET else MASKS
+    finished = finished_files(by, args, _of_all_files(args, devkit))
     items = [_mask_paths(args, image_id) for image_id in ids]
     pending = finished.pending(items, lambda number: source_of_files(paths[number]))
     if not pending:
@@ -147,8 +154,10 @@ def _make_masks(args: Config, devkit: Devkit, ids: list[str]) -> None:
     how = {"device": device, "crf": args.deeplab_crf, "workers": args.crf_workers, "backend": args.crf}
     masks = masks_of_images(model, loader, paths=pending_paths, **how)
     bar = progress(masks, total=len(pending), desc="DeepLab masks", unit="image")
-    for number, of_image in zip(pending, bar, strict=True):
-        finished.write(items[number], partial(source_of_files, paths[number]), _write, items[number], of_image)
+    with background_writer() as submit:
+        for number, of_image in zip(pending, bar, strict=True):
+            source_of = partial(source_of_files, paths[number])
+            submit(finished.write, items[number], source_of, _write, items[number], of_image)
 
 
 def _write(paths: list[Path], masks: Sequence[np.ndarray]) -> Content:

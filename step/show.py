@@ -11,6 +11,7 @@ from misc.errors import InputError, message_of
 from misc.files import camfile
 from misc.files.atomic import background_writer, write_json
 from misc.files.images import label_path, label_paths, read_image, read_label, write_jpeg
+from misc.files.jsonfile import read_dict
 from misc.files.look import folder_at
 from misc.files.resultfiles import CLASSES_FILE
 from misc.report.pictures import Captioned, maps_overlay, mask_overlay, side_by_side, with_legend
@@ -146,7 +147,8 @@ def run(args: Config) -> None:
                 n_masks += 1
             n_empty += len(keys) == 0
             submit(_write, out / f"{image_id}.jpg", pictures, shown_colours(shown, names))
-    write_json(out / CLASSES_FILE, {"classes": colours_of(names)})
+    # What predict has noted there of its photographs stays
+    write_json(out / CLASSES_FILE, {**read_dict(out / CLASSES_FILE), "classes": colours_of(names)})
     log.info(
         "showed %d images in %s: %d CAMs of files, %d of the classifier, %d masks; %d images without any class",
         *(len(ids), out, len(ids) - len(to_compute), len(to_compute), n_masks, n_empty),

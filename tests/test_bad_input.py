@@ -1,12 +1,13 @@
 """Wrong input of every kind: one clear sentence before any work, nothing lost."""
 
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support import ALL_STEPS, NO_STEPS, TOY_SIZES
+from support import ALL_STEPS, NO_STEPS, TOY_SIZES, make_all_inputs
 
 import run_sample
 from misc.errors import InputError, message_of, raise_all, requirement, told_together
@@ -511,3 +512,18 @@ def test_no_step_writes_over_data_or_what_another_one_writes(toy, flags, sentenc
     with pytest.raises(InputError) as told:
         run_sample.run(toy.flags(**NO_STEPS | flags))
     assert str(told.value).startswith(sentence.format(root=toy.root))
+
+
+def test_a_set_may_be_called_as_a_folder_is(toy):
+    make_all_inputs(toy)
+    flags = {"eval_deeplab_pass": True, "deeplab_crf": False, "deeplab_eval_set": "val", "deeplab_out_dir": "val"}
+    for _ in range(2):
+        run_sample.run(toy.flags(**NO_STEPS | flags))
+
+
+def test_who_interrupts_what_is_done_again_is_told_how_it_goes_on(monkeypatch, capsys):
+    monkeypatch.setattr(run_sample, "run", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+    for given, expected in (([], "the same command goes on"), (["--redo", "all"], "the same command without --redo")):
+        monkeypatch.setattr(sys, "argv", ["run_sample.py", *given])
+        assert run_sample.main() == run_sample.EXIT_INTERRUPTED
+        assert expected in capsys.readouterr().err

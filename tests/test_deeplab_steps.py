@@ -148,6 +148,21 @@ def test_evaluation_without_crf_writes_no_more_than_it_should(trained):
     assert not Path("result/voc_server").exists()
 
 
+def test_masks_without_dense_crf_are_not_made_again_for_those_with_it(trained):
+    plain = Path("result/deeplab", f"{trained.ids[7]}.png")
+    run(trained, eval_deeplab_pass=True, redo=())
+    made = plain.stat().st_mtime_ns
+    run(trained, eval_deeplab_pass=True, deeplab_crf=False, redo=())
+    run(trained, eval_deeplab_pass=True, redo=())
+    assert plain.stat().st_mtime_ns == made
+
+    (trained.root / "ImageSets/Segmentation/test.txt").write_text(f"{trained.ids[7]}\n")
+    server = Path("result/voc_server") / SERVER_LAYOUT / plain.name
+    for crf, folder in ((True, "deeplab_crf"), (False, "deeplab"), (True, "deeplab_crf")):
+        run(trained, eval_deeplab_pass=True, deeplab_eval_set="test", deeplab_crf=crf, redo=())
+        assert server.read_bytes() == Path("result", folder, plain.name).read_bytes()
+
+
 def test_images_of_one_pixel_are_segmented(trained):
     sizes = {trained.ids[6]: (1, 90), trained.ids[7]: (1, 1)}
     for image_id, size in sizes.items():

@@ -13,6 +13,7 @@ import run_sample
 from misc.cam import merge_high_res, scale_maps
 from misc.errors import InputError
 from misc.files import camfile
+from misc.files.atomic import write_json
 from misc.files.images import read_image, read_label
 from misc.imutils import resize_image, scaled_size, to_chw
 from misc.report.pictures import SHEET_GAP, maps_overlay, mask_overlay, side_by_side, with_legend
@@ -99,6 +100,7 @@ def test_what_is_shown_is_what_the_files_hold(toy, written):
     make_all_inputs(toy)
     without = Path("result/sem_seg_ood") / f"{toy.ids[1]}.png"
     without.unlink()
+    write_json(Path("result/show/classes.json"), {"photographs": {"a.png": "/photos"}, "classes": []})
     run(toy)
     assert sorted(written) == [f"{image_id}.jpg" for image_id in toy.ids[:6]]
     for number, image_id in enumerate(toy.ids[:6]):
@@ -117,7 +119,9 @@ def test_what_is_shown_is_what_the_files_hold(toy, written):
         with Image.open(f"result/show/{image_id}.jpg") as shown:
             assert shown.width >= len(expected) * TOY_SIZES[number][1]
             assert shown.height > TOY_SIZES[number][0]
-    classes = json.loads(Path("result/show/classes.json").read_text())["classes"]
+    noted = json.loads(Path("result/show/classes.json").read_text())
+    assert noted["photographs"] == {"a.png": "/photos"}  # by predict, into the same folder
+    classes = noted["classes"]
     assert [entry["name"] for entry in classes] == [*NAMES]
     assert "6 CAMs of files, 0 of the classifier, 5 masks; 0 images" in Path("sample_train_eval.log").read_text()
 

@@ -11,7 +11,7 @@ from misc.files.devkitfiles import IMAGES, MASKS, OBJECTS
 from misc.files.look import folder_at
 from misc.files.paths import same_path
 from misc.files.resultfiles import RESULT_FOLDERS
-from misc.run.config import Config
+from misc.run.config import NETWORKS, Config
 from misc.run.step import Step
 
 Planned = Mapping[str, frozenset[str]]
@@ -45,13 +45,15 @@ class Plan(UserDict[str, frozenset[str]]):
 
 SHARED_PLACES = ("result_dir", "voc12_root")
 """Flags of folders that many steps write into, under names of their own."""
+SETS = ("chainer_eval_set", "deeplab_eval_set")
+"""Flags of names of sets, which are no places."""
 DEVKIT_FOLDERS = ("Annotations", "ImageSets", IMAGES, MASKS, f"{MASKS}Aug", OBJECTS)
 
 
 def require_places_apart(steps: Sequence[Step], config: Config) -> None:
     """Raise `InputError` if a step would write over what another one writes, what it reads itself, or the data."""
     writer_of: dict[str, str] = {}
-    names = {item.name for item in fields(Config) if item.type is str}  # of places, and of little else
+    names = {item.name for item in fields(Config) if item.type is str} - {*NETWORKS, *SETS}
     data = [os.path.realpath(Path(config.voc12_root, folder)) for folder in DEVKIT_FOLDERS]
     for step in steps:
         written, read_from = (
