@@ -259,6 +259,19 @@ def test_small_fits_irn_and_deeplab_to_the_images_with_a_class(photographs, tabl
     assert (config.cam_num_epoches, config.irn_num_epoches) == (76, 304)
 
 
+@pytest.mark.parametrize("name", ["{}", "{}.jpg", "a.b.{}.JPG", "images\\{}.png", "images/{}.png"])
+def test_small_knows_images_however_lists_and_tables_call_them(photographs, name):
+    """DeepLab's batch fits to the list of its own images, whatever IRN's is."""
+    bare = name.replace("\\", "/").rpartition("/")[2].rpartition(".")[0] or "{}"
+    rows = "".join(f"{name.format(k)},{'cat' if k < 3 else ''}\n" for k in range(10))
+    Path("mine/labels.csv").write_text("file,labels\n" + rows)
+    Path("listed.txt").write_text("".join(f"{bare.format(k)}\n" for k in range(10)))
+    Path("two.txt").write_text(f"{bare.format(0)}\n{name.format(1)}\n{name.format(5)}\n")
+    given = [*photographs, "--label_file", "mine/labels.csv", "--train_list", "listed.txt", "--infer_list", "two.txt"]
+    config = parse_config(given)
+    assert (config.cam_batch_size, config.irn_batch_size, config.deeplab_batch_size) == (10, 3, 2)
+
+
 def test_a_list_of_training_images_is_that_of_the_masks_on_an_imported_folder_too(photographs):
     Path("mine/ImageSets/Main").mkdir()
     Path("mine/ImageSets/Main/train.txt").write_text("".join(f"{k}\n" for k in range(10)))

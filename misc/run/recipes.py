@@ -28,6 +28,7 @@ from misc.files.devkitfiles import (
     TO_EVALUATE,
     list_path,
 )
+from misc.files.images import without_image_suffix
 from misc.files.jsonfile import read_dict
 from misc.files.resultfiles import STEPS_FOLDER
 from misc.files.table import is_table, read_rows, truth_of
@@ -212,10 +213,12 @@ def _fit_to_few_images(values: Flags, given: Flags) -> tuple[dict[str, Any], lis
     if mines or (root / OOD_IMAGES).is_dir():
         flags |= {"ood_root": str(root / OOD_IMAGES), "ood_list": str(root / OOD_LIST)}
     lists = {**values, **flags, **given}
-    n_train, n_ood = _n_lines(lists["train_list"]), _n_lines(lists["ood_list"])
+    train_ids, n_ood = _ids(lists["train_list"]), len(_lines(lists["ood_list"]))
     # Images without a class, which a table of labels names, are for the classifier alone
-    n_with_class = len(_lines(lists["train_list"]) - _without_class(Path(lists["label_file"])))
-    for name, n_images in (("cam", n_train), ("irn", n_with_class), ("deeplab", n_with_class)):
+    without_class = _without_class(Path(lists["label_file"]))
+    masked_ids = _ids(lists["deeplab_train_list"] or lists["infer_list"])
+    n_of = {"cam": len(train_ids), "irn": len(train_ids - without_class), "deeplab": len(masked_ids - without_class)}
+    for name, n_images in n_of.items():
         if not n_images:
             continue
         batch_size = flags[f"{name}_batch_size"] = min(values[f"{name}_batch_size"], n_images)
@@ -283,11 +286,6 @@ def fit_to_imported(values: Flags, given: Flags) -> tuple[dict[str, Any], list[s
     return flags | left_out, sentences + why
 
 
-def _n_lines(path: str) -> int:
-    """How many different lines a list has that are not blank."""
-    return len(_lines(path))
-
-
 def _lines(path: str) -> set[str]:
     """Lines of a list that are not blank; none for a file that is missing or no text."""
     try:
@@ -295,6 +293,16 @@ def _lines(path: str) -> set[str]:
     except (OSError, ValueError):
         return set()
     return {line.strip() for line in text.splitlines()} - {""}
+
+
+def _id(name: str) -> str:
+    """The id of an image that a list or a table calls by its name, with folders and suffix or without."""
+    return without_image_suffix(name.replace("\\", "/").rpartition("/")[2])
+
+
+def _ids(path: str) -> set[str]:
+    """The ids that a list names."""
+    return {_id(line) for line in _lines(path)}
 
 
 def _without_class(table: Path) -> set[str]:
@@ -309,7 +317,7 @@ def _without_class(table: Path) -> set[str]:
     has_class: dict[str, bool] = {}
     for file, *cells in rows[1:]:
         is_labelled = any(cells) if has_names else any(map(truth_of, cells))
-        has_class[Path(file).stem] = has_class.get(Path(file).stem, False) or is_labelled
+        has_class[_id(file)] = has_class.get(_id(file), False) or is_labelled
     return {image_id for image_id, is_labelled in has_class.items() if not is_labelled}
 
 
