@@ -219,7 +219,8 @@ def class_table(names: Sequence[str], scored: dict[str, Any]) -> str:
         if not np.isnan(values[0]):
             rows.append(f"{name:{width}}  {values[0]:6.4f}     {values[1]:6.4f}  {values[2]:6.4f}")
     means = [nan_mean(np.asarray(column)) for column in columns]
-    rows.append(f"{'mean':{width}}  {means[0]:6.4f}     {means[1]:6.4f}  {means[2]:6.4f}")
+    n_means = int(np.count_nonzero(~np.isnan(columns[0])))
+    rows.append(f"{'mean':{width}}  {means[0]:6.4f}     {means[1]:6.4f}  {means[2]:6.4f}  of {n_means} classes")
     return "\n".join(rows)
 
 

@@ -48,6 +48,7 @@ def test_scores_are_valid_json_and_a_table():
     assert "boat" in table
     assert "train" not in table
     assert "0.5833" in table
+    assert table.endswith("of 2 classes")
 
 
 def test_sweep_equals_one_evaluation_a_threshold():

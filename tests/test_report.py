@@ -28,6 +28,7 @@ from misc.files.instancefile import Detections
 from misc.imutils import cells_of
 from misc.report import sheet
 from misc.report.collect import steps_behind
+from misc.report.page import _counted_classes
 from misc.report.pictures import (
     MASK_OPACITY,
     SHEET_GAP,
@@ -310,6 +311,12 @@ def test_a_data_set_that_was_moved_is_the_same_one(finished, tmp_path, monkeypat
     assert "train_cam is done, since" in Path("sample_train_eval.log").read_text()
     assert "Not in this report" not in Page("result/report.html").text
     assert "maps reach" in Page("result/report.html").text
+
+
+def test_rows_tell_of_how_many_classes_their_mean_is():
+    scored = [{"iou": [0.5, 0.5, None]}, None, {"iou": [0.5, None, None]}]
+    assert _counted_classes(scored) == "; 2 and 1 of 3 classes"
+    assert _counted_classes([{"iou": [0.1, 0.0]}]) == ""
 
 
 def test_the_report_is_of_the_data_set_that_is_named(finished, tmp_path, monkeypatch):

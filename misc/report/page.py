@@ -246,8 +246,17 @@ def _table(arms: Sequence[Arm]) -> list[dict[str, Any]]:
                 number = _mean(scored[name]) if scored else None
                 cells.append({"text": _percent(number), "best": best is not None and name == "miou" and number == best})
         done = next(arm.scores[evaluation] for arm in arms if evaluation in arm.scores)
-        rows.append({"name": title, "images": f"{done['images']} images of {done['set']}", "cells": cells})
+        images = f"{done['images']} images of {done['set']}"
+        rows.append({"name": title, "images": images + _counted_classes(summaries), "cells": cells})
     return rows
+
+
+def _counted_classes(summaries: Sequence[dict[str, Any] | None]) -> str:
+    """Of how many classes the mIoU of each arm is the mean, where it is not of all; empty where it is."""
+    ious = [scored["iou"] for scored in summaries if scored]
+    counts = [sum(value is not None for value in iou) for iou in ious]
+    n_classes = len(ious[0])
+    return "" if {*counts} == {n_classes} else f"; {' and '.join(map(str, counts))} of {n_classes} classes"
 
 
 def _row(row: ImageRow) -> dict[str, Any]:

@@ -495,7 +495,7 @@ STEP_MODULES = {name: f"step.{item.metadata['module'] or name}" for name, item i
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are `InputError`s: one sentence, without the page of usage that 80 flags make."""
+    """A parser whose errors are `InputError`s: one sentence, without the page of usage that all flags make."""
 
     def error(self, message: str) -> NoReturn:
         unknown = re.search(r"unrecognized arguments: (\S+)", message)

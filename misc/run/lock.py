@@ -22,6 +22,8 @@ from misc.files.jsonfile import read_dict
 
 log = logging.getLogger(__name__)
 
+SHOWN_COMMAND = 200
+"""Characters of the command of another run that holds a lock."""
 HELD, NO_LOCKS = (errno.EACCES, errno.EAGAIN), (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
@@ -71,7 +73,7 @@ def _locked(place: Path) -> Iterator[None]:
         holder = {
             "host": platform.node(),
             "process": os.getpid(),
-            "user": os.environ.get("USER") or os.getuid(),
+            "user": os.environ.get("USER") or f"user {os.getuid()}",
             "since": datetime.now().isoformat(sep=" ", timespec="seconds"),
             "command": " ".join(sys.argv),
         }
@@ -107,10 +109,15 @@ def _take(path: Path, place: Path) -> int:
 
 def _in_use(path: Path, place: Path) -> str:
     holder = read_dict(path)
-    who = "another run"
+    who, process, command = "another run", "it", ""
     if holder.keys() >= {"host", "process", "user", "since", "command"}:
-        who = "the run of {user} on {host} (process {process}, since {since}: {command})".format(**holder)
-    return f"{place} is in use by {who}; wait until it has ended, or name another --work_dir (or the flag's own place)."
+        who = "the run of {user} on {host} (process {process}, since {since})".format(**holder)
+        process = f"process {holder['process']} there"
+        command = f" It was started by: {str(holder['command'])[:SHOWN_COMMAND]}"
+    return (
+        f"{place} is in use by {who}; wait until it has ended, or name another --work_dir (or the flag's own place). "
+        f"If it is left over, as the processes of a torchrun that was killed are, end {process}.{command}"
+    )
 
 
 def _clear(place: Path) -> None:
