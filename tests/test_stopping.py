@@ -259,10 +259,9 @@ def holder(toy):
 
 
 def test_a_second_run_on_a_folder_says_who_is_there_and_refuses(toy, holder):
-    with pytest.raises(
-        InputError, match=rf"result is in use by the run of .+ on .+ \(process {holder.pid}, since 20"
-    ) as told:
+    with pytest.raises(InputError, match=rf"result is in use by .+ on .+ \(process {holder.pid}, since 20") as told:
         run_sample.run(toy.flags(**NO_STEPS | {"train_classifier_pass": True}))
+    assert f"killed are, end process {holder.pid} there. It was started by: " in str(told.value)
     with pytest.raises(InputError, match=r"sess/x\.pth is in use"):
         run_sample.run(
             toy.flags(
