@@ -1,5 +1,6 @@
 """Wrong input of every kind: one clear sentence before any work, nothing lost."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from misc.run.config import STEP_MODULES
 from net.weights import save_weights
 from tests import own_network
 from tests.own_network import AffinityDisplacementLoss, EdgeDisplacement, Net
+from voc12.classes import VOC_CLASSES
+from voc12.devkit import open_devkit
 
 
 def write(path, *lines):
@@ -365,6 +368,21 @@ def test_cams_of_another_class_list_are_refused(toy):
     save_weights(EdgeDisplacement(), "sess/irn.pth")
     flags = {"make_sem_seg_pass": True, "irn_weights_name": "sess/irn.pth", "infer_list": "voc12/train.txt"}
     assert sentence in refusal(toy.flags(**NO_STEPS | flags))
+
+
+def test_vocs_classes_in_another_order_are_refused_but_for_masks_of_that_order(toy):
+    """Silently, two classes would be taken for each other in all scores."""
+    swapped = [*VOC_CLASSES[1:], VOC_CLASSES[0]]
+    Path("mine.txt").write_text("\n".join(swapped))
+    own = toy.root / "classes.txt"
+    own.unlink(missing_ok=True)
+    sentence = f"--class_list mine.txt: class 1 is {swapped[0]}, but aeroplane in VOC, by which its masks are numbered"
+    with pytest.raises(InputError, match=re.escape(sentence)):
+        open_devkit(str(toy.root), "mine.txt")
+    own.write_text("\n".join(swapped))
+    assert open_devkit(str(toy.root), "mine.txt").classes == tuple(swapped)
+    own.write_text("\n".join(VOC_CLASSES))
+    assert open_devkit(str(toy.root), "").classes == VOC_CLASSES
 
 
 def test_a_class_list_that_is_not_that_of_the_masks_is_refused(toy):

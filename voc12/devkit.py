@@ -89,8 +89,8 @@ class Devkit:
 def open_devkit(voc12_root: str, class_list: str) -> Devkit:
     """The devkit at `voc12_root` with its class names: `class_list`, else the root's `classes.txt`, else VOC's 20.
 
-    Raises `InputError` if the folder is missing or no devkit, or has a `classes.txt`, by which its masks are numbered,
-    with other classes than `class_list`.
+    Raises `InputError` if the folder is missing or no devkit, or if its masks are numbered by other classes than
+    `class_list`: those of its `classes.txt`, or VOC's where the list names just these.
     """
     root = Path(voc12_root)
     if not (root / IMAGES).is_dir():
@@ -105,6 +105,12 @@ def open_devkit(voc12_root: str, class_list: str) -> Devkit:
         raise InputError(
             f"--class_list {class_list}: class {number} is {given}, but {theirs} in {own}, by which the masks there "
             "are numbered; leave --class_list out, or correct one of the two files."
+        )
+    if not own.is_file() and {*devkit.classes} == {*VOC_CLASSES} and devkit.classes != VOC_CLASSES:
+        number, theirs, given = _first_difference(VOC_CLASSES, devkit.classes)
+        raise InputError(
+            f"--class_list {class_list}: class {number} is {given}, but {theirs} in VOC, by which its masks are "
+            f"numbered; leave --class_list out, or save the list as {own} if your masks are numbered by it."
         )
     return devkit
 
