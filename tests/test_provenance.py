@@ -3,6 +3,8 @@
 import contextlib
 import json
 import re
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from support import CAM_WEIGHTS, DEEPLAB_WEIGHTS, IRN_WEIGHTS, NO_STEPS, make_al
 import run_sample
 from misc.errors import InputError
 from misc.files import camfile
+from misc.files.jsonlines import append_lines, sound_lines
 from misc.run.provenance import RECORD, FinishedFiles, Provenance, made_otherwise
 from net.weights import save_weights
 from tests import own_network
@@ -67,6 +70,25 @@ def test_killed_within_a_line(tmp_path):
         assert Provenance(tmp_path, FIRST).covers(path, SOURCE) == only_the_newline_is_missing
         Provenance(tmp_path, FIRST).record(path, SOURCE)
         assert Provenance(tmp_path, FIRST).covers(path, SOURCE)
+
+
+HOLDER = """
+import fcntl, sys, time
+with open(sys.argv[1], "a") as file:
+    fcntl.lockf(file, fcntl.LOCK_EX)
+    print("held", flush=True)
+    time.sleep(0.5)
+    file.write('{"n": 1}\\n')
+"""
+
+
+def test_processes_append_to_a_record_one_after_the_other(tmp_path):
+    """Over a network file system an append overwrites one that another machine makes at the same moment."""
+    path = tmp_path / RECORD
+    with subprocess.Popen([sys.executable, "-c", HOLDER, path], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        append_lines(path, [{"n": 2}])
+    assert [line["n"] for line in sound_lines(path, {"n": int})] == [1, 2]
 
 
 def test_foreign_lines_are_ignored(tmp_path):

@@ -1,7 +1,9 @@
 """Records that grow by a line at a time: whatever moment a run is killed at, the lines before it stay sound."""
 
+import fcntl
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,15 @@ from misc.files.jsonfile import parse
 
 
 def append_lines(path: Path, entries: Iterable[Mapping[str, Any]]) -> None:
-    """Append entries to a record, each as a line of JSON. Raises `InputError` if the disk takes no more."""
+    """Append entries to a record, each as a line of JSON. Raises `InputError` if the disk takes no more.
+
+    Several processes may append to one record, one after the other: over a network file system, whose appends overwrite
+    each other otherwise, the kernel's lock keeps them apart.
+    """
     lines = b"".join(json.dumps(entry).encode() + b"\n" for entry in entries)
     with told_if_disk_is_full(path), path.open("a+b") as file:
+        with suppress(OSError):  # some file systems have no locks
+            fcntl.lockf(file, fcntl.LOCK_EX)
         # Half a line that a killed run has left must not spoil this one
         start = b"" if _ends_with_newline(file) else b"\n"
         file.write(start + lines)
