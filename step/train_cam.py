@@ -63,10 +63,7 @@ STEP = Step(
         *("ood_long_side", "ood_ignore_class", "precision"),
     ),
     shared=True,
-    memory_flags=(
-        *("num_workers", "cam_batch_size", "ood_batch_size", "cam_crop_size", "ood_long_side"),
-        "make_cam_batch_size",
-    ),
+    memory_flags=("num_workers", "cam_batch_size", "ood_batch_size", "cam_crop_size", "ood_long_side"),
     on_gpu=OnGpu("cam_network", _pixels),
 )
 
