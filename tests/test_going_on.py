@@ -263,8 +263,11 @@ def test_the_report_is_made_again_after_any_step_that_it_shows(done, flags, is_s
 def test_a_place_is_the_same_however_it_is_written(done):
     weights = str(Path("sess/res50_cam_ood.pth").resolve())
     places = {"cam_out_dir": "result/../result/cam_ood", "cam_weights_name": weights}
+    record = Path("result/steps/train_cam.json")
+    before = record.read_bytes()
     done.run(**places)
     assert done.steps_done == []
+    assert record.read_bytes() == before
 
 
 def test_what_was_moved_is_not_done_again(done):
@@ -277,6 +280,8 @@ def test_what_was_moved_is_not_done_again(done):
         assert done.steps_done == []
     record = json.loads(Path("moved/result/steps/train_cam.json").read_text())
     assert record["places"] == {"cam_weights_name": "moved/sess/res50_cam_ood.pth"}
+    assert record["result_dir"] == "moved/result"
+    assert len(record["earlier_reads"]) == 1
 
 
 def test_a_place_where_there_is_something_else_is_named(done):

@@ -106,13 +106,20 @@ class DoneSteps:
         if reason is None:
             record = self.read(name)
             log.info("%s is done, since %s: skipped", name, record["finished"].replace("T", " ")[:19])
-            names = _names(step.STEP, args)
-            if any(record.get(part) != named for part, named in names.items()):  # moved, or called otherwise, since
-                earlier = [*record.get("earlier_reads", ()), record.get("reads", {})]
-                self._write(name, {**record, **names, "earlier_reads": earlier})
+            self._rename(name, record, _names(step.STEP, args))
         else:
             log.info("%s runs: %s", name, reason)
         return reason is not None
+
+    def _rename(self, name: str, record: Mapping[str, Any], names: Mapping[str, Mapping[str, Any]]) -> None:
+        """Note what the files of a step that is done are called today, where they were moved or named otherwise."""
+        before = {part: record[part] if isinstance(record.get(part), dict) else {} for part in names}
+        if all(_is_same(before[part].get(flag), now) for part, of in names.items() for flag, now in of.items()):
+            return
+        earlier = record["earlier_reads"] if isinstance(record.get("earlier_reads"), list) else []
+        if before["reads"] not in earlier:
+            earlier = [*earlier, before["reads"]]
+        self._write(name, {**record, **names, "result_dir": str(self._folder.parent), "earlier_reads": earlier})
 
     def reason_to_run(self, step: StepModule, args: Config) -> str | None:
         """Why a step must be done, as the end of a sentence; None if its result is there and is what it would make.
@@ -281,9 +288,14 @@ def _other_place(places: Mapping[str, Any], args: Config) -> str | None:
     """Which place of a record is another one now, as the end of a sentence."""
     for flag, place in places.items():
         now = getattr(args, flag, None)
-        if not same_path(place, now):
+        if not _is_same(place, now):
             return DIFFERS.format(flag, _shown(place), _shown(now))
     return None
+
+
+def _is_same(then: Any, now: Any) -> bool:
+    """Whether a flag names what it named, however that is written."""
+    return _shown(then) == _shown(now) or same_path(then, now)
 
 
 def _renamed(record: Mapping[str, Any], step: Step, args: Config) -> dict[str, str]:
@@ -295,7 +307,7 @@ def _renamed(record: Mapping[str, Any], step: Step, args: Config) -> dict[str, s
     return {
         flag: DIFFERS.format(flag, _shown(then), _shown(value))
         for flag, (then, value) in pairs.items()
-        if _shown(then) != _shown(value) and not same_path(then, value)
+        if not _is_same(then, value)
     }
 
 
