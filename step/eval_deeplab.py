@@ -1,7 +1,6 @@
 """Step 8b: DeepLab's masks of whole images, without and with dense CRF, and their mIoU."""
 
 import logging
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import zip_longest
@@ -157,14 +156,14 @@ def _make_masks(args: Config, devkit: Devkit, ids: list[str]) -> None:
     with background_writer() as submit:
         for number, of_image in zip(pending, bar, strict=True):
             source_of = partial(source_of_files, paths[number])
-            submit(finished.write, items[number], source_of, _write, items[number], of_image)
+            # The last mask, refined where that is asked for, is also the evaluation server's
+            for path, mask in zip_longest(items[number], of_image, fillvalue=of_image[-1]):
+                submit(finished.write, [path], source_of, _write, path, mask)
 
 
-def _write(paths: list[Path], masks: Sequence[np.ndarray]) -> Content:
-    """Write an image's masks; the last one, refined where that is asked for, is also the evaluation server's."""
-    for path, mask in zip_longest(paths, masks, fillvalue=masks[-1]):
-        write_palette(path, mask, voc_palette())
-    return content_of_mask(masks[-1])
+def _write(path: Path, mask: np.ndarray) -> Content:
+    write_palette(path, mask, voc_palette())
+    return content_of_mask(mask)
 
 
 def _score(args: Config, devkit: Devkit, ids: list[str], folders: dict[str, Path]) -> None:

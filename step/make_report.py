@@ -4,7 +4,9 @@ import importlib
 import logging
 import os
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -25,6 +27,7 @@ from misc.report.page import chart_files, render_page
 from misc.report.pictures import Captioned, contact_sheet
 from misc.report.sheet import OutputFolders, PicturedData, Sheet, ShownNetworks, example_pictures
 from misc.run.config import (
+    NETWORKS,
     STEP_MODULES,
     STEP_SUFFIX,
     Config,
@@ -36,7 +39,7 @@ from misc.run.config import (
 )
 from misc.run.device import resolve_device
 from misc.run.done import DoneSteps, mixed_input
-from misc.run.plan import Planned, require_writable
+from misc.run.plan import SETS, Planned, require_writable
 from misc.run.record import UNPRINTABLE
 from misc.run.step import Files, Inputs, Step
 from net.build import build_network
@@ -74,7 +77,8 @@ def check(args: Config, planned: Planned) -> Planned:
 
 def inputs(args: Config) -> Inputs:
     """What the result is made from, by the flag that names it."""
-    named = {flag: _place(value) for flag, value in args.only(STEP.reads).items()}
+    named = args.only(STEP.reads)
+    named |= {flag: _place(value) for flag, value in named.items() if flag not in (*NETWORKS, *SETS)}
     return {
         **named,
         "class_list": open_devkit(args.voc12_root, args.class_list).classes,
@@ -170,7 +174,7 @@ def _earlier_scores(args: Config) -> dict[str, tuple[str, str]]:
         if not evaluated["finished"]:
             found[evaluation] = evaluated["step"], "it was interrupted"
             continue
-        if why := _mixed(evaluated["step"], args):
+        if why := _mixed(evaluated, args):
             found[evaluation] = evaluated["step"], why
             continue
         behind = steps_behind(evaluation, records, vars(args))
@@ -186,10 +190,14 @@ def _earlier_scores(args: Config) -> dict[str, tuple[str, str]]:
     return found
 
 
-def _mixed(name: str, args: Config) -> str | None:
-    """What `mixed_input` says of a step; None where what the step reads is gone."""
+def _mixed(evaluated: Mapping[str, Any], args: Config) -> str | None:
+    """What `mixed_input` says of an evaluation's step; None where it would score another set today, or what is gone."""
+    step = importlib.import_module(STEP_MODULES[evaluated["step"]])
+    before, sets = evaluated.get("reads"), [flag for flag in SETS if flag in step.STEP.reads]
+    if not isinstance(before, dict) or any(before.get(flag) != getattr(args, flag) for flag in sets):
+        return None
     try:
-        return mixed_input(importlib.import_module(STEP_MODULES[name]), args)
+        return mixed_input(step, args)
     except InputError:
         return None
 

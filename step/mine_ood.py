@@ -44,7 +44,7 @@ from voc12.dataloader import PoolImages
 from voc12.derived import is_derived
 from voc12.devkit import Devkit, open_devkit, require_classes_of_network
 from voc12.lists import is_text, read_list
-from voc12.ood_data import make_ood_data
+from voc12.ood_data import make_ood_data, placed_images
 from voc12.pool import Pool, classes_in_pool, pool_images, read_label_names
 from voc12.scoring import choose_candidates, known_scores, score_images
 from voc12.verify import images_among
@@ -124,7 +124,8 @@ def outputs(args: Config) -> list[str | Path]:
     """The files that this step writes."""
     folder = Path(args.ood_mine_dir)
     made = [folder / name for name in (SCORES, CANDIDATES, LEFT_OUT, PAGE)]
-    return [*made, *([args.ood_list] if args.ood_review else []), *sorted((folder / PICTURES).glob("*.jpg"))]
+    placed = [args.ood_list, *placed_images(Path(args.ood_root), Path(args.ood_list))] if args.ood_review else []
+    return [*made, *placed, *sorted((folder / PICTURES).glob("*.jpg"))]
 
 
 def run(args: Config) -> None:

@@ -19,6 +19,7 @@ from misc.files.checkpointfile import classes_beside
 from misc.files.images import read_image, read_label
 from misc.imutils import to_chw
 from misc.run.device import set_precision
+from misc.run.provenance import recorded_contents
 from misc.segmentation import masks_of_images, pixel_probabilities
 from net.deeplab import MultiScale, Segmenter, load_segmenter
 from net.efficientnet_lite0_deeplab import DeepLab as EfficientDeepLab
@@ -161,6 +162,21 @@ def test_masks_without_dense_crf_are_not_made_again_for_those_with_it(trained):
     for crf, folder in ((True, "deeplab_crf"), (False, "deeplab"), (True, "deeplab_crf")):
         run(trained, eval_deeplab_pass=True, deeplab_eval_set="test", deeplab_crf=crf, redo=())
         assert server.read_bytes() == Path("result", folder, plain.name).read_bytes()
+
+
+def test_what_is_noted_of_a_mask_is_what_that_mask_holds(trained, monkeypatch):
+    """Dense CRF may remove much of what a mask without it has."""
+
+    def masks(model, images, *, paths, **how):
+        for path in paths:
+            plain = np.ones(read_image(path).shape[:2], dtype=np.uint8)
+            yield [plain, np.where(np.arange(plain.shape[1]) % 2, plain, 0).astype(np.uint8)]
+
+    monkeypatch.setattr("step.eval_deeplab.masks_of_images", masks)
+    run(trained, eval_deeplab_pass=True)
+    for folder, share in (("deeplab", 1.0), ("deeplab_crf", 0.5)):
+        noted = recorded_contents(Path("result", folder))
+        assert [content["foreground"] for content in noted.values()] == pytest.approx([share] * 2, abs=0.01)
 
 
 def test_images_of_one_pixel_are_segmented(trained):

@@ -293,6 +293,19 @@ def test_a_review_becomes_ood_data_that_train_cam_reads(mine):
     assert len(read_ood_paths(args.ood_root, args.ood_list)) == args.cluster_K
 
 
+def test_ood_images_are_placed_where_the_flag_says_now_and_anew_where_they_are_gone(mine):
+    mine()
+    write_review(dict.fromkeys(candidates(), False))
+    mine(ood_review="ood_review.csv")
+    for root in ("elsewhere/images", "mined/images"):
+        mine(ood_review="ood_review.csv", ood_root=root)
+        assert len(read_ood_paths(root, "mined/list.txt")) == len(candidates())
+    gone = read_ood_paths("mined/images", "mined/list.txt")[0]
+    gone.unlink()
+    mine(ood_review="ood_review.csv")
+    assert gone.is_file()
+
+
 def test_names_that_lists_or_folders_cannot_hold_twice_are_changed(mine):
     scene("pool/b/0.jpg", lead=140, channel=1)
     scene("pool/b/back\\slash.jpg", lead=141, channel=2, seed=1)

@@ -212,8 +212,9 @@ def test_files_left_over_from_other_weights_are_no_input(toy):
     run("make_cam_pass", "eval_cam_pass", train_list=in_devkit("some.txt"), chainer_eval_set="some")
     for chainer_eval_set, n, of in (("train", 2, 6), ("others", 2, 2)):
         sentence = rf"eval_cam: {n} of the {of} files of --cam_out_dir, such as \S+, were made with other weights"
-        with pytest.raises(InputError, match=sentence):
-            run("eval_cam_pass", chainer_eval_set=chainer_eval_set)
+        for plan in (True, False):
+            with pytest.raises(InputError, match=sentence):
+                run("eval_cam_pass", chainer_eval_set=chainer_eval_set, plan=plan)
     run("make_cam_pass", "eval_cam_pass", train_list=in_devkit("others.txt"), chainer_eval_set="others")
     run("eval_cam_pass", chainer_eval_set="train")
 
@@ -236,6 +237,8 @@ def test_files_that_are_kept_count_as_made_last(tmp_path):
     assert made_otherwise([*first, *second, tmp_path / "none"]) == second
     second[0].write_text("of somebody's own")
     assert made_otherwise([*first, *second]) == []
+    paths(SECOND, "4")[0].unlink()  # made last, and gone: it decides on nothing
+    assert made_otherwise(first) == []
 
 
 def test_a_replaced_image_and_a_changed_label_are_made_again(advcam, toy):

@@ -16,14 +16,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support import ALL_STEPS, CAM_START, NO_STEPS, TOY_CLASSES, make_all_inputs, make_toy_data
+from support import ALL_STEPS, CAM_START, CAM_WEIGHTS, NO_STEPS, TOY_CLASSES, make_all_inputs, make_toy_data
 
 import run_sample
 from benchmarks import draw_overview
 from misc.files import camfile, instancefile
 from misc.files.atomic import write_json
 from misc.files.checkpointfile import classes_beside
-from misc.files.images import read_image
+from misc.files.images import read_image, read_label, write_label
 from misc.files.instancefile import Detections
 from misc.imutils import cells_of
 from misc.report import sheet
@@ -37,6 +37,9 @@ from misc.report.pictures import (
     instance_colours,
     mask_overlay,
 )
+from misc.run.done import DoneSteps
+from net.weights import save_weights
+from tests.own_network import Net
 from voc12.classes import voc_palette, write_classes
 
 REPORT = NO_STEPS | {"make_report_pass": True}
@@ -311,6 +314,66 @@ def test_a_data_set_that_was_moved_is_the_same_one(finished, tmp_path, monkeypat
     assert "train_cam is done, since" in Path("sample_train_eval.log").read_text()
     assert "Not in this report" not in Page("result/report.html").text
     assert "maps reach" in Page("result/report.html").text
+
+
+def test_a_renamed_project_with_its_data_keeps_its_scores(toy):
+    project, renamed = Path("project").absolute(), Path("renamed").absolute()
+    shutil.copytree(toy.root, project / "data", symlinks=True)
+
+    def report(place):
+        run(replace(toy, root=place / "data"), **ALL_STEPS, make_report_pass=True, work_dir=place / "out", redo=())
+        return Page(place / "out/result/report.html").text
+
+    assert "maps reach" in report(project)
+    project.rename(renamed)
+    again = report(renamed)
+    assert "maps reach" in again
+    assert "Not in this report" not in again
+    assert "train_cam is done, since" in (renamed / "out/sample_train_eval.log").read_text()
+
+
+def test_scores_of_a_data_set_are_not_those_of_its_copy_with_other_masks(toy, tmp_path):
+    """Although CAMs are made of the same images, and so are done for both."""
+    make_all_inputs(toy)
+    run(toy, make_cam_pass=True, eval_cam_pass=True, redo=())
+    copy = replace(toy, root=tmp_path / "copy")
+    shutil.copytree(toy.root, copy.root, symlinks=True)
+    for path in (copy.root / "SegmentationClass").glob("*.png"):
+        write_label(path, np.ones_like(read_label(path)))
+    run(copy, make_cam_pass=True, make_report_pass=True, redo=())
+    assert "make_cam is done" in Path("sample_train_eval.log").read_text()
+    assert "Evaluation: CAM" in missing_parts(Page("result/report.html"))
+
+
+def test_a_score_of_some_images_counts_whatever_set_a_later_command_names(toy):
+    make_all_inputs(toy)
+    some = toy.root / "ImageSets/Segmentation/some.txt"
+    some.write_text("".join(f"{image_id}\n" for image_id in toy.ids[:4]))
+    run(toy, make_cam_pass=True)
+    network = Net(n_classes=3)
+    network.classifier.weight.data.abs_()  # whose maps are nowhere all zero
+    save_weights(network, CAM_WEIGHTS)
+    run(toy, make_cam_pass=True, eval_cam_pass=True, train_list=some, chainer_eval_set="some")
+    run(toy, **REPORT)
+    assert "maps reach" in Page("result/report.html").text
+
+
+@pytest.mark.parametrize(
+    ("work_dir", "inside", "now", "expected"),
+    [
+        ("/x/a/out", "/x/a/out/cams", "/x/b/out", "/x/b/out/cams"),
+        ("/x/a/out", "/x/a/VOC", "/x/b/out", "/x/a/VOC"),
+        ("/x/a/out", "/data/VOC", "/x/p/x/a/out", "/data/VOC"),
+        ("base", "base/cams", "branch", "branch/cams"),
+        ("base", "baseline/cams", "branch", "baseline/cams"),
+        ("", "cams", "branch", "cams"),
+    ],
+)
+def test_only_what_lies_in_a_work_dir_moves_with_it(monkeypatch, work_dir, inside, now, expected):
+    before = {"work_dir": work_dir, "result_dir": str(Path(work_dir, "result")), "places": {"cam_out_dir": inside}}
+    record = {**before, "settings": {}, "versions": {}, "inputs": {}, "started": "2026-01-01", "finished": None}
+    monkeypatch.setattr("misc.run.done.read_dict", lambda path: record)
+    assert DoneSteps(Path(now, "result")).read("make_cam")["places"] == {"cam_out_dir": expected}
 
 
 def test_rows_tell_of_how_many_classes_their_mean_is():

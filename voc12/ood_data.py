@@ -7,6 +7,7 @@ from pathlib import Path
 
 from misc.files.atomic import atomic_path
 from misc.files.images import UPRIGHT, read_image, stored_orientation, write_jpeg
+from misc.files.text import read_text
 from misc.run.depends import checksum
 from misc.run.progress import progress
 from voc12.derived import derived_file
@@ -28,6 +29,11 @@ def make_ood_data(images: Mapping[str, str], root: Path, list_path: Path) -> Non
         _put(Path(file), root / name)
     with derived_file(list_path) as temporary:
         temporary.write_text("".join(f"{name}\n" for name in names), encoding="utf-8", newline="\n")
+
+
+def placed_images(root: Path, list_path: Path) -> list[Path]:
+    """Where the images of such a list lie, or should; none where there is no list."""
+    return [root / name for name in read_text(list_path).splitlines()] if list_path.is_file() else []
 
 
 def _name_in(root: Path, path: Path, mark: str, taken: Container[str]) -> str:

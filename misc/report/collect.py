@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -204,24 +205,30 @@ def _is_one_of(roots: Sequence[str], place: Any) -> bool:
 def collect_arm(name: str, result_dir: str | Path, voc12_root: str, class_names: Iterable[str]) -> Arm:
     """Everything in a result folder that belongs to the data set at `voc12_root` with these mask values."""
     folder, arm, class_names = Path(result_dir), Arm(name), list(class_names)
-    roots = DoneSteps(folder).roots_of(voc12_root)
+    roots_of = cache(DoneSteps(folder).roots_of)
+
+    def is_ours(root: Any, step: str) -> bool:
+        return _is_one_of(roots_of(step, voc12_root), root)
+
     records = [record for path in sorted((folder / RUNS_FOLDER).glob("*.json")) if _is_run(record := read_dict(path))]
     owner: dict[str, bool] = {}
     for record in records:
-        ours = _is_one_of(roots, record["config"].get("voc12_root"))
-        owner.update(dict.fromkeys(_done(record), ours))
-        if ours and record["steps"] != [REPORT_STEP]:
+        root, steps = record["config"].get("voc12_root"), _done(record)
+        owner.update({step: is_ours(root, step) for step in steps})
+        if record["steps"] != [REPORT_STEP] and all(is_ours(root, step) for step in steps or {REPORT_STEP}):
             arm.runs.append(record)
     for evaluation in EVALUATIONS:
         content = read_dict(folder / SCORES_FOLDER / f"{evaluation}.json")
-        ours = _is_one_of(roots, content.get("voc12_root")) and content.get("classes") == class_names
+        ours = is_ours(content.get("voc12_root"), evaluation_step(evaluation)) and content.get("classes") == class_names
         if ours and _is_score(content, over_thresholds=evaluation in CAM_EVALUATIONS):
             arm.scores[evaluation] = content
     if arm.segmentation_scores is not None:
-        arm.segmentation_training = _segmentation_training(arm.segmentation_scores, records, roots)
+        arm.segmentation_training = _segmentation_training(
+            arm.segmentation_scores, records, roots_of("train_deeplab", arm.segmentation_scores["voc12_root"])
+        )
     instances = read_dict(folder / SCORES_FOLDER / f"{INSTANCE_EVALUATION}.json")
     ap = instances.get("map"), instances.get("iou_threshold")
-    ours = _is_one_of(roots, instances.get("voc12_root")) and instances.get("classes") == class_names[1:]
+    ours = is_ours(instances.get("voc12_root"), INSTANCE_EVALUATION) and instances.get("classes") == class_names[1:]
     if ours and all(is_number(number, low=0, high=1) for number in ap):
         arm.instance_ap = ap
     for training in TRAININGS:  # losses carry no data set: the last run that wrote them tells it

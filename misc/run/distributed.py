@@ -55,8 +55,8 @@ def sums_by_nccl(device: torch.device) -> bool:
 def process_group(prepare: Callable[[], torch.device]) -> Iterator[torch.device]:
     """Join the processes that torchrun started; without it nothing is joined. Yields the device of this process.
 
-    `prepare` finds it, and what must be in place before anything else. If it raises `InputError` in any process, on
-    whatever machine, all of them end: that one with its sentence, the others with `ProcessLost`.
+    `prepare` finds it, and what must be in place before anything else. What it raises in any process, on whatever
+    machine, ends all of them: that one with its error, the others with `ProcessLost`.
     """
     global _gpu_group
     if launched_processes() == 1:
@@ -65,7 +65,7 @@ def process_group(prepare: Callable[[], torch.device]) -> Iterator[torch.device]
     device, problem = torch.device("cpu"), None
     try:
         device = prepare()
-    except InputError as error:  # to be told by this process, when the others know
+    except Exception as error:  # to be raised by this process, when the others know
         problem = error
     # Functions of this module keep the group that exists when it is imported, with its threads, for good, and PyTorch's
     # optimisers import it. Such a thread can abort the process when it ends, although the run has succeeded.
@@ -92,7 +92,7 @@ def process_group(prepare: Callable[[], torch.device]) -> Iterator[torch.device]
             gc.collect()  # a cycle that holds the group would keep its threads as well
 
 
-def _require_all_prepared(device: torch.device, problem: InputError | None) -> None:
+def _require_all_prepared(device: torch.device, problem: Exception | None) -> None:
     """Raise `problem`, where there is one, and `ProcessLost` where another process has one.
 
     Raises `InputError` in all processes if some are on GPUs and others are not.

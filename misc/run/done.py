@@ -50,32 +50,33 @@ class DoneSteps:
         return self._as_now(record) if is_sound else {}
 
     def _as_now(self, record: dict[str, Any]) -> dict[str, Any]:
-        """A record as it would be, had it been made where it lies."""
-        before, now = record.get("result_dir"), self._folder.parent
-        if not isinstance(before, str) or same_path(before, now):
+        """A record as it would be, had it been made where it lies: what is in its `--work_dir` has moved with it."""
+        work_dir, result_dir = record.get("work_dir"), record.get("result_dir")
+        if not (work_dir and isinstance(work_dir, str) and isinstance(result_dir, str)):
             return record
-        olds, news = [*Path(before).parts], [*now.parts]
-        while olds and news and olds[-1] == news[-1]:
-            olds.pop()
-            news.pop()
-        old, new = Path(*olds), Path(*news)
+        inside = os.path.relpath(result_dir, work_dir)
+        now = os.path.join("", *self._folder.parent.parts)
+        if same_path(result_dir, now) or not now.endswith(os.sep + inside):
+            return record
+        new = now.removesuffix(os.sep + inside)
 
         def moved(value: Any) -> Any:
-            inside = olds and isinstance(value, str) and Path(value).is_relative_to(old)
-            return str(new / Path(value).relative_to(old)) if inside else value
+            is_inside = isinstance(value, str) and Path(value).is_relative_to(work_dir)
+            return str(Path(new, Path(value).relative_to(work_dir))) if is_inside else value
 
         named = {part: record[part] for part in ("places", "reads") if isinstance(record.get(part), dict)}
         return {**record, **{part: {flag: moved(v) for flag, v in of.items()} for part, of in named.items()}}
 
-    def roots_of(self, voc12_root: str) -> list[str]:
-        """The data set's folder, and what it was called when steps read the same there, before it was moved."""
-        roots = [voc12_root]
-        for path in sorted(self._folder.glob("*.json")):
-            record = self.read(path.stem)
-            reads, earlier = record.get("reads"), record.get("earlier_reads")
-            if isinstance(reads, dict) and isinstance(earlier, list) and same_path(reads.get("voc12_root"), voc12_root):
-                roots += [root for before in earlier if isinstance(before, dict) and (root := before.get("voc12_root"))]
-        return roots
+    def roots_of(self, name: str, voc12_root: str) -> list[str]:
+        """The data set's folder, and what it was called when a step read the same there, before it was moved."""
+        reads = self.read(name).get("reads")
+        if not (isinstance(reads, dict) and same_path(reads.get("voc12_root"), voc12_root)):
+            return [voc12_root]
+        as_written = read_dict(self._folder / f"{name}.json")
+        earlier = as_written.get("earlier_reads")
+        named = [as_written["reads"], *(earlier if isinstance(earlier, list) else [])]
+        roots = [before.get("voc12_root") for before in named if isinstance(before, dict)]
+        return [voc12_root, *(root for root in roots if isinstance(root, str))]
 
     def known_contents(self) -> dict[str, str]:
         """{"look": "content"} of every list of files that a step has read or written."""
@@ -96,11 +97,7 @@ class DoneSteps:
 
         Raises `InputError` if what it reads is gone, or was made with different weights or settings.
         """
-        if step.STEP.remembered and (mixed := mixed_input(step, args)):
-            raise InputError(
-                f"{step.STEP.name}: {mixed}; make all of them with the same, in one run of the step that makes them, "
-                "or name a list or a folder without these."
-            )
+        require_unmixed_input(step, args)
         reason = self.reason_to_run(step, args)
         name = step.STEP.name
         if reason is None:
@@ -111,15 +108,16 @@ class DoneSteps:
             log.info("%s runs: %s", name, reason)
         return reason is not None
 
-    def _rename(self, name: str, record: Mapping[str, Any], names: Mapping[str, Mapping[str, Any]]) -> None:
+    def _rename(self, name: str, record: Mapping[str, Any], names: Mapping[str, Any]) -> None:
         """Note what the files of a step that is done are called today, where they were moved or named otherwise."""
-        before = {part: record[part] if isinstance(record.get(part), dict) else {} for part in names}
-        if all(_is_same(before[part].get(flag), now) for part, of in names.items() for flag, now in of.items()):
+        before = {part: record[part] if isinstance(record.get(part), dict) else {} for part in ("places", "reads")}
+        if all(_is_same(before[part].get(flag), now) for part in before for flag, now in names[part].items()):
             return
         earlier = record["earlier_reads"] if isinstance(record.get("earlier_reads"), list) else []
-        if before["reads"] not in earlier:
-            earlier = [*earlier, before["reads"]]
-        self._write(name, {**record, **names, "result_dir": str(self._folder.parent), "earlier_reads": earlier})
+        as_written = read_dict(self._folder / f"{name}.json").get("reads")
+        if as_written and as_written != names["reads"] and as_written not in earlier:
+            earlier = [*earlier, as_written]
+        self._write(name, {**record, **names, "earlier_reads": earlier})
 
     def reason_to_run(self, step: StepModule, args: Config) -> str | None:
         """Why a step must be done, as the end of a sentence; None if its result is there and is what it would make.
@@ -206,7 +204,6 @@ class DoneSteps:
             return
         record = {
             "step": name,
-            "result_dir": str(self._folder.parent),
             "started": datetime.now().isoformat(),
             "finished": None,
             "settings": settings_of(step.STEP, args),
@@ -274,14 +271,24 @@ def mixed_input(step: StepModule, args: Config) -> str | None:
     return None
 
 
+def require_unmixed_input(step: StepModule, args: Config) -> None:
+    """Raise `InputError` if files that a step reads are left over from other weights or settings (`mixed_input`)."""
+    if step.STEP.remembered and (mixed := mixed_input(step, args)):
+        raise InputError(
+            f"{step.STEP.name}: {mixed}; run the step that makes them with a list of all of them, which keeps those "
+            "that are up to date, or name a list or a folder without these."
+        )
+
+
 def is_redone(step: Step, args: Config) -> bool:
     """Whether `--redo` names the step."""
     return bool({ALL_STEPS, step.name} & {*args.redo})
 
 
 def _names(step: Step, args: Config) -> dict[str, Any]:
-    """What the flags name, as JSON holds it: the places where a step writes, and what it reads."""
-    return json.loads(json.dumps({"places": args.only(step.writes), "reads": args.only(step.reads)}))
+    """What the flags name, as JSON holds it: the places where a step writes, and what it reads; and where all lies."""
+    parts = {"places": args.only(step.writes), "reads": args.only(step.reads)}
+    return json.loads(json.dumps({**parts, "work_dir": args.work_dir, "result_dir": args.result_dir}))
 
 
 def _other_place(places: Mapping[str, Any], args: Config) -> str | None:

@@ -17,7 +17,7 @@ from misc.files.disk import readable_size, room_for
 from misc.files.images import image_size
 from misc.run.config import Config
 from misc.run.device import resolve_device
-from misc.run.done import DoneSteps, is_redone
+from misc.run.done import DoneSteps, is_redone, require_unmixed_input
 from misc.run.gpu_memory import RunBatches, gpu_memory
 from misc.run.limits import gpu_flags, to_lower
 from misc.run.notices import notice
@@ -70,6 +70,7 @@ def forecast(config: Config, steps: Sequence[StepModule], maker_of: dict[str, st
         elif waits_for:
             action = f"runs, with what {', '.join(waits_for)} will make"
         else:
+            require_unmixed_input(step, config)
             reason = done.reason_to_run(step, config)
             action = DONE if reason is None else f"runs: {reason}"
             if done.is_interrupted(step, config):

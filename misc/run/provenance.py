@@ -18,6 +18,8 @@ log = logging.getLogger(__name__)
 RECORD = "made_with.jsonl"
 KINDS = {"file": str, "checksum": str, "size": int, "time": int, "source": str, "made_with": str}
 """What a line of the record holds."""
+_Made = tuple[int, int, str]
+"""Size and time of a file, and the digest of what it was made with."""
 
 
 class Provenance:
@@ -35,14 +37,14 @@ class Provenance:
         self._made_with = blake2b(raw, digest_size=8).hexdigest()
         lines = [*sound_lines(self._path, KINDS)]
         last_of = {line["file"]: line for line in lines}
-        self._known = {name: line for name, line in last_of.items() if line["made_with"] == self._made_with}
+        ours = {name: line for name, line in last_of.items() if line["made_with"] == self._made_with}
+        self._known = {name: (line["checksum"], line["source"]) for name, line in ours.items()}
         self._is_last = not lines or lines[-1]["made_with"] == self._made_with
 
     def covers(self, path: Path, source: str) -> bool:
         """Whether the file is there, was made with the same from `source`, and nobody has changed it since."""
-        known = self._known.get(path.name)
-        is_same = known is not None and known["source"] == source and path.is_file()
-        return is_same and known["checksum"] == crc32_of(path)
+        checksum, known_source = self._known.get(path.name, (None, None))
+        return known_source == source and path.is_file() and checksum == crc32_of(path)
 
     def mentions(self, path: Path) -> bool:
         """Whether a file of this name was made with the same."""
@@ -51,7 +53,8 @@ class Provenance:
     def keep(self, path: Path) -> None:
         """Note, of a file that is covered, that it counts as made last, whatever others were made with since."""
         if not self._is_last:
-            append_lines(self._path, [self._known[path.name]])
+            *_, line = (line for line in sound_lines(self._path, KINDS) if line["file"] == path.name)
+            append_lines(self._path, [line])
             self._is_last = True
 
     def record(self, path: Path, source: str, *, content: Any = None) -> None:
@@ -142,18 +145,33 @@ def made_otherwise(paths: Sequence[str | Path]) -> list[str | Path]:
 
     Files that no record tells of, or that were changed since, are left out: nobody knows what they were made with.
     """
-    folders: dict[str, tuple[str, Mapping[str, Mapping[str, Any]]]] = {}
+    folders: dict[str, tuple[str, Mapping[str, _Made]]] = {}
     found = []
     for path, (size, time, _) in zip(paths, look.states(paths).tolist(), strict=True):
         folder, name = os.path.split(path)
         if folder not in folders:
-            lines = [*sound_lines(Path(folder, RECORD), KINDS)]
-            folders[folder] = lines[-1]["made_with"] if lines else "", {line["file"]: line for line in lines}
-        of_the_last, line_of = folders[folder]
-        line = line_of.get(name)
-        if line and line["made_with"] != of_the_last and [line["size"], line["time"]] == [size, time]:
+            folders[folder] = _made_in(Path(folder))
+        of_the_last, made = folders[folder]
+        if name in made and made[name][:2] == (size, time) and made[name][2] != of_the_last:
             found.append(path)
     return found
+
+
+def _made_in(folder: Path) -> tuple[str, dict[str, _Made]]:
+    """What the file was made with that was made last of those that are as they were, and what is known of all."""
+
+    def read() -> dict[str, _Made]:
+        made: dict[str, _Made] = {}
+        for line in sound_lines(folder / RECORD, KINDS):
+            made.pop(line["file"], None)  # so that the last line of each decides on its place in the order
+            made[line["file"]] = line["size"], line["time"], line["made_with"]
+        return made
+
+    made = look.read_once(folder / RECORD, read, "made with")
+    for name, (size, time, made_with) in reversed(made.items()):
+        if look.states([folder / name])[0, :2].tolist() == [size, time]:
+            return made_with, made
+    return "", made
 
 
 def recorded_contents(folder: Path) -> dict[str, Any]:
