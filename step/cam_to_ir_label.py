@@ -1,4 +1,4 @@
-"""Step 4: confident labels for IRN: CAM and dense CRF, twice."""
+"""Confident labels for IRN: CAM and dense CRF, twice."""
 
 from collections.abc import Iterator, Sequence
 from functools import partial

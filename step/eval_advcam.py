@@ -1,4 +1,4 @@
-"""Step 3': mIoU, precision and recall of the AdvCAM maps over background scores (not in the original)."""
+"""mIoU, precision and recall of the AdvCAM maps over background scores (not in the original)."""
 
 from misc.report.pictures import heat_overlay
 from misc.run.config import Config

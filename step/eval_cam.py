@@ -1,4 +1,4 @@
-"""Step 3: mIoU, precision and recall of the CAMs over background scores."""
+"""mIoU, precision and recall of the CAMs over background scores."""
 
 from misc.report.pictures import heat_overlay
 from misc.run.config import Config

@@ -1,4 +1,4 @@
-"""Step 8b: DeepLab's masks of whole images, without and with dense CRF, and their mIoU."""
+"""DeepLab's masks of whole images, without and with dense CRF, and their mIoU."""
 
 import logging
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Step 7, instances: VOC's average precision of the instance masks at IoU 0.5."""
+"""VOC's average precision of the instance masks at IoU 0.5."""
 
 import logging
 

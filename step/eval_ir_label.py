@@ -1,4 +1,4 @@
-"""Step 4b: mIoU of CAM + dense CRF, read off the confident labels (not in the original).
+"""mIoU of CAM + dense CRF, read off the confident labels (not in the original).
 
 A confident label has a class exactly where the CRF of the foreground-confident CAM (background score conf_fg_thres)
 says so. With its unsure pixels as background it is that CRF's result.

@@ -1,4 +1,4 @@
-"""Step 7: mIoU, precision and recall of the masks."""
+"""mIoU, precision and recall of the masks."""
 
 from misc.run.config import Config
 from misc.run.step import Step

@@ -1,4 +1,4 @@
-"""Step 8c: the trained DeepLab as a program that runs without this project's code (`torch.export`)."""
+"""The trained DeepLab as a program that runs without this project's code (`torch.export`)."""
 
 import inspect
 import logging

@@ -1,4 +1,4 @@
-"""Step 2': multi-scale CAMs of the images of `train_list` by anti-adversarial climbing (AdvCAM)."""
+"""Multi-scale CAMs of the images of `train_list` by anti-adversarial climbing (AdvCAM)."""
 
 from collections.abc import Mapping
 from functools import partial

@@ -1,4 +1,4 @@
-"""Step 2: multi-scale class activation maps of the images of `train_list`."""
+"""Multi-scale class activation maps of the images of `train_list`."""
 
 from collections.abc import Sequence
 from functools import partial

@@ -1,4 +1,4 @@
-"""Step 7, instances: the instance masks as COCO annotations, for the tools that train on those."""
+"""The instance masks as COCO annotations, for the tools that train on those."""
 
 import logging
 import os

@@ -1,4 +1,4 @@
-"""Step 6, instances: random walk of each class's CAM within each instance that IRN's displacements tell apart."""
+"""Random walk of each class's CAM within each instance that IRN's displacements tell apart."""
 
 from collections.abc import Iterator, Mapping
 from functools import partial

@@ -1,4 +1,4 @@
-"""Step 6: segmentation masks: random walk of the CAMs, stopped at the boundaries that IRN finds."""
+"""Segmentation masks: random walk of the CAMs, stopped at the boundaries that IRN finds."""
 
 import logging
 from collections.abc import Mapping

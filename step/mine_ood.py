@@ -1,4 +1,4 @@
-"""Step 0b: hard out-of-distribution images from a pool, for a person to sort (W-OoD section 3.1).
+"""Hard out-of-distribution images from a pool, for a person to sort (W-OoD section 3.1).
 
 The original tells how its images were collected and has no code for it.
 """

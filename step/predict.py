@@ -1,4 +1,4 @@
-"""Step 8d: segment any photograph, or a folder of photographs, with the trained DeepLab."""
+"""Segment any photograph, or a folder of photographs, with the trained DeepLab."""
 
 import logging
 import os

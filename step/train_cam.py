@@ -1,4 +1,4 @@
-"""Step 1: train the classifier with the W-OoD loss (W-OoD section 3)."""
+"""Train the classifier with the W-OoD loss (W-OoD section 3)."""
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -1,4 +1,4 @@
-"""Step 0: train the in-distribution classifier from ImageNet weights (the authors offer it as a download)."""
+"""Train the in-distribution classifier from ImageNet weights (the authors offer it as a download)."""
 
 import logging
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Step 8: train DeepLab-v2 on the masks that the chain made (Chen et al., TPAMI 2017, section 4.1)."""
+"""Train DeepLab-v2 on the masks that the chain made (Chen et al., TPAMI 2017, section 4.1)."""
 
 from functools import partial
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Step 5: train the boundary and displacement network on the confident labels (IRN section 4)."""
+"""Train the boundary and displacement network on the confident labels (IRN section 4)."""
 
 from functools import partial
 from pathlib import Path

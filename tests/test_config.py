@@ -82,6 +82,9 @@ def test_every_flag_has_help_and_appears_in_it(capsys):
     for item in dataclasses.fields(Config):
         assert f"--{item.name}" in shown
         assert item.metadata["help"]
+    in_one_line = " ".join(shown.split())
+    assert "(default: 320 640)" in in_one_line  # as it would be typed
+    assert "(default: )" not in in_one_line
 
 
 def test_downloads_mining_and_prediction_run_alone_unless_more_is_asked_for():

@@ -540,7 +540,6 @@ def _make_parser() -> _Parser:
     parser = _Parser(
         prog="run_sample.py",
         description="W-OoD: from image labels and out-of-distribution images to pseudo segmentation masks.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,
     )
     annotations, defaults = _types(), vars(Config())
@@ -556,9 +555,15 @@ def _make_parser() -> _Parser:
             options.update(type=element, metavar=element.__name__.upper())
         if typing.get_origin(annotation) is tuple:
             options["nargs"] = "+"
-        text = item.metadata["help"].replace("%", "%%")
-        parser.add_argument(f"--{item.name}", default=defaults[item.name], help=text, **options)
+        text = item.metadata["help"] + _told_default(defaults[item.name])
+        parser.add_argument(f"--{item.name}", default=defaults[item.name], help=text.replace("%", "%%"), **options)
     return parser
+
+
+def _told_default(value: Any) -> str:
+    """For `--help`: the default as it would be typed, or nothing for one that is empty."""
+    typed = " ".join(str(each) for each in value) if isinstance(value, tuple) else str(value)
+    return f" (default: {typed})" if typed else ""
 
 
 def given_flags(arguments: Sequence[str] | None = None) -> dict[str, Any]:
