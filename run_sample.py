@@ -1,9 +1,15 @@
 """W-OoD: run the enabled steps of the chain, in order. `python run_sample.py --help` lists the flags."""
 
-import importlib
-import logging
 import os
 import sys
+
+from misc.run.interpreter import EXIT_BAD_INPUT, require_interpreter
+
+if __name__ == "__main__":
+    require_interpreter()
+
+import importlib
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from functools import partial
@@ -42,7 +48,7 @@ from misc.run.stopping import (
 
 log = logging.getLogger(__name__)
 
-EXIT_UNFORESEEN, EXIT_BAD_INPUT, EXIT_LOST, EXIT_INTERRUPTED = 1, 2, 3, 130
+EXIT_UNFORESEEN, EXIT_LOST, EXIT_INTERRUPTED = 1, 3, 130
 SECONDS_TO_SAY_WHY = 20
 """For the process that has found bad input: torchrun ends it, too, as soon as another one has ended."""
 
@@ -60,6 +66,7 @@ def check_chain(config: Config, planned: Plan) -> list[StepModule]:
     from misc.run.distributed import on_first_process
     from misc.run.limits import limits_told
 
+    _require_torchvision()
     steps = [importlib.import_module(STEP_MODULES[name]) for name in names]
 
     def check() -> None:
@@ -113,9 +120,20 @@ def run_chain(config: Config, steps: Sequence[StepModule]) -> None:
                 wait_for_all()
             else:
                 on_first_process(step.run, config)
-        written = [path for flag in step.STEP.writes if (path := getattr(config, flag))]
-        forget([*written, Path(config.result_dir, METRICS_FOLDER)])
+        written = [getattr(config, flag) for flag in step.STEP.writes]
+        forget([*filter(None, written), Path(config.result_dir, METRICS_FOLDER)])
         on_first_process(done.finish, step, config)
+
+
+def _require_torchvision() -> None:
+    """Raise `InputError` for a torchvision that can't be imported: most often one that was built for another torch."""
+    try:
+        importlib.import_module("torchvision")
+    except (ImportError, RuntimeError) as error:
+        raise InputError(
+            f"torchvision can't be imported beside this torch ({reason_of(error)}); install two that belong together, "
+            "by one command: pip install --upgrade torch torchvision (docs/install.md)."
+        ) from error
 
 
 def sample_configs(config: Config, arguments: Sequence[str]) -> list[tuple[str, Config]]:

@@ -2,6 +2,7 @@
 # requirements file. That is the active environment if it does, else .venv, which is made and filled where needed.
 
 satisfies() { # python requirements
+    "$1" -c 'import sys; sys.exit(sys.version_info < (3, 10) and "its Python is older than 3.10")' || return
     "$1" misc/run/check_requirements.py "$2"
 }
 

@@ -1,0 +1,42 @@
+"""Whether this Python can run the project: asked before all other imports, which would fail without saying what to do.
+
+So it runs where the answer is no, too: on Pythons from 3.6 on, on any system, and without any package.
+"""
+
+import importlib.util
+import os
+import sys
+
+OLDEST = (3, 10)
+PACKAGES = ("torch", "torchvision", "numpy", "PIL", "imageio", "tqdm", "cv2", "pycocotools", "matplotlib", "jinja2")
+"""Those of `requirements.txt` without which no run begins, by the names under which they are imported."""
+EXIT_BAD_INPUT = 2
+
+
+def problem_of_interpreter() -> str:
+    """Why this Python can't run the project, and what to do, in one sentence; empty if it can."""
+    if sys.version_info[:2] < OLDEST:
+        return "Python {}.{} or later is needed, and {} is {}.{}; activate an environment that has one ({}).".format(
+            *OLDEST, sys.executable, *sys.version_info[:2], "docs/install.md"
+        )
+    if importlib.util.find_spec("fcntl") is None:
+        return (
+            "this system has no file locks of POSIX (Python's fcntl), which the project needs: run it on Linux, or on "
+            "Windows in WSL 2 (docs/install.md)."
+        )
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        return (
+            f"{sys.executable} lacks {', '.join(missing)}; activate the project's environment (source "
+            ".venv/bin/activate), or install what is missing: pip install -r requirements.txt (docs/install.md)."
+        )
+    return ""
+
+
+def require_interpreter() -> None:
+    """End with one sentence and exit code 2 if this Python can't run the project; of several processes one says it."""
+    problem = problem_of_interpreter()
+    if problem:
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            print(f"error: {problem}", file=sys.stderr)
+        sys.exit(EXIT_BAD_INPUT)

