@@ -322,9 +322,10 @@ class WhatIsFrozen(Items):
 
 def test_workers_leave_what_they_inherited_alone():
     """Memory of CUDA, in the cycles that an exception leaves behind, would end the process that frees it there."""
+    frozen_here = gc.get_freeze_count()  # not 0 where Python itself freezes something, as 3.12 does
     loader = sequential_loader(WhatIsFrozen(2), num_workers=1, device=CPU)
-    assert all(n > 10_000 for n in loader)
-    assert gc.get_freeze_count() == 0
+    assert all(n > frozen_here + 10_000 for n in loader)
+    assert gc.get_freeze_count() == frozen_here
 
 
 def read_all(loader):
