@@ -23,6 +23,7 @@ from misc.report.collect import (
     evaluation_step,
     steps_behind,
 )
+from misc.report.fonts import tell_missing_letters
 from misc.report.page import chart_files, render_page
 from misc.report.pictures import Captioned, contact_sheet
 from misc.report.sheet import OutputFolders, PicturedData, Sheet, ShownNetworks, example_pictures
@@ -109,6 +110,7 @@ def run(args: Config) -> None:
     """Write `result_dir`/report.html and its charts and contact sheet as PNG files in `result_dir`/report/."""
     devkit = open_devkit(args.voc12_root, args.class_list)
     names = names_with_background(devkit.classes)
+    tell_missing_letters(names)
     wood = collect_arm("W-OoD", args.result_dir, args.voc12_root, names)
     control = collect_arm("Control", args.control_dir, args.voc12_root, names)
     for evaluation, (step, why) in _earlier_scores(args).items():

@@ -16,6 +16,7 @@ from misc.files.images import IMAGE_SUFFIXES, read_image, read_label, write_jpeg
 from misc.files.jsonfile import read_dict
 from misc.files.resultfiles import CLASSES_FILE
 from misc.imutils import resize_label
+from misc.report.fonts import tell_missing_letters
 from misc.report.pictures import mask_overlay, with_legend
 from misc.run.config import Config
 from misc.run.depends import source_of_files
@@ -171,6 +172,7 @@ def run(args: Config) -> None:
     device = resolve_device(args.device)
     paths, out = _photographs(args.predict_input), Path(args.predict_out_dir)
     names = _names(args)
+    tell_missing_letters(names)
     finished = finished_files(STEP, args, _of_all_files(args, names))
     items = _written(out, paths)
     pending = finished.pending(items, lambda number: source_of_files(paths[number]))

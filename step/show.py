@@ -14,6 +14,7 @@ from misc.files.images import label_path, label_paths, read_image, read_label, w
 from misc.files.jsonfile import read_dict
 from misc.files.look import folder_at
 from misc.files.resultfiles import CLASSES_FILE
+from misc.report.fonts import tell_missing_letters
 from misc.report.pictures import Captioned, maps_overlay, mask_overlay, side_by_side, with_legend
 from misc.run.config import Config, show_list_flag
 from misc.run.device import resolve_device
@@ -126,6 +127,7 @@ def run(args: Config) -> None:
     devkit = open_devkit(args.voc12_root, args.class_list)
     ids = _ids(args, devkit)
     names, out = names_with_background(devkit.classes), Path(args.show_out_dir)
+    tell_missing_letters(names)
     to_compute = _without_cam(args, ids)
     classifier = _Classifier(args, devkit, to_compute) if to_compute else None
     computed, masks = {*to_compute}, folder_at(args.sem_seg_out_dir)

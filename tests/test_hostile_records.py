@@ -223,7 +223,6 @@ MARKUP = ("$", "$\\frac$", "a$_b$", "<script>alert(1)</script>", "'\"&", "{{ 111
 
 
 @pytest.mark.parametrize("name", MARKUP)
-@pytest.mark.filterwarnings("ignore:Glyph:UserWarning")
 def test_class_names_are_neither_markup_nor_mathematics(tmp_path, monkeypatch, name):
     monkeypatch.setitem(globals(), "NAMES", ["background", name, "b", "c"])
     write_sound_results(tmp_path / "r")

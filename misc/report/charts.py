@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from misc.report.collect import EVALUATIONS, Arm
+from misc.report.fonts import drawable, families
 
 COLOURS = {"W-OoD": "#1f6fb2", "Control": "#d9822b", "AdvCAM": "#2f8f5b"}
 MASK_COLOURS = {"eval_sem_seg": "#3b3b3b", "eval_deeplab": "#7a4ea3", "eval_deeplab_crf": "#b59ad0"}
@@ -118,8 +119,8 @@ def class_bars(arms: Sequence[Arm]) -> bytes | None:
         axes.barh(positions, values, height * 0.92, color=colour, label=label)
         for y, value in zip(positions, values, strict=True):
             axes.text(value + 0.6, y, f"{value:.0f}", va="center", fontsize=7, color="#555555")
-    labels = [name.replace("$", r"\$") for name in names]  # a pair of $ would be a formula
-    axes.set_yticks(np.arange(len(names)) + height * (len(series) - 1) / 2, labels)
+    labels = [drawable(name).replace("$", r"\$") for name in names]  # a pair of $ would be a formula
+    axes.set_yticks(np.arange(len(names)) + height * (len(series) - 1) / 2, labels, fontfamily=families(names))
     axes.invert_yaxis()
     axes.set_xlabel("IoU, %")
     axes.spines[["top", "right"]].set_visible(False)

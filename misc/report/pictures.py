@@ -3,16 +3,15 @@
 import base64
 import io
 from collections.abc import Mapping, Sequence
-from functools import cache
-from pathlib import Path
 
 import numpy as np
-from matplotlib import colormaps, get_data_path
-from PIL import Image, ImageDraw, ImageFont
+from matplotlib import colormaps
+from PIL import Image, ImageDraw
 
 from misc.files.camfile import MAP_STRIDE
 from misc.files.instancefile import Detections
 from misc.imutils import IGNORE_LABEL
+from misc.report.fonts import font
 
 HEAT_OPACITY, MASK_OPACITY = 0.55, 0.6
 UNSURE_COLOUR = (190, 190, 190)
@@ -64,12 +63,6 @@ def maps_overlay(image: np.ndarray, high_res: np.ndarray, keys: Sequence[int], p
     return (image * (1 - opacity) + colours * opacity).astype(np.uint8)
 
 
-@cache
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    """The font that comes with matplotlib, which has Latin, Greek and Cyrillic letters."""
-    return ImageFont.truetype(Path(get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), size)
-
-
 def _text_size(width: int) -> int:
     return int(np.clip(width * TEXT_SHARE, SMALLEST_TEXT, LARGEST_TEXT))
 
@@ -83,8 +76,8 @@ def with_legend(picture: np.ndarray, colours: Mapping[str, Sequence[int]]) -> np
         return picture
     height, width = picture.shape[:2]
     size = _text_size(width)
-    font, line = _font(size), round(1.6 * size)
-    lengths = {name: line + round(font.getlength(name)) + size for name in colours}
+    line = round(1.6 * size)
+    lengths = {name: line + round(font(name, size).getlength(name)) + size for name in colours}
     width = max(width, *lengths.values())
     places, left, row = {}, 0, 0
     for name, length in lengths.items():
@@ -98,7 +91,7 @@ def with_legend(picture: np.ndarray, colours: Mapping[str, Sequence[int]]) -> np
     for name, (x, y) in places.items():
         box = (x + margin, y + margin, x + margin + size, y + margin + size)
         draw.rectangle(box, fill=tuple(map(int, colours[name])), outline="black")
-        draw.text((x + line, y + line // 2), name, fill="black", font=font, anchor="lm")
+        draw.text((x + line, y + line // 2), name, fill="black", font=font(name, size), anchor="lm")
     return np.asarray(canvas)
 
 
@@ -111,7 +104,7 @@ def side_by_side(pictures: Sequence[Captioned]) -> np.ndarray:
     draw = ImageDraw.Draw(canvas)
     for number, (caption, picture) in enumerate(pictures):
         left = number * (width + SHEET_GAP)
-        draw.text((left, top // 2), caption, fill="black", font=_font(size), anchor="lm")
+        draw.text((left, top // 2), caption, fill="black", font=font(caption, size), anchor="lm")
         canvas.paste(Image.fromarray(picture), (left, top))
     return np.asarray(canvas)
 
