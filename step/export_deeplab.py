@@ -31,7 +31,6 @@ CLASSES_FILE = "classes.txt"
 """Name of the program's extra file: one class name a line, in the order of the ids, from background."""
 SMALLEST_SIDE = 64
 EXAMPLE_SHAPE, TRIAL_SHAPE = (2, 3, 96, 130), (1, 3, 75, 103)
-DEFER_OPTION = "prefer_deferred_runtime_asserts_over_guards"
 LARGEST_DIFFERENCE = 1e-4
 """Of the program's logits from the network's, relative to the largest."""
 
@@ -43,7 +42,17 @@ def check(args: Config, planned: Planned) -> Planned:
     if Path(args.deeplab_export_name).suffix != SUFFIX:
         raise InputError(f"--deeplab_export_name {args.deeplab_export_name} must end in {SUFFIX}.")
     require_writable_file(args.deeplab_export_name, flag="deeplab_export_name", kind="program")
+    if not can_export():
+        raise InputError(
+            f"--export_deeplab_pass: PyTorch {torch.__version__} can't export a network for images of any size; "
+            "install a newer one (2.11 was tried), or leave the step out."
+        )
     return {}
+
+
+def can_export() -> bool:
+    """Whether this PyTorch leaves open what depends on the size of the images (2.8 does not)."""
+    return "prefer_deferred_runtime_asserts_over_guards" in inspect.signature(torch.export.export).parameters
 
 
 def inputs(args: Config) -> Inputs:
@@ -72,15 +81,12 @@ def run(args: Config) -> None:
             "weights, or train these again with a lower --deeplab_learning_rate."
         )
     height, width = (torch.export.Dim(side, min=SMALLEST_SIDE) for side in ("height", "width"))
-    # Newer versions of torch need it for networks whose padding depends on the size
-    known = inspect.signature(torch.export.export).parameters
-    options = {DEFER_OPTION: True} if DEFER_OPTION in known else {}
     program = torch.export.export(
         model,
         (torch.zeros(EXAMPLE_SHAPE, dtype=torch.uint8),),
         dynamic_shapes={"images": {0: torch.export.Dim("batch"), 2: height, 3: width}},
         strict=False,
-        **options,
+        prefer_deferred_runtime_asserts_over_guards=True,
     )
     with atomic_path(args.deeplab_export_name) as temporary, warnings.catch_warnings():
         # PyTorch takes weights whose channels are last in memory for parts of larger ones, and saves them rightly

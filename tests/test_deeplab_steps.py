@@ -25,7 +25,7 @@ from net.deeplab import MultiScale, Segmenter, load_segmenter
 from net.efficientnet_lite0_deeplab import DeepLab as EfficientDeepLab
 from net.weights import read_checkpoint, save_weights
 from step.eval_deeplab import SERVER_LAYOUT
-from step.export_deeplab import CLASSES_FILE
+from step.export_deeplab import CLASSES_FILE, can_export
 from tests.own_network import DeepLab, EdgeDisplacement
 from voc12.classes import voc_palette, write_classes
 
@@ -235,6 +235,8 @@ def program_file(tmp_path_factory):
     """A program that export_deeplab wrote, in a run of another precision and without the data set, and its network's
     working directory. Exporting takes seconds, so that it is done once.
     """
+    if not can_export():
+        pytest.skip("this PyTorch can't export networks for images of any size")
     toy = make_toy_data(tmp_path_factory.mktemp("export"))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(toy.work)
@@ -281,6 +283,7 @@ def test_the_exported_program_moves_to_another_device(program_file):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not can_export(), reason="this PyTorch can't export networks for images of any size")
 @pytest.mark.parametrize(
     "module",
     [
@@ -482,7 +485,7 @@ def test_wrong_training_input_is_refused_before_work(toy, monkeypatch):
     assert "lacks 1 of the 6 images of --deeplab_train_list (2099_000001)" in refusal(toy, **own)
 
 
-def test_wrong_input_of_evaluation_and_export_is_refused_before_work(trained):
+def test_wrong_input_of_evaluation_and_export_is_refused_before_work(trained, monkeypatch):
     on = {"eval_deeplab_pass": True, "deeplab_crf": False}
     assert "--deeplab_eval_set: list" in refusal(trained, **on, deeplab_eval_set="nothing")
     mask = trained.root / "SegmentationClass" / f"{trained.ids[6]}.png"
@@ -492,6 +495,9 @@ def test_wrong_input_of_evaluation_and_export_is_refused_before_work(trained):
     mask.write_bytes(content)
     sentence = "--deeplab_export_name sess/a.pth must end in .pt2."
     assert refusal(trained, export_deeplab_pass=True, deeplab_export_name="sess/a.pth") == sentence
+    with monkeypatch.context() as patch:
+        patch.setattr("step.export_deeplab.can_export", lambda: False)
+        assert "can't export a network for images of any size" in refusal(trained, export_deeplab_pass=True)
     save_weights(DeepLab(n_classes=21), WEIGHTS)
     sentence = "aspp.c0.weight has shape (21, 64, 3, 3), expected (4, 64, 3, 3)"
     for flags in (

@@ -30,7 +30,7 @@ from misc.files.fetch import ATTEMPTS, NotFetched, fetch, finish, is_on_drive, p
 from misc.run.config import enabled_steps, parse_config
 from misc.run.plan import Plan
 from step import download
-from tests.site import Page, Site, serving
+from tests.web_site import Page, Site, serving
 
 CONTENT = bytes(range(256)) * 40
 CHANGED = bytes(reversed(CONTENT))

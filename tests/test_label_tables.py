@@ -70,7 +70,8 @@ def test_a_table_in_another_encoding_is_to_be_saved_as_utf_8(toy):
     [
         (None, "label file labels.csv is missing; expected a first line `file,labels`"),
         ("", "label file labels.csv begins with ''"),
-        ("\x00\xff", "label file labels.csv begins with "),
+        # The latter with Python 3.10
+        ("\x00\xff", r"label file labels.csv (begins with|can't be read \(line contains NUL\))"),
         ("2099_000001,bottle\n", "label file labels.csv begins with '2099_000001,bottle'"),
         ("file,labels\n2099_000001,Bottle\n", "'Bottle' is no class of the class list; did you mean bottle?"),
         (
