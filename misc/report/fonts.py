@@ -25,7 +25,8 @@ def families(texts: Iterable[str]) -> list[str]:
     """Names of the fonts with which matplotlib writes these texts, for `fontfamily`; each letter takes the first."""
     files = dict.fromkeys([DEFAULT, *map(_file_for, texts)])
     for file in files:
-        font_manager.fontManager.addfont(file)
+        if file != DEFAULT:  # which matplotlib knows
+            font_manager.fontManager.addfont(file)
     return [font_manager.FontProperties(fname=file).get_name() for file in files]
 
 
