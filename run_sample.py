@@ -66,7 +66,6 @@ def check_chain(config: Config, planned: Plan) -> list[StepModule]:
     from misc.run.distributed import on_first_process
     from misc.run.limits import limits_told
 
-    _require_torchvision()
     steps = [importlib.import_module(STEP_MODULES[name]) for name in names]
 
     def check() -> None:
@@ -212,6 +211,7 @@ def run(arguments: Sequence[str]) -> None:
     from voc12.verify import VERIFIED_FOLDER
 
     def prepare():
+        _require_torchvision()
         device = resolve_device(config.device)
         if config.work_dir:
             require_writable(config.work_dir, flag="work_dir", is_own=False)

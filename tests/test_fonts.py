@@ -18,17 +18,14 @@ NOWHERE = "cat \U000f0000"
 @pytest.fixture
 def machine(monkeypatch):
     """A function that says what the default font is, and which others there are."""
-    caches = (fonts.font, fonts._file_for)
 
     def has(default, others):
         monkeypatch.setattr(fonts, "DEFAULT", default)
         monkeypatch.setattr(fonts, "_of_this_machine", lambda: others)
-        for cached in caches:
-            cached.cache_clear()
+        fonts._file_for.cache_clear()
 
     yield has
-    for cached in caches:
-        cached.cache_clear()
+    fonts._file_for.cache_clear()
 
 
 def legend():
@@ -59,9 +56,38 @@ def test_letters_without_a_font_are_boxes_and_told_once(machine, caplog):
     assert f"no font of this machine has all letters of {NOWHERE}: " in told
 
 
-def test_plain_fonts_come_first_and_all_that_are_listed_can_be_asked():
-    files = fonts._of_this_machine()
-    for file in files:
-        assert isinstance(fonts._letters_of(file), frozenset)
-    regular = ["Regular" in file.stem for file in files]
-    assert regular == sorted(regular, reverse=True)
+def test_of_a_text_that_no_font_has_whole_most_letters_are_shown(machine):
+    machine(WITHOUT_CYRILLIC, [WITH_CYRILLIC])
+    assert fonts.drawable("Кошка \U000f0000") == "Кошка □"
+    assert fonts.drawable("Кошка\ufe0f\u200b") in ("Кошка", "Кошка\ufe0f\u200b")  # nothing to be seen is missing
+
+
+def test_fonts_that_claim_everything_or_are_damaged_are_passed_over(machine, monkeypatch, tmp_path):
+    class Placeholders:
+        def __init__(self, file):
+            pass
+
+        def get_charmap(self):
+            return {0xFFFF: 1, ord("К"): 1}
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fonts, "FT2Font", Placeholders)
+        assert fonts._letters_of.__wrapped__(WITH_CYRILLIC) == frozenset()
+
+    class Damaged:
+        def getmask(self, text):
+            raise OSError("invalid outline")
+
+    other = tmp_path / "copy.ttf"
+    other.write_bytes(WITH_CYRILLIC.read_bytes())
+    machine(WITHOUT_CYRILLIC, [WITH_CYRILLIC, other])
+    loaded = fonts._loaded
+    monkeypatch.setattr(fonts, "_loaded", lambda file, size: Damaged() if file == WITH_CYRILLIC else loaded(file, size))
+    assert fonts._file_for("Кошка") == other
+
+
+def test_plain_fonts_come_first(monkeypatch):
+    found = ["/f/Serif-Regular.ttf", "/f/a-Bold.ttf", "/f/b.ttf", "/f/c-Regular.ttf"]
+    monkeypatch.setattr("matplotlib.font_manager.findSystemFonts", lambda: found)
+    names = [file.name for file in fonts._of_this_machine.__wrapped__()]
+    assert names == ["c-Regular.ttf", "Serif-Regular.ttf", "b.ttf", "a-Bold.ttf"]

@@ -219,7 +219,7 @@ def test_results_with_wrong_values_are_shown_as_far_as_they_are_sound(tmp_path_f
     assert page.encode(errors="backslashreplace")
 
 
-MARKUP = ("$", "$\\frac$", "a$_b$", "<script>alert(1)</script>", "'\"&", "{{ 1111 * 1111 }}", "\u5927")
+MARKUP = ("$", "$\\frac$", "a$_b$", "<script>alert(1)</script>", "'\"&", "{{ 1111 * 1111 }}", "\u5927\U000f0000")
 
 
 @pytest.mark.parametrize("name", MARKUP)

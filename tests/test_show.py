@@ -95,13 +95,16 @@ def test_colours_are_those_of_the_classes_that_are_shown():
     assert shown_colours([0, 3, np.uint8(1), 255], NAMES) == {"aeroplane": (128, 0, 0), "train": (128, 128, 0)}
 
 
-def test_what_is_shown_is_what_the_files_hold(toy, written):
+def test_what_is_shown_is_what_the_files_hold(toy, written, monkeypatch):
     """Also where an image has no mask. Class k modulo 3 is that of image k (`make_all_inputs`)."""
+    asked = []
+    monkeypatch.setattr("step.show.tell_missing_letters", asked.append)
     make_all_inputs(toy)
     without = Path("result/sem_seg_ood") / f"{toy.ids[1]}.png"
     without.unlink()
     write_json(Path("result/show/classes.json"), {"photographs": {"a.png": "/photos"}, "classes": []})
     run(toy)
+    assert [tuple(names) for names in asked] == [NAMES]
     assert sorted(written) == [f"{image_id}.jpg" for image_id in toy.ids[:6]]
     for number, image_id in enumerate(toy.ids[:6]):
         pictures, colours = written[f"{image_id}.jpg"]
