@@ -1,5 +1,6 @@
 """Image labels in a table that people read, and images whose labels say that they have none of the classes."""
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,8 @@ from voc12.labelcsv import read_table, write_table
 from voc12.labels import ids_without_class, read_labels
 from voc12.lists import read_list
 
+# Python 3.10's csv refuses what later ones read
+TABLE_WITH_NUL = "begins with " if sys.version_info >= (3, 11) else r"can't be read \(line contains NUL\); expected "
 TABLES = {
     "names": "file,labels\n2099_000001,aeroplane\n2099_000002.jpg,bottle;train\nx/2099_000003.jpg,\n",
     "columns": "file,aeroplane,bottle,train\n2099_000001,1,0,0\n2099_000002,0,1,1\n2099_000003,0,0,0\n",
@@ -70,8 +73,7 @@ def test_a_table_in_another_encoding_is_to_be_saved_as_utf_8(toy):
     [
         (None, "label file labels.csv is missing; expected a first line `file,labels`"),
         ("", "label file labels.csv begins with ''"),
-        # The latter with Python 3.10
-        ("\x00\xff", r"label file labels.csv (begins with|can't be read \(line contains NUL\))"),
+        ("\x00\xff", f"label file labels.csv {TABLE_WITH_NUL}"),
         ("2099_000001,bottle\n", "label file labels.csv begins with '2099_000001,bottle'"),
         ("file,labels\n2099_000001,Bottle\n", "'Bottle' is no class of the class list; did you mean bottle?"),
         (

@@ -66,17 +66,18 @@ def _loaded(file: Path, size: int) -> ImageFont.FreeTypeFont:
 @cache
 def _file_for(text: str) -> Path:
     """The first font that has all letters, or the one that has most of them."""
-    letters = _letters(text)
-    if letters <= _letters_of(DEFAULT):
-        return DEFAULT
-    files = [DEFAULT, *(file for file in _of_this_machine() if _draws(file, text))]
-    return max(files, key=lambda file: len(letters & _letters_of(file)))
+    best, missing = DEFAULT, _letters(text) - _letters_of(DEFAULT)
+    for file in _of_this_machine() if missing else ():
+        left = _letters(text) - _letters_of(file)
+        if len(left) < len(missing) and _draws(file, text):
+            best, missing = file, left
+        if not missing:
+            break
+    return best
 
 
 def _draws(file: Path, text: str) -> bool:
-    """Whether the font has any of the letters, and is sound as far as they go."""
-    if not _letters(text) & _letters_of(file):
-        return False
+    """Whether the font is sound as far as this text goes."""
     try:
         _loaded(file, TRIAL_SIZE).getmask(text)
     except OSError:

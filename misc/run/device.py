@@ -37,9 +37,8 @@ def resolve_device(name: str) -> torch.device:
     if name == "cpu":
         return torch.device(name)
     n_gpus = torch.cuda.device_count()
-    if (
-        max(launched_here(), launched_local_rank() + 1) > n_gpus and not gpus_are_shared()
-    ):  # which all processes of a machine find alike
+    n_here = max(launched_here(), launched_local_rank() + 1)  # which all processes of a machine find alike
+    if n_here > n_gpus and not gpus_are_shared():
         raise InputError(
             f"each process needs a GPU, and here are {n_gpus}; start no more than these (torchrun --nproc_per_node), "
             f"pass --device cpu, or, to try it, set {SHARE_GPUS}=1, with which processes share a GPU and are slow."
