@@ -66,9 +66,19 @@ def test_the_packages_are_those_of_the_requirements():
 
 
 @pytest.mark.parametrize("arguments", [[], ["--plan", "True"], ["--sample", "True"]])
-def test_a_torchvision_that_does_not_fit_is_one_sentence(monkeypatch, tmp_path, arguments):
+@pytest.mark.parametrize(("package", "remedy"), run_sample.REMEDIES.items())
+def test_a_package_that_cannot_be_imported_is_one_sentence(monkeypatch, tmp_path, package, remedy, arguments):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(sys.modules, "torchvision", None)
-    with pytest.raises(InputError, match="torchvision can't be imported beside this torch .* pip install"):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(InputError, match=rf"the package {package} .* can't be imported \(.*\); {re.escape(remedy)}"):
         run_sample.run(arguments)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_library_that_is_missing_is_told_without_a_traceback(tmp_path):
+    (tmp_path / "cv2.py").write_text("raise ImportError('libGL.so.1: cannot open shared object file')")
+    done = started(PYTHONPATH=str(tmp_path))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(
+        r"error: the package cv2 is installed .*\(libGL.so.1: .*\); .* opencv-python-headless .*\n", done.stderr
+    )
