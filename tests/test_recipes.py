@@ -346,6 +346,18 @@ def test_small_evaluates_only_what_has_masks(photographs):
     assert sentences == []
 
 
+@pytest.mark.parametrize("recipe", ["cam", "authors"])
+def test_no_evaluation_of_an_imported_folder_without_masks_is_left(photographs, recipe):
+    """Those that a recipe switches on where DeepLab has a start are left out as well."""
+    Path("mine", IMPORT_RECORD).touch()
+    flags = ["--recipe", recipe, "--voc12_root", "mine", "--deeplab_network", "net.resnet101_deeplab"]
+    config, sentences = explained(*flags)
+    assert config.train_deeplab_pass
+    assert not [step for step in enabled_steps(config) if step.startswith("eval")]
+    assert "evaluations are left out: there are no masks in mine/SegmentationClass." in sentences
+    assert parse_config([*flags, "--eval_deeplab_pass", "True"]).eval_deeplab_pass
+
+
 def test_an_evaluations_list_that_is_named_has_to_be_there(photographs):
     touch("mine/SegmentationClass/0.png")
     touch("sess/small_cam_orig.pth")

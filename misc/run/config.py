@@ -18,7 +18,7 @@ from typing import Any, Literal, NoReturn
 
 from misc.errors import InputError
 from misc.run.parallel import usable_cores
-from misc.run.recipes import AUTO, ORIGINAL, RECIPES, choose_recipe, fit_to_imported
+from misc.run.recipes import AUTO, ORIGINAL, RECIPES, choose_recipe, evaluations_left_out, fit_to_imported
 
 ALL_STEPS = "all"
 NETWORKS, BACKBONE_MARK = ("cam_network", "irn_network", "deeplab_network"), ":"
@@ -598,7 +598,9 @@ def parse_config(arguments: Sequence[str] | None = None, *, explain: Callable[[s
     fixed = {**imported, **given, "recipe": name}  # what no recipe changes
     fitted, of_recipe = ({}, []) if recipe.fit is None else recipe.fit({**placed, **fixed}, {**imported, **given})
     values = {**placed, **fitted, **fixed}
-    sentences = [*dict.fromkeys([*sentences, *of_recipe, *of_import])]
+    left_out, of_masks = evaluations_left_out(values, given)
+    values |= left_out
+    sentences = [*dict.fromkeys([*sentences, *of_recipe, *of_import, *of_masks])]
     values |= _with_backbone(values)
     for item in fields(Config):
         if isinstance(values[item.name], str):
@@ -617,7 +619,11 @@ def parse_config(arguments: Sequence[str] | None = None, *, explain: Callable[[s
             hint = f"did you mean {near[0]}?" if near else f"expected steps, such as make_cam, or {ALL_STEPS}."
             raise InputError(f"--redo: there is no step {step}; {hint}")
     if explain is not None:
-        for sentence in [*sentences, *_on_steps_left_out(values, {**fitted, **fixed}), *_on_steps_not_redone(values)]:
+        for sentence in [
+            *sentences,
+            *_on_steps_left_out(values, {**fitted, **left_out, **fixed}),
+            *_on_steps_not_redone(values),
+        ]:
             explain(sentence)
     return Config(**values)
 

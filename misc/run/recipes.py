@@ -261,13 +261,15 @@ def _without_ground_truth(
     return flags, sentences
 
 
-def fit_to_imported(values: Flags, given: Flags) -> tuple[dict[str, Any], list[str]]:
-    """Labels and lists of a devkit that import_data made, none of evaluations without masks, and what to tell of it.
+def _is_imported(root: Path) -> bool:
+    """Whether import_data made a devkit."""
+    return os.path.isfile(root / IMPORT_RECORD)  # False for names that no file can have, too
 
-    For any other folder there is nothing to change, and nothing to tell.
-    """
+
+def fit_to_imported(values: Flags, given: Flags) -> tuple[dict[str, Any], list[str]]:
+    """Labels and lists of a devkit that import_data made, and what to tell of it; nothing for any other folder."""
     root = Path(values["voc12_root"])
-    if not os.path.isfile(root / IMPORT_RECORD):  # False for names that no file can have, too
+    if not _is_imported(root):
         return {}, []
     train, val = (list_path(root, ALL_IMAGES, split) for split in ("train", "val"))
     trained = str(given.get("train_list", train))  # masks are made of what CAMs are made of
@@ -282,8 +284,16 @@ def fit_to_imported(values: Flags, given: Flags) -> tuple[dict[str, Any], list[s
         + ", ".join(f"--{name} {path}" for name, path in flags.items() if name not in given)
         + ")."
     ]
-    left_out, why = _without_ground_truth(root, values, given)
-    return flags | left_out, sentences + why
+    return flags, sentences
+
+
+def evaluations_left_out(values: Flags, given: Flags) -> tuple[dict[str, Any], list[str]]:
+    """{evaluation: False} of those that an imported devkit has no masks for, and what to tell of it.
+
+    `values`: what the recipe made of them, since it may have switched evaluations on.
+    """
+    root = Path(values["voc12_root"])
+    return _without_ground_truth(root, values, given) if _is_imported(root) else ({}, [])
 
 
 def _lines(path: str) -> set[str]:
