@@ -36,6 +36,7 @@ from misc.files.images import IMAGE_SUFFIXES
 from misc.run.check_requirements import Requirement, problem_of
 from misc.run.config import Config
 from misc.run.lock import alone_in
+from misc.run.notices import notice
 from misc.run.plan import Planned, require_writable
 from misc.run.progress import progress
 from misc.run.recipes import DEEPLAB_START
@@ -286,7 +287,7 @@ def run(args: Config) -> None:
     if {"ood_root", "ood_list"} & {*fetched}:
         _compare_with_list(args.ood_root, args.ood_list)
     if "voc12_root" in fetched and not (Path(args.voc12_root) / IMAGES).is_dir():
-        log.info("notice: %s has no JPEGImages/; --download voc2012 brings them", args.voc12_root)
+        notice(f"{args.voc12_root} has no JPEGImages/; --download voc2012 brings them")
     if failures:
         raise InputError(" ".join(map(str, failures)))
 
@@ -394,4 +395,4 @@ def _compare_with_list(ood_root: str, ood_list: str) -> None:
         try:
             log.info("%d images of %s are in %s", len(read_ood_paths(ood_root, ood_list)), ood_list, ood_root)
         except InputError as error:
-            log.info("notice: %s", error)
+            notice(str(error))

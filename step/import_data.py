@@ -9,6 +9,7 @@ from misc.files import look
 from misc.files.table import TABLE_SUFFIXES, is_table
 from misc.run.config import Config
 from misc.run.lock import locked
+from misc.run.notices import notice
 from misc.run.plan import Planned, require_writable
 from misc.run.step import Step
 from voc12.importing.coco import read_coco
@@ -127,16 +128,13 @@ def run(args: Config) -> None:
     _tell(left_out, root)
     with_class = [image_id for image_id, names in after.labels_of_ids.items() if names]
     if unmasked := without_mask(root, with_class):
-        log.info(
-            "notice: %d of %d images with a class have no mask: they are trained with, and no evaluation counts them",
-            len(unmasked),
-            len(with_class),
+        notice(
+            f"{len(unmasked)} of {len(with_class)} images with a class have no mask: they are trained with, and no "
+            "evaluation counts them"
         )
     if present.classes and after.classes != present.classes:
-        log.info(
-            "notice: new classes: %s; networks that were trained before do not know them",
-            first_three([*after.classes[len(present.classes) :]]),
-        )
+        new = first_three([*after.classes[len(present.classes) :]])
+        notice(f"new classes: {new}; networks that were trained before do not know them")
 
 
 def _tell(left_out: Sequence[LeftOut], root: Path) -> None:

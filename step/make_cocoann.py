@@ -10,6 +10,7 @@ from misc.files.atomic import json_list_writer
 from misc.files.coco import FIRST_ID, annotations_of
 from misc.files.images import image_sizes
 from misc.run.config import Config
+from misc.run.notices import notice
 from misc.run.plan import Planned, require_outputs, require_writable_file
 from misc.run.progress import progress
 from misc.run.step import PACKAGES, Files, Inputs, Step
@@ -114,4 +115,4 @@ def run(args: Config) -> None:
             args.cocoann_min_score,
         )
     if polygons and n_runs:
-        log.info("notice: %d masks are run lengths, since no polygon gave them back exactly", n_runs)
+        notice(f"{n_runs} masks are run lengths, since no polygon gave them back exactly")

@@ -40,6 +40,7 @@ from misc.run.config import (
 )
 from misc.run.device import resolve_device
 from misc.run.done import DoneSteps, mixed_input
+from misc.run.notices import notice
 from misc.run.plan import SETS, Planned, require_writable
 from misc.run.record import UNPRINTABLE
 from misc.run.step import Files, Inputs, Step
@@ -222,7 +223,7 @@ def _networks(args: Config, devkit: Devkit) -> ShownNetworks:
             built = build_network(module, name, **arguments)
             load_weights(built, weights)
         except InputError as error:
-            log.info("notice: the report does without a network: %s", error)
+            notice(f"the report does without a network: {error}")
             return None
         return built.to(device).eval()
 
@@ -257,7 +258,7 @@ def _examples(args: Config, devkit: Devkit, data: PicturedData) -> list[Captione
         ood_paths = read_ood_paths(args.ood_root, args.ood_list)
         return example_pictures(data, train.paths, train.labels, ood_paths, seed=args.seed)
     except InputError as error:
-        log.info("notice: the report shows no example images: %s", error)
+        notice(f"the report shows no example images: {error}")
         return []
 
 
@@ -271,6 +272,6 @@ def _trained_on(devkit: Devkit, wood: Arm) -> int | None:
         trained = read_list(devkit, str(training.get(flag)), flag=flag)
         evaluated = read_split(devkit, wood.segmentation_scores["set"], flag="deeplab_eval_set")
     except InputError as error:
-        log.info("notice: the report does not know the segmentation network's training images: %s", error)
+        notice(f"the report does not know the segmentation network's training images: {error}")
         return None
     return len({*trained} & {*evaluated})

@@ -35,6 +35,7 @@ from misc.run.device import resolve_device
 from misc.run.done import finished_files, is_redone, made_with
 from misc.run.fitting import Fitting
 from misc.run.loaders import sequential_loader
+from misc.run.notices import notice
 from misc.run.plan import Planned, require_writable, require_writable_file
 from misc.run.progress import progress
 from misc.run.provenance import FinishedFiles
@@ -243,10 +244,9 @@ def _leave_out_known(args: Config, devkit: Devkit, pool: Pool) -> None:
     labelled, unnamed = _labelled(args, devkit, pool.paths)
     pool.leave_out({n: f"labelled {name}" for n, name in labelled.items()}, kind="labelled with a class")
     if unnamed:
-        log.info(
-            "notice: no label of --ood_pool_labels names the classes %s, so images of these are not left out; where "
-            "the labels call them otherwise, say so in --ood_label_names (docs/mining.md)",
-            ", ".join(unnamed),
+        notice(
+            f"no label of --ood_pool_labels names the classes {', '.join(unnamed)}, so images of these are not left "
+            "out; where the labels call them otherwise, say so in --ood_label_names (docs/mining.md)"
         )
 
 

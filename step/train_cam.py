@@ -1,6 +1,5 @@
 """Train the classifier with the W-OoD loss (W-OoD section 3)."""
 
-import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice, repeat
@@ -66,8 +65,6 @@ STEP = Step(
     memory_flags=("num_workers", "cam_batch_size", "ood_batch_size", "cam_crop_size", "ood_long_side"),
     on_gpu=OnGpu("cam_network", _pixels),
 )
-
-log = logging.getLogger(__name__)
 
 
 def check(args: Config, planned: Planned) -> Planned:
@@ -241,15 +238,13 @@ def _selection_images(args: Config, devkit: Devkit) -> LabelledImages | None:
         return None
     split = devkit.split_path(SELECTION_SPLIT)
     if not split.is_file():
-        log.info("notice: no %s, so train_cam keeps its last weights (as with --cam_select last)", split)
+        notice(f"no {split}, so train_cam keeps its last weights (as with --cam_select last)")
         return None
     images = read_labelled_images(devkit, split, flag="voc12_root", label_file=args.label_file)
     if missing := missing_masks(devkit, images.ids):
-        log.info(
-            "notice: %d of %d ground-truth masks are missing, so train_cam keeps its last weights "
-            "(as with --cam_select last)",
-            len(missing),
-            len(images),
+        notice(
+            f"{len(missing)} of {len(images)} ground-truth masks are missing, so train_cam keeps its last weights "
+            "(as with --cam_select last)"
         )
         return None
     return images

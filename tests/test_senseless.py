@@ -185,6 +185,21 @@ def test_a_choice_of_weights_that_outlasts_the_training(toy, monkeypatch, interv
     assert (said in Path("sample_train_eval.log").read_text()) == (interval == 1)
 
 
+@pytest.mark.parametrize(
+    ("take_away", "said"),
+    [
+        ("SegmentationClass", "6 of 6 ground-truth masks are missing, so train_cam keeps its last weights"),
+        ("ImageSets/Segmentation/train.txt", "train.txt, so train_cam keeps its last weights"),
+    ],
+)
+def test_a_choice_of_weights_without_masks_is_told_once(toy, monkeypatch, take_away, said):
+    monkeypatch.setattr("run_sample.run_chain", lambda config, steps: None)
+    make_all_inputs(toy)
+    (toy.root / take_away).rename(toy.root / "away")
+    run_sample.run(toy.flags(**switches("train_cam"), cam_select="best_miou", redo=()))
+    assert Path("sample_train_eval.log").read_text().count(said) == 1
+
+
 def mask_of(toy: ToyData, number: int) -> Path:
     return toy.root / "SegmentationClass" / f"{toy.ids[number]}.png"
 

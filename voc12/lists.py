@@ -156,7 +156,7 @@ def _train_aug_ids(devkit: Devkit) -> list[str]:
     held_out = {*val_ids, *map(_with_underscore, val_ids)}
     stems = [name.removesuffix(".png") for name in names if name.endswith(".png") and not name.startswith(".")]
     if not_text := [ascii(stem) for stem in stems if not is_text(stem)]:
-        log.info("notice: %s has masks whose names no list can hold, left out: %s", folder, first_three(not_text))
+        notice(f"{folder} has masks whose names no list can hold, left out: {first_three(not_text)}")
     return sorted(stem for stem in stems if is_text(stem) and stem not in held_out)
 
 

@@ -1,6 +1,5 @@
 """What a classifier says of a pool's images (W-OoD section 3.1): scores, noted as they come, and the candidates."""
 
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 
@@ -16,11 +15,10 @@ from misc.mining import by_size, rank
 from misc.run.depends import checksum
 from misc.run.fitting import Fitting
 from misc.run.loaders import sequential_loader
+from misc.run.notices import notice
 from misc.run.progress import progress
 from voc12.dataloader import PoolImages
 from voc12.pool import Pool
-
-log = logging.getLogger(__name__)
 
 
 def known_scores(pool: Pool, record: Scores) -> dict[int, Score]:
@@ -109,7 +107,7 @@ def score_images(
     if problems:
         pool.leave_out(problems, kind="can't be read")
         names = [pool.name(number) for number in problems]
-        log.info("notice: %d images of the pool can't be read: %s", len(names), first_three(names))
+        notice(f"{len(names)} images of the pool can't be read: {first_three(names)}")
     return scores
 
 

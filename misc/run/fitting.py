@@ -1,6 +1,5 @@
 """Batches that the memory does not take: half as large, until one fits."""
 
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,10 +9,9 @@ import torch
 
 from misc.run.limits import OneTooLarge, is_of_gpu, lacks_memory
 from misc.run.loaders import places
+from misc.run.notices import notice
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
-
-log = logging.getLogger(__name__)
 
 
 class Fitting:
@@ -48,7 +46,7 @@ class Fitting:
             # Outside of `except`, whose error keeps the tensors of the failed batch
             self._most = at_once // 2 * places(size)
             torch.cuda.empty_cache()
-            log.info("notice: no %s for %d %s at once; going on with %d", memory, at_once, self._parts, at_once // 2)
+            notice(f"no {memory} for {at_once} {self._parts} at once; going on with {at_once // 2}")
 
     def each(
         self,

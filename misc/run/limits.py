@@ -1,7 +1,6 @@
 """The machine's limits: memory, processes, open files, shared memory. Each ends a run with one sentence."""
 
 import errno
-import logging
 import os
 import re
 import resource
@@ -13,10 +12,9 @@ import torch
 
 from misc.errors import InputError, reason_of
 from misc.files.disk import ADVICE, GOES_ON
+from misc.run.notices import notice
 from misc.run.step import Step
 from misc.run.stopping import GRACE_SECONDS, is_told, told
-
-log = logging.getLogger(__name__)
 
 SHARED_MEMORY = Path("/dev/shm")
 """Where Linux keeps what processes share."""
@@ -63,7 +61,7 @@ def allow_open_files() -> None:
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     except (OSError, ValueError):  # some systems have a lower one that they don't tell
-        log.info("notice: no more than %d files may be open at once", soft)
+        notice(f"no more than {soft} files may be open at once")
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from pathlib import Path
 from misc.errors import InputError
 from misc.files.atomic import leftovers
 from misc.files.jsonfile import read_dict
+from misc.run.notices import notice
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +94,7 @@ def _take(path: Path, place: Path) -> int:
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno in NO_LOCKS:
-                log.info("notice: the file system of %s has no locks: let no second run write there", place)
+                notice(f"the file system of {place} has no locks: let no second run write there")
                 return descriptor
             os.close(descriptor)
             if error.errno in HELD:

@@ -24,6 +24,7 @@ from misc.files.pickles import load_tensors
 from misc.files.resultfiles import METRICS_FOLDER, STATE_FOLDER
 from misc.files.soundness import unsound_weight
 from misc.run.distributed import is_first_process, require_equal
+from misc.run.notices import notice
 from misc.run.record import GROWING
 
 log = logging.getLogger(__name__)
@@ -144,7 +145,7 @@ class TrainingState:
             number += 1
         os.replace(self.path, aside)
         reason = reason_of(error)
-        log.info("notice: %s is damaged (%s), and is now %s: %s starts anew", self.path, reason, aside, self._name)
+        notice(f"{self.path} is damaged ({reason}), and is now {aside}: {self._name} starts anew")
 
     def save_if_due(self, step: int) -> None:
         """Save the state after `step` steps if the last save was long enough ago.
