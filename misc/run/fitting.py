@@ -1,5 +1,6 @@
 """Batches that the memory does not take: half as large, until one fits."""
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,9 +10,10 @@ import torch
 
 from misc.run.limits import OneTooLarge, is_of_gpu, lacks_memory
 from misc.run.loaders import places
-from misc.run.notices import notice
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
+
+log = logging.getLogger(__name__)
 
 
 class Fitting:
@@ -46,7 +48,8 @@ class Fitting:
             # Outside of `except`, whose error keeps the tensors of the failed batch
             self._most = at_once // 2 * places(size)
             torch.cuda.empty_cache()
-            notice(f"no {memory} for {at_once} {self._parts} at once; going on with {at_once // 2}")
+            # An event rather than a finding: told each time, in whichever step it happens
+            log.info("notice: no %s for %d %s at once; going on with %d", memory, at_once, self._parts, at_once // 2)
 
     def each(
         self,
