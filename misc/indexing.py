@@ -28,7 +28,8 @@ Offset = tuple[int, int]
 
 
 @lru_cache(maxsize=8)
-def _pair_paths(radius: int) -> dict[Offset, tuple[Offset, ...]]:
+def pair_paths(radius: int) -> dict[Offset, tuple[Offset, ...]]:
+    """{(dy, dx): cells (y, x) of the path, sorted}, relative to the source cell, in the order of offsets."""
     paths = {}
     for dy in range(radius):
         for dx in range(-radius + 1, radius):
@@ -45,11 +46,6 @@ def _pair_paths(radius: int) -> dict[Offset, tuple[Offset, ...]]:
     return dict(sorted(paths.items(), key=lambda item: (len(item[1]), item[0])))
 
 
-def pair_paths(radius: int) -> dict[Offset, list[Offset]]:
-    """{(dy, dx): cells (y, x) of the path, sorted}, relative to the source cell, in the order of offsets."""
-    return {offset: list(path) for offset, path in _pair_paths(radius).items()}
-
-
 def _half_disc_affinities(edges: Tensor, radius: int, beta: float) -> dict[Offset, Tensor]:
     """(B, H, W) edges -> {(dy, dx): (B, H - dy, W - |dx|) affinity ** beta of all pairs, `OUTSIDE` where one is none}.
 
@@ -57,7 +53,7 @@ def _half_disc_affinities(edges: Tensor, radius: int, beta: float) -> dict[Offse
     """
     beyond = edges == BEYOND
     affinities = {}
-    for (dy, dx), path in _pair_paths(radius).items():
+    for (dy, dx), path in pair_paths(radius).items():
         height, width = edges.shape[1] - dy, edges.shape[2] - abs(dx)
         if height <= 0 or width <= 0:
             continue
@@ -114,7 +110,7 @@ def _square_matrix(row_ends: Tensor, columns: Tensor, values: Tensor) -> Tensor:
 
 def _n_entries(h: int, w: int, radius: int) -> int:
     """Of the transition matrix of an image of h x w cells."""
-    return h * w + 2 * sum(max(0, h - dy) * max(0, w - abs(dx)) for dy, dx in _pair_paths(radius))
+    return h * w + 2 * sum(max(0, h - dy) * max(0, w - abs(dx)) for dy, dx in pair_paths(radius))
 
 
 @lru_cache(maxsize=8)

@@ -87,16 +87,14 @@ class CheckpointSelection:
         return step in self._due
 
     def __call__(self, step: int) -> dict[str, float]:
-        """Compare the weights after `step` with the best so far, where that is due."""
-        if not self.is_due(step):
-            return {}
+        """Compare the weights after `step` with the best so far."""
         self._cam_network.load_state_dict(self._model.state_dict())
         device = next(self._cam_network.parameters()).device
         sweep = ThresholdSweep(THRESHOLDS, self._n_classes + 1)
         first: list[tuple[dict[str, Any], Tensor]] = []
         with progress(total=len(self._paths), desc=f"CAM mIoU at step {step}", unit="image", leave=False) as bar:
             for group in self._loader:
-                example = self._paths[int(group[0]["index"])]
+                example = self._paths[group[0]["index"]]
                 maps_of = partial(scale_maps_of_items, self._cam_network, device=device)
                 all_maps = self._fitting.each(maps_of, group, size=group[0]["size"], example=example)
                 for item, maps in zip(group, all_maps, strict=True):

@@ -138,7 +138,7 @@ def run(args: Config) -> None:
     with progress(total=len(images), desc="make_advcam", unit="image") as bar, background_writer() as submit:
         for batch in loader:
             n_pairs, of_batch = sum(len(item["keys"]) for item in batch), partial(_advcams, model, batch, climbing)
-            example = images.paths[int(batch[0]["index"])]
+            example = images.paths[batch[0]["index"]]
             advcams = fitting.run(of_batch, n_pairs, size=batch[0]["size"], example=example)
             for item, (cam, high_res) in zip(batch, advcams, strict=True):
                 pending.write(submit, item, Arriving(cam), Arriving(high_res))

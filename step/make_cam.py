@@ -16,7 +16,7 @@ from misc.run.device import Arriving, resolve_device
 from misc.run.distributed import on_first_process
 from misc.run.done import finished_files
 from misc.run.fitting import Fitting
-from misc.run.loaders import GroupedLoader, places, size_groups
+from misc.run.loaders import GroupedLoader, size_groups
 from misc.run.plan import Planned
 from misc.run.progress import progress
 from misc.run.step import Inputs, OnGpu, Step
@@ -89,13 +89,12 @@ def run(args: Config) -> None:
     model = load("CAM")
 
     scaled = ScaledImages(images.paths, images.labels, args.cam_scales)
-    sizes = image_sizes(images.paths)
-    groups = size_groups(sizes, args.make_cam_batch_size, n_parts=[places(size) for size in sizes])
+    groups = size_groups(image_sizes(images.paths), args.make_cam_batch_size)
     loader = GroupedLoader(scaled, groups, num_workers=args.num_workers, device=device)
     fitting = Fitting(args.make_cam_batch_size, parts="images")
     with progress(total=len(images), desc="make_cam", unit="image") as bar, background_writer() as submit:
         for group in loader:
-            example = images.paths[int(group[0]["index"])]
+            example = images.paths[group[0]["index"]]
             cams = fitting.each(partial(_cams, model, device), group, size=group[0]["size"], example=example)
             for item, cam in zip(group, cams, strict=True):
                 pending.write(submit, item, *cam)

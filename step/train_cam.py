@@ -21,7 +21,7 @@ from misc.run.board import board
 from misc.run.config import DEFAULT_IGNORED_CLASS, Config
 from misc.run.device import to_device
 from misc.run.distributed import gather_shares, n_processes, share
-from misc.run.loaders import GroupedLoader, Stream, places, sequential_loader, size_groups
+from misc.run.loaders import GroupedLoader, Stream, sequential_loader, size_groups
 from misc.run.notices import notice
 from misc.run.plan import Planned, require_writable_file
 from misc.run.progress import progress
@@ -277,8 +277,7 @@ def _selection(args: Config, devkit: Devkit, model: nn.Module, training: Trainin
         keep=True,
     )
     device, n_classes = training.device, len(devkit.classes)
-    sizes = image_sizes(images.paths)
-    groups = size_groups(sizes, args.make_cam_batch_size, n_parts=[places(size) for size in sizes])
+    groups = size_groups(image_sizes(images.paths), args.make_cam_batch_size)
     return CheckpointSelection(
         model,
         build_network(args.cam_network, "CAM", n_classes=n_classes).to(device).eval(),

@@ -216,7 +216,12 @@ class ScaledImages(Dataset):
         size, scaled, mask = self._kept.get(index) or self._scaled(index)
         # A tensor each time: one that is sent to another process moves to shared memory, and would stay there
         images = [torch.from_numpy(image) for image in scaled]
-        item = {"index": index, "images": images, "size": size, "keys": np.flatnonzero(self.labels[index]).tolist()}
+        item = {
+            "index": int(index),
+            "images": images,
+            "size": size,
+            "keys": np.flatnonzero(self.labels[index]).tolist(),
+        }
         return item if mask is None else {**item, "mask": mask}
 
     def _scaled(self, index: int) -> _Scaled:

@@ -32,7 +32,7 @@ class LabelledImages:
 
     def source_of(self, number: int) -> str:
         """What changes with the content of an image or with its label."""
-        return source_digest(checksum(self.paths[int(number)]), self.labels[number].tobytes())
+        return source_digest(checksum(self.paths[number]), self.labels[number].tobytes())
 
     def shared(self) -> "LabelledImages":
         """This process's share of the images."""

@@ -21,7 +21,7 @@ from misc.files.resultfiles import IRN_FOLDER
 from misc.imutils import cells_of, mirror_pair, normalize
 from misc.indexing import RandomWalks
 from misc.run.config import CamSource, Config
-from misc.run.depends import source_of_files, source_of_item
+from misc.run.depends import source_of_files
 from misc.run.device import Arriving, to_device, when_arrived
 from misc.run.done import finished_files
 from misc.run.fitting import Fitting
@@ -154,8 +154,11 @@ def make_masks(
     masks.
     `kept`: where its output is read, and kept where there is none.
     """
-    sources = inputs_of_walk(devkit, ids, cams)
-    source_of = partial(source_of_item, sources)
+    images, maps = devkit.image_paths(ids), camfile.cam_paths(cams.folder, ids)
+
+    def source_of(number: int) -> str:
+        return source_of_files(images[number], maps[number])
+
     items = [[kind.paths(image_id) for image_id in ids] for kind in kinds]
     pending = [set(kind.finished.pending(of_kind, source_of)) for kind, of_kind in zip(kinds, items, strict=True)]
     numbers = sorted(set().union(*pending))
@@ -271,7 +274,7 @@ def walk_inputs(
     groups: Sequence[Sequence[int]] = [[number] for number in range(len(ids))]
     if batch_size > 1 and hasattr(model, "batch"):
         padded = [model.padded_size(size) for size in image_sizes(paths)]
-        groups = size_groups(padded, batch_size, n_parts=[places(size) for size in padded])
+        groups = size_groups(padded, batch_size)
     fitting = Fitting(batch_size, parts="images")
     items = ImagesWithCams(paths, cam_paths, len(devkit.classes))
     loader = GroupedLoader(items, groups, num_workers=num_workers, device=device)

@@ -23,7 +23,7 @@ from misc.run.config import Config
 from misc.run.device import resolve_device, resolve_precision
 from misc.run.progress import progress
 from misc.run.provenance import recorded_checksums, source_digest
-from misc.run.step import Files, Inputs, Step
+from misc.run.step import Files, Step
 
 READERS = 4
 """Threads that read files whose content is not known yet."""
@@ -45,11 +45,6 @@ def checksum(path: str | Path) -> str:
 def source_of_files(*paths: str | Path) -> str:
     """What changes with the content of the files that one output is made from."""
     return source_digest(*map(checksum, paths))
-
-
-def source_of_item(inputs: Inputs, number: int) -> str:
-    """The same of the files of one item, of inputs that are lists of files in the items' order."""
-    return source_of_files(*(files.paths[number] for files in inputs.values()))
 
 
 def checksums(paths: Sequence[str | Path]) -> list[str]:

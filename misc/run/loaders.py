@@ -106,8 +106,8 @@ def size_groups(
 
     Args:
         sizes: (H, W) of each image.
-        n_parts: how many of the `batch_size` places each image takes, at least one; default: one each. An image with
-            more than `batch_size` parts is a group alone.
+        n_parts: how many of the `batch_size` places each image takes, at least one; default: its `places`. An image
+            with more than `batch_size` parts is a group alone.
 
     Returns:
         The indices of each group's images; each image is in one group, sizes come in the order of their first image.
@@ -116,10 +116,10 @@ def size_groups(
     for index, size in enumerate(sizes):
         by_size.setdefault(size, []).append(index)
     groups = []
-    for indices in by_size.values():
+    for size, indices in by_size.items():
         room = 0
         for index in indices:
-            needed = 1 if n_parts is None else max(1, n_parts[index])
+            needed = max(1, places(size) if n_parts is None else n_parts[index])
             if needed > room:
                 groups.append([])
                 room = batch_size
