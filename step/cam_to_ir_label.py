@@ -23,8 +23,7 @@ from misc.run.plan import Planned, require_outputs, require_writable
 from misc.run.progress import progress
 from misc.run.step import Files, Inputs, Step
 from misc.summary import Content, content_of_mask, tell_masks
-from voc12.devkit import open_devkit
-from voc12.images import read_ids_to_segment
+from voc12.images import ids_to_segment
 from voc12.verify import require_readable
 
 STEP = Step(
@@ -50,8 +49,7 @@ STEP = Step(
 def check(args: Config, planned: Planned) -> Planned:
     """Raise `InputError` for bad input; return the outputs of this step."""
     require_backend(args.crf)
-    devkit = open_devkit(args.voc12_root, args.class_list)
-    ids = read_ids_to_segment(devkit, args.train_list, flag="train_list", label_file=args.known_labels)
+    devkit, ids = ids_to_segment(args, "train_list")
     cams = args.mask_cams
     require_outputs(
         cams.folder,
@@ -74,8 +72,7 @@ def check(args: Config, planned: Planned) -> Planned:
 
 def inputs(args: Config) -> Inputs:
     """What the result is made from, by the flag that names it."""
-    devkit = open_devkit(args.voc12_root, args.class_list)
-    ids = read_ids_to_segment(devkit, args.train_list, flag="train_list", label_file=args.known_labels)
+    devkit, ids = ids_to_segment(args, "train_list")
     return {
         "class_list": devkit.classes,
         "train_list": Files(devkit.image_paths(ids)),
@@ -85,8 +82,7 @@ def inputs(args: Config) -> Inputs:
 
 def outputs(args: Config) -> list[str | Path]:
     """The files that this step writes."""
-    devkit = open_devkit(args.voc12_root, args.class_list)
-    ids = read_ids_to_segment(devkit, args.train_list, flag="train_list", label_file=args.known_labels)
+    devkit, ids = ids_to_segment(args, "train_list")
     return label_paths(args.ir_label_out_dir, ids)
 
 
@@ -124,8 +120,8 @@ def run(args: Config) -> None:
 
     Finished files are kept.
     """
-    devkit = open_devkit(args.voc12_root, args.class_list)
-    ids = share(read_ids_to_segment(devkit, args.train_list, flag="train_list", label_file=args.known_labels))
+    devkit, ids = ids_to_segment(args, "train_list")
+    ids = share(ids)
     images, cams = devkit.image_paths(ids), camfile.cam_paths(args.mask_cams.folder, ids)
     finished = finished_files(STEP, args, {"class_list": devkit.classes})
     items = [[label_path(args.ir_label_out_dir, image_id)] for image_id in ids]

@@ -3,8 +3,7 @@
 from misc.report.pictures import heat_overlay
 from misc.run.config import Config
 from misc.run.step import Step
-from voc12.devkit import open_devkit
-from voc12.evaluation import Evaluated, evaluate_cams
+from voc12.evaluation import Evaluated, score_cams
 
 STEP = Step(
     name="eval_advcam",
@@ -15,21 +14,10 @@ STEP = Step(
     memory_flags=("num_workers",),
     version=2,
 )
-EVALUATED = Evaluated(step=STEP.name, flag="advcam_out_dir", suffix=".npy", made_by="make_advcam")
+EVALUATED = Evaluated(step=STEP.name, flag="advcam_out_dir", suffix=".npy", made_by="make_advcam", title="AdvCAM")
 check, inputs, outputs = EVALUATED.check, EVALUATED.inputs, EVALUATED.outputs
 
 
 def run(args: Config) -> None:
     """Score `advcam_out_dir` on the images of `chainer_eval_set`."""
-    evaluate_cams(
-        open_devkit(args.voc12_root, args.class_list),
-        args.chainer_eval_set,
-        args.advcam_out_dir,
-        thresholds=args.cam_eval_sweep,
-        threshold_apart=args.cam_eval_thres,
-        result_dir=args.result_dir,
-        overlay=heat_overlay,
-        tensorboard=args.tensorboard,
-        name=STEP.name,
-        title="AdvCAM",
-    )
+    score_cams(args, EVALUATED, heat_overlay)

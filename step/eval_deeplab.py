@@ -33,7 +33,7 @@ from voc12.lists import read_split
 from voc12.verify import missing_masks, require_masks, require_readable
 
 BYTES_PER_PIXEL = 0.025
-"""Of each folder of masks."""
+"""What a mask takes on disk, in each of the two folders."""
 STEP = Step(
     name="eval_deeplab",
     description="evaluate DeepLab-v2, without and with dense CRF",
@@ -84,7 +84,7 @@ def check(args: Config, planned: Planned) -> Planned:
 
 def _of_all_files(args: Config, devkit: Devkit) -> Inputs:
     """What every mask depends on."""
-    return inputs_of_network(args.only(("deeplab_network", "deeplab_weights_name")), devkit.classes)
+    return inputs_of_network(args, "deeplab_network", "deeplab_weights_name", devkit.classes)
 
 
 def inputs(args: Config) -> Inputs:

@@ -6,8 +6,7 @@ says so. With its unsure pixels as background it is that CRF's result.
 
 from misc.run.config import Config
 from misc.run.step import Step
-from voc12.devkit import open_devkit
-from voc12.evaluation import Evaluated, evaluate_masks
+from voc12.evaluation import Evaluated, score_masks
 
 STEP = Step(
     name="eval_ir_label",
@@ -16,17 +15,12 @@ STEP = Step(
     writes=("result_dir",),
     memory_flags=("num_workers",),
 )
-EVALUATED = Evaluated(step=STEP.name, flag="ir_label_out_dir", suffix=".png", made_by="cam_to_ir_label")
+EVALUATED = Evaluated(
+    step=STEP.name, flag="ir_label_out_dir", suffix=".png", made_by="cam_to_ir_label", title="CAM + CRF"
+)
 check, inputs, outputs = EVALUATED.check, EVALUATED.inputs, EVALUATED.outputs
 
 
 def run(args: Config) -> None:
     """Score `ir_label_out_dir` on the images of `chainer_eval_set`."""
-    evaluate_masks(
-        open_devkit(args.voc12_root, args.class_list),
-        args.chainer_eval_set,
-        args.ir_label_out_dir,
-        result_dir=args.result_dir,
-        name=STEP.name,
-        title="CAM + CRF",
-    )
+    score_masks(args, EVALUATED)

@@ -2,8 +2,7 @@
 
 from misc.run.config import Config
 from misc.run.step import Step
-from voc12.devkit import open_devkit
-from voc12.evaluation import Evaluated, evaluate_masks
+from voc12.evaluation import Evaluated, score_masks
 
 STEP = Step(
     name="eval_sem_seg",
@@ -12,17 +11,10 @@ STEP = Step(
     writes=("result_dir",),
     memory_flags=("num_workers",),
 )
-EVALUATED = Evaluated(step=STEP.name, flag="sem_seg_out_dir", suffix=".png", made_by="make_sem_seg")
+EVALUATED = Evaluated(step=STEP.name, flag="sem_seg_out_dir", suffix=".png", made_by="make_sem_seg", title="mask")
 check, inputs, outputs = EVALUATED.check, EVALUATED.inputs, EVALUATED.outputs
 
 
 def run(args: Config) -> None:
     """Score `sem_seg_out_dir` on the images of `chainer_eval_set`."""
-    evaluate_masks(
-        open_devkit(args.voc12_root, args.class_list),
-        args.chainer_eval_set,
-        args.sem_seg_out_dir,
-        result_dir=args.result_dir,
-        name=STEP.name,
-        title="mask",
-    )
+    score_masks(args, EVALUATED)

@@ -58,7 +58,7 @@ def can_export() -> bool:
 def inputs(args: Config) -> Inputs:
     """What the result is made from, by the flag that names it."""
     names = names_of_network(args.deeplab_weights_name, voc12_root=args.voc12_root, class_list=args.class_list)
-    return inputs_of_network(args.only(("deeplab_network", "deeplab_weights_name")), names)
+    return inputs_of_network(args, "deeplab_network", "deeplab_weights_name", names)
 
 
 def outputs(args: Config) -> list[str | Path]:

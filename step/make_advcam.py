@@ -15,7 +15,6 @@ from misc.imutils import mirror_pair, normalize
 from misc.run.config import Config
 from misc.run.device import Arriving, resolve_device, to_device
 from misc.run.distributed import on_first_process
-from misc.run.done import finished_files
 from misc.run.fitting import Fitting
 from misc.run.loaders import GroupedLoader, places, size_groups
 from misc.run.plan import Planned
@@ -29,7 +28,7 @@ from voc12.devkit import Devkit, open_devkit, require_classes_of_network
 
 
 def _pixels(args: Config, batches: Batches) -> list[float]:
-    """Of image and mirror image of each pair of a batch, at the largest scale."""
+    """The pixels of a batch: of each pair the image and its mirror image, at the largest scale."""
     n_pairs = args.advcam_batch_size or default_batch_size(resolve_device(args.device))
     return [2 * batches.photographs(n_pairs) * max(SCALES) ** 2]
 
@@ -68,7 +67,7 @@ def check(args: Config, planned: Planned) -> Planned:
 
 def _of_all_files(args: Config, devkit: Devkit) -> Inputs:
     """What every AdvCAM depends on."""
-    return inputs_of_network(args.only(("cam_network", "cam_weights_name")), devkit.classes)
+    return inputs_of_network(args, "cam_network", "cam_weights_name", devkit.classes)
 
 
 def inputs(args: Config) -> Inputs:
@@ -115,9 +114,7 @@ def run(args: Config) -> None:
     devkit = open_devkit(args.voc12_root, args.class_list)
     loaded = {"weights": args.cam_weights_name, "device": device, "n_classes": len(devkit.classes)}
     load = partial(load_network, args.cam_network, **loaded)
-    images = CAMS.labelled(args, partial(load, "Net"), device=device)
-    finished = finished_files(STEP, args, _of_all_files(args, devkit))
-    pending = CAMS.pending(args, images, finished)
+    pending = CAMS.pending(args, STEP, _of_all_files(args, devkit), partial(load, "Net"), device=device)
     images = pending.images
     model = load("CAM")
     model.requires_grad_(False)

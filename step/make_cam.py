@@ -14,7 +14,6 @@ from misc.files.images import image_sizes
 from misc.run.config import Config
 from misc.run.device import Arriving, resolve_device
 from misc.run.distributed import on_first_process
-from misc.run.done import finished_files
 from misc.run.fitting import Fitting
 from misc.run.loaders import GroupedLoader, size_groups
 from misc.run.plan import Planned
@@ -55,7 +54,7 @@ def check(args: Config, planned: Planned) -> Planned:
 
 def _of_all_files(args: Config, devkit: Devkit) -> Inputs:
     """What every CAM depends on."""
-    return inputs_of_network(args.only(("cam_network", "cam_weights_name")), devkit.classes)
+    return inputs_of_network(args, "cam_network", "cam_weights_name", devkit.classes)
 
 
 def inputs(args: Config) -> Inputs:
@@ -82,9 +81,7 @@ def run(args: Config) -> None:
     devkit = open_devkit(args.voc12_root, args.class_list)
     loaded = {"weights": args.cam_weights_name, "device": device, "n_classes": len(devkit.classes)}
     load = partial(load_network, args.cam_network, **loaded)
-    images = CAMS.labelled(args, partial(load, "Net"), device=device)
-    finished = finished_files(STEP, args, _of_all_files(args, devkit))
-    pending = CAMS.pending(args, images, finished)
+    pending = CAMS.pending(args, STEP, _of_all_files(args, devkit), partial(load, "Net"), device=device)
     images = pending.images
     model = load("CAM")
 

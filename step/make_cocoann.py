@@ -15,8 +15,8 @@ from misc.run.plan import Planned, require_outputs, require_writable_file
 from misc.run.progress import progress
 from misc.run.step import PACKAGES, Files, Inputs, Step
 from voc12.cocoids import ids_for, read_coco_ids
-from voc12.devkit import Devkit, open_devkit
-from voc12.images import read_ids_to_segment
+from voc12.devkit import Devkit
+from voc12.images import ids_to_segment
 from voc12.verify import require_readable
 
 STEP = Step(
@@ -34,8 +34,7 @@ log = logging.getLogger(__name__)
 
 def check(args: Config, planned: Planned) -> Planned:
     """Raise `InputError` for bad input; return the outputs of this step (none that others read)."""
-    devkit = open_devkit(args.voc12_root, args.class_list)
-    ids = read_ids_to_segment(devkit, args.infer_list, flag="infer_list", label_file=args.known_labels)
+    devkit, ids = ids_to_segment(args, "infer_list")
     require_outputs(
         args.ins_seg_out_dir,
         ids,
@@ -59,8 +58,7 @@ def _ids_of(devkit: Devkit, ids: Sequence[str]) -> tuple[list[int], list[int | s
 
 def inputs(args: Config) -> Inputs:
     """What the result is made from, by the flag that names it."""
-    devkit = open_devkit(args.voc12_root, args.class_list)
-    ids = read_ids_to_segment(devkit, args.infer_list, flag="infer_list", label_file=args.known_labels)
+    devkit, ids = ids_to_segment(args, "infer_list")
     return {
         "voc12_root": _ids_of(devkit, ids),
         "class_list": devkit.classes,
@@ -76,8 +74,7 @@ def outputs(args: Config) -> list[str | Path]:
 
 def run(args: Config) -> None:
     """Write `cocoann_path`: the instances of the images of `infer_list`, in its order."""
-    devkit = open_devkit(args.voc12_root, args.class_list)
-    ids = read_ids_to_segment(devkit, args.infer_list, flag="infer_list", label_file=args.known_labels)
+    devkit, ids = ids_to_segment(args, "infer_list")
     polygons = args.cocoann_format == "polygon"
     image_paths = devkit.image_paths(ids)
     sizes = image_sizes(image_paths)

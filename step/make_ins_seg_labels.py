@@ -9,29 +9,18 @@ from misc.files.instancefile import Detections
 from misc.indexing import RandomWalks
 from misc.instances import detect_instances
 from misc.run.config import Config, enabled_steps
-from misc.run.device import resolve_device
-from misc.run.distributed import on_first_process, share
+from misc.run.distributed import on_first_process
 from misc.run.done import finished_files
-from misc.run.plan import Planned, require_writable
+from misc.run.plan import Planned
 from misc.run.step import Inputs, Step
 from misc.summary import save_instances, tell_masks
 from net.build import inputs_of_network, load_network, require_network
-from voc12.devkit import Devkit, open_devkit
-from voc12.images import read_ids_to_segment
-from voc12.inference import (
-    IRN_ON_GPU,
-    MASK_READS,
-    KeptOutputs,
-    Masks,
-    WalkInput,
-    inputs_of_walk,
-    make_masks,
-    require_cams,
-)
-from voc12.verify import require_readable
+from voc12.devkit import open_devkit
+from voc12.images import ids_to_segment
+from voc12.inference import IRN_ON_GPU, MASK_READS, MaskFiles, Masks, WalkInput
 
 BYTES_PER_PIXEL = 3
-"""A byte a pixel and instance."""
+"""A byte a pixel of each instance, of which an image has about three."""
 
 
 def _bytes_per_pixel(args: Config) -> dict[str, float]:
@@ -40,6 +29,7 @@ def _bytes_per_pixel(args: Config) -> dict[str, float]:
     return {"ins_seg_out_dir": BYTES_PER_PIXEL, "result_dir": keeps * irnfile.BYTES_PER_PIXEL}
 
 
+MASKS = MaskFiles("ins_seg_out_dir")
 STEP = Step(
     name="make_ins_seg",
     description="make instance masks: displacements and random walk of the CAMs",
@@ -55,34 +45,29 @@ STEP = Step(
 
 def check(args: Config, planned: Planned) -> Planned:
     """Raise `InputError` for bad input; return the outputs of this step."""
-    devkit = open_devkit(args.voc12_root, args.class_list)
-    ids = require_cams(devkit, args.infer_list, args.mask_cams, label_file=args.known_labels, planned=planned)
+    MASKS.require_cams(args, planned)
     require_network(args.irn_network, "EdgeDisplacement", args.irn_weights_name, planned=planned)
-    require_writable(args.ins_seg_out_dir, flag="ins_seg_out_dir")
-    require_readable(devkit.image_paths(ids), num_workers=args.num_workers)
-    return {args.ins_seg_out_dir: frozenset(ids)}
+    return MASKS.check(args)
 
 
-def _of_all_files(args: Config, devkit: Devkit) -> Inputs:
+def _of_all_files(args: Config) -> Inputs:
     """What every mask depends on."""
-    return inputs_of_network(args.only(("irn_network", "irn_weights_name")), devkit.classes)
+    devkit = open_devkit(args.voc12_root, args.class_list)
+    return inputs_of_network(args, "irn_network", "irn_weights_name", devkit.classes)
 
 
 def inputs(args: Config) -> Inputs:
     """What the result is made from, by the flag that names it."""
-    devkit = open_devkit(args.voc12_root, args.class_list)
-    ids = read_ids_to_segment(devkit, args.infer_list, flag="infer_list", label_file=args.known_labels)
-    return {**_of_all_files(args, devkit), **inputs_of_walk(devkit, ids, args.mask_cams)}
+    return {**_of_all_files(args), **MASKS.inputs(args)}
 
 
 def outputs(args: Config) -> list[str | Path]:
     """The files that this step writes."""
-    devkit = open_devkit(args.voc12_root, args.class_list)
-    ids = read_ids_to_segment(devkit, args.infer_list, flag="infer_list", label_file=args.known_labels)
+    _, ids = ids_to_segment(args, "infer_list")
     return instancefile.instance_paths(args.ins_seg_out_dir, ids)
 
 
-def instances(args: Config, devkit: Devkit) -> Masks:
+def instances(args: Config) -> Masks:
     """How the instances of an image are made, by their flags; make_sem_seg makes them, too, where both steps are on."""
 
     def make(items: Mapping[int, WalkInput], walks: RandomWalks) -> Iterator[Detections]:
@@ -100,27 +85,14 @@ def instances(args: Config, devkit: Devkit) -> Masks:
         paths=lambda image_id: [instancefile.instance_path(args.ins_seg_out_dir, image_id)],
         make=make,
         write=lambda paths, detections: save_instances(*paths, detections),
-        finished=finished_files(STEP, args, _of_all_files(args, devkit)),
+        finished=finished_files(STEP, args, _of_all_files(args)),
         max_waiting=1,  # a fragmented image has hundreds of full-size masks
     )
 
 
 def run(args: Config) -> None:
     """Write `ins_seg_out_dir`/ID.npy for each image of `infer_list`; finished files are kept."""
-    device = resolve_device(args.device)
-    devkit = open_devkit(args.voc12_root, args.class_list)
-    make_masks(
-        [instances(args, devkit)],
-        partial(load_network, args.irn_network, "EdgeDisplacement", args.irn_weights_name, device),
-        devkit,
-        share(read_ids_to_segment(devkit, args.infer_list, flag="infer_list", label_file=args.known_labels)),
-        args.mask_cams,
-        device=device,
-        num_workers=args.num_workers,
-        batch_size=args.irn_infer_batch_size,
-        title="make_ins_seg_labels",
-        walks_between=partial(RandomWalks, beta=args.beta, exp_times=args.exp_times),
-        kept=KeptOutputs.of(args, _of_all_files(args, devkit)),
-    )
+    load_irn = partial(load_network, args.irn_network, "EdgeDisplacement", args.irn_weights_name)
+    MASKS.make(args, [instances(args)], load_irn, _of_all_files(args), title="make_ins_seg_labels")
     advice = "lower --ins_seg_bg_thres, or make better CAMs"
     on_first_process(partial(tell_masks, advice=advice), STEP.name, outputs(args))

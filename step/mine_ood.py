@@ -99,7 +99,7 @@ def check(args: Config, planned: Planned) -> Planned:
 
 def _of_all_scores(args: Config, devkit: Devkit) -> Inputs:
     """What every score and every picture depends on, besides its image."""
-    return inputs_of_network(args.only(("cam_network", "cam_init_weights_name")), devkit.classes)
+    return inputs_of_network(args, "cam_network", "cam_init_weights_name", devkit.classes)
 
 
 def inputs(args: Config) -> Inputs:

@@ -105,7 +105,7 @@ def _names(args: Config) -> list[str]:
 
 def _of_all_files(args: Config, names: list[str]) -> Inputs:
     """What every mask depends on."""
-    return inputs_of_network(args.only(("deeplab_network", "deeplab_weights_name")), names)
+    return inputs_of_network(args, "deeplab_network", "deeplab_weights_name", names)
 
 
 def inputs(args: Config) -> Inputs:

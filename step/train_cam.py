@@ -45,7 +45,7 @@ FEATURES_AT_ONCE = 1024
 
 
 def _pixels(args: Config, batches: Batches) -> list[int]:
-    """Of a step: of training crops and of OoD crops."""
+    """The pixels of a training step: those of the training crops, and those of the OoD crops."""
     ood_batch_size = args.ood_batch_size if args.ood_coeff > 0 else 0
     return [batches.crops(n, args.cam_crop_size) for n in (args.cam_batch_size, ood_batch_size)]
 

@@ -20,7 +20,7 @@ from net.weights import save_weights
 from voc12.classes import names_with_background, save_named
 from voc12.dataloader import SegmentationCrops
 from voc12.devkit import Devkit, open_devkit
-from voc12.images import read_ids_to_segment, require_batch
+from voc12.images import ids_to_segment, require_batch
 from voc12.lists import read_list
 from voc12.verify import require_fitting_masks, require_readable
 
@@ -69,7 +69,8 @@ def _training_ids(args: Config, devkit: Devkit) -> tuple[list[str], str]:
     flag = deeplab_list_flag(vars(args))
     if args.deeplab_mask_dir:  # somebody's own masks, which images without a class may have, too
         return read_list(devkit, getattr(args, flag), flag=flag), flag
-    return read_ids_to_segment(devkit, getattr(args, flag), flag=flag, label_file=args.known_labels), flag
+    _, ids = ids_to_segment(args, flag)
+    return ids, flag
 
 
 def check(args: Config, planned: Planned) -> Planned:

@@ -21,8 +21,7 @@ from misc.torchutils import two_rate_optimizer
 from net.build import build_network, input_of_start, require_answer, require_same_weights, source_file
 from net.weights import load_imagenet, save_weights
 from voc12.dataloader import AffinityCrops, TopLeftCrops, images_of
-from voc12.devkit import open_devkit
-from voc12.images import read_ids_to_segment, require_batch
+from voc12.images import ids_to_segment, require_batch
 from voc12.verify import require_fitting_masks, require_readable
 
 STEP = Step(
@@ -45,9 +44,8 @@ STEP = Step(
 
 def check(args: Config, planned: Planned) -> Planned:
     """Raise `InputError` for bad input; return the outputs of this step."""
-    devkit = open_devkit(args.voc12_root, args.class_list)
-    ids = read_ids_to_segment(devkit, args.train_list, flag="train_list", label_file=args.known_labels)
-    infer_ids = read_ids_to_segment(devkit, args.infer_list, flag="infer_list", label_file=args.known_labels)
+    devkit, ids = ids_to_segment(args, "train_list")
+    _, infer_ids = ids_to_segment(args, "infer_list")
     require_batch(ids, args.irn_batch_size, list_flag="train_list", batch_flag="irn_batch_size")
     require_outputs(
         args.ir_label_out_dir,
@@ -77,9 +75,8 @@ def check(args: Config, planned: Planned) -> Planned:
 
 def inputs(args: Config) -> Inputs:
     """What the result is made from, by the flag that names it."""
-    devkit = open_devkit(args.voc12_root, args.class_list)
-    ids = read_ids_to_segment(devkit, args.train_list, flag="train_list", label_file=args.known_labels)
-    infer_ids = read_ids_to_segment(devkit, args.infer_list, flag="infer_list", label_file=args.known_labels)
+    devkit, ids = ids_to_segment(args, "train_list")
+    _, infer_ids = ids_to_segment(args, "infer_list")
     return {
         "irn_network": source_file(args.irn_network),
         "imagenet_weights": input_of_start(args.imagenet_weights, args.irn_network, "AffinityDisplacementLoss"),
@@ -96,9 +93,8 @@ def outputs(args: Config) -> list[str | Path]:
 
 def run(args: Config) -> None:
     """Train on `train_list` and `ir_label_out_dir`, from ImageNet weights; write `irn_weights_name`."""
-    devkit = open_devkit(args.voc12_root, args.class_list)
-    ids = read_ids_to_segment(devkit, args.train_list, flag="train_list", label_file=args.known_labels)
-    infer_ids = read_ids_to_segment(devkit, args.infer_list, flag="infer_list", label_file=args.known_labels)
+    devkit, ids = ids_to_segment(args, "train_list")
+    _, infer_ids = ids_to_segment(args, "infer_list")
     steps_per_epoch = len(ids) // args.irn_batch_size
     n_steps = steps_per_epoch * args.irn_num_epoches
     training = Training(step=STEP, args=args, n_steps=n_steps, steps_per_epoch=steps_per_epoch)

@@ -11,7 +11,7 @@ from misc.errors import InputError
 from misc.files.objectfile import save_object
 from misc.run.config import parse_config, switches
 from voc12.devkit import open_devkit
-from voc12.images import read_ids_to_segment, read_images_to_segment
+from voc12.images import ids_to_segment, read_images_to_segment
 from voc12.labelcsv import read_table, write_table
 from voc12.labels import ids_without_class, read_labels
 from voc12.lists import read_list
@@ -129,7 +129,7 @@ def test_images_that_a_label_file_says_have_no_class_are_no_mistake(toy, suffix,
     args = parse_config(toy.flags(label_file=path))
     devkit = open_devkit(str(toy.root), "")
     options = {"flag": "train_list", "label_file": args.label_file}
-    assert read_ids_to_segment(devkit, args.train_list, **options) == toy.ids[2:6]
+    assert ids_to_segment(args, "train_list")[1] == toy.ids[2:6]
     assert read_images_to_segment(devkit, args.train_list, **options).ids == toy.ids[2:6]
 
 

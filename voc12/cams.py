@@ -15,15 +15,16 @@ from misc.files import camfile
 from misc.files.paths import Paths
 from misc.run.config import Config
 from misc.run.device import Arriving, when_arrived
+from misc.run.done import finished_files
 from misc.run.loaders import sequential_loader
 from misc.run.plan import Planned, require_writable
 from misc.run.progress import progress
 from misc.run.provenance import FinishedFiles
-from misc.run.step import Files, Inputs
+from misc.run.step import Files, Inputs, Step
 from misc.summary import save_maps
 from voc12.dataloader import WholeImages
 from voc12.devkit import open_devkit
-from voc12.images import CLASSES_AN_IMAGE, LabelledImages, read_ids_to_segment, read_images_to_segment
+from voc12.images import CLASSES_AN_IMAGE, LabelledImages, ids_to_segment, read_images_to_segment
 from voc12.labels import Labels
 from voc12.verify import require_readable
 
@@ -61,8 +62,7 @@ class CamFiles:
 
     def outputs(self, args: Config) -> Paths:
         """The files."""
-        devkit = open_devkit(args.voc12_root, args.class_list)
-        ids = read_ids_to_segment(devkit, args.train_list, flag="train_list", label_file=args.known_labels)
+        _, ids = ids_to_segment(args, "train_list")
         return camfile.cam_paths(getattr(args, self.flag), ids)
 
     def bytes_per_pixel(self, args: Config) -> dict[str, float]:
@@ -80,9 +80,27 @@ class CamFiles:
         how = {"threshold": args.label_threshold, "device": device, "num_workers": args.num_workers}
         return labelled_by_classifier(load_classifier(), images, **how)
 
-    def pending(self, args: Config, images: LabelledImages, finished: FinishedFiles) -> "PendingCams":
-        """Those of the images' files that are not done."""
-        return PendingCams.of(images, getattr(args, self.flag), numbers=args.cam_files, finished=finished)
+    def pending(
+        self,
+        args: Config,
+        step: Step,
+        of_all_files: Inputs,
+        load_classifier: Callable[[], nn.Module],
+        *,
+        device: torch.device,
+    ) -> "PendingCams":
+        """Those of this process's files that are not done.
+
+        Args:
+            step: the step that makes them.
+            of_all_files: what each of them depends on beside its image and its label.
+            load_classifier: gives the `model` of `labelled_by_classifier`, where labels come from a classifier.
+        """
+        images = self.labelled(args, load_classifier, device=device)
+        finished, folder = finished_files(step, args, of_all_files), getattr(args, self.flag)
+        items = [[camfile.cam_path(folder, image_id)] for image_id in images.ids]
+        images = images.select(finished.pending(items, images.source_of))
+        return PendingCams(images, folder, args.cam_files, finished)
 
 
 def labelled_by_classifier(
@@ -122,12 +140,6 @@ class PendingCams:
     folder: str
     numbers: str
     finished: FinishedFiles
-
-    @classmethod
-    def of(cls, images: LabelledImages, folder: str, *, numbers: str, finished: FinishedFiles) -> "PendingCams":
-        """Those of the images whose files are not done."""
-        items = [[camfile.cam_path(folder, image_id)] for image_id in images.ids]
-        return cls(images.select(finished.pending(items, images.source_of)), folder, numbers, finished)
 
     def write(self, submit: Callable[..., None], item: Mapping[str, Any], cam: Arriving, high_res: Arriving) -> None:
         """Have `submit` write the maps of an item of `ScaledImages`, (K, h, w) and (K, H, W), once they are there."""

@@ -55,7 +55,7 @@ def images_of(batch: dict[str, Any], device: torch.device) -> torch.Tensor:
 
 
 class ClassificationCrops(Dataset):
-    """Augmented crops for the classifier, in-distribution and OoD alike (spec: long side, flip, crop).
+    """Augmented crops for the classifier, in-distribution and OoD alike: a random long side, flip and crop.
 
     An item: `image` (3, S, S) uint8, `box` (4,), `label` (C,) float32.
     """

@@ -40,12 +40,14 @@ class Evaluated:
         flag: names the folder of the files.
         suffix: of their names, after the image's id.
         made_by: the step that makes them.
+        title: what they are called beside their score (for `score_cams` and `score_masks`).
     """
 
     step: str
     flag: str
     suffix: str
     made_by: str
+    title: str = ""
 
     def check(self, args: Config, planned: Planned) -> Planned:
         """Raise `InputError` for bad input; return the outputs of the step (none that others read).
@@ -91,6 +93,34 @@ class Evaluated:
 
     def _paths(self, args: Config, ids: Sequence[str]) -> Paths:
         return Paths(getattr(args, self.flag), (f"{image_id}{self.suffix}" for image_id in ids))
+
+
+def score_cams(args: Config, evaluated: Evaluated, overlay: Overlay) -> None:
+    """Score a folder of CAM files, as `evaluate_cams` does."""
+    evaluate_cams(
+        open_devkit(args.voc12_root, args.class_list),
+        args.chainer_eval_set,
+        getattr(args, evaluated.flag),
+        thresholds=args.cam_eval_sweep,
+        threshold_apart=args.cam_eval_thres,
+        result_dir=args.result_dir,
+        name=evaluated.step,
+        title=evaluated.title,
+        tensorboard=args.tensorboard,
+        overlay=overlay,
+    )
+
+
+def score_masks(args: Config, evaluated: Evaluated) -> None:
+    """Score a folder of masks, as `evaluate_masks` does."""
+    evaluate_masks(
+        open_devkit(args.voc12_root, args.class_list),
+        args.chainer_eval_set,
+        getattr(args, evaluated.flag),
+        result_dir=args.result_dir,
+        name=evaluated.step,
+        title=evaluated.title,
+    )
 
 
 def evaluate_cams(

@@ -6,11 +6,12 @@ from pathlib import Path
 
 from misc.errors import InputError, requirement
 from misc.files.paths import Paths
+from misc.run.config import Config
 from misc.run.depends import checksum
 from misc.run.distributed import n_processes, share
 from misc.run.notices import notice
 from misc.run.provenance import source_digest
-from voc12.devkit import Devkit
+from voc12.devkit import Devkit, open_devkit
 from voc12.labels import Labels, ids_without_class, read_labels, require_some_class
 from voc12.lists import read_list
 
@@ -68,12 +69,13 @@ def read_images_to_segment(
     return images.select([number for number, image_id in enumerate(images.ids) if image_id not in without])
 
 
-def read_ids_to_segment(devkit: Devkit, list_path: str | Path, *, flag: str, label_file: str | None) -> list[str]:
-    """The ids of the same images, for steps that need no labels."""
-    ids = read_list(devkit, list_path, flag=flag)
-    without = ids_without_class(devkit, label_file, ids)
+def ids_to_segment(args: Config, flag: str) -> tuple[Devkit, list[str]]:
+    """The devkit, and the ids of the same images of the list that `flag` names, for steps that need no labels."""
+    devkit = open_devkit(args.voc12_root, args.class_list)
+    ids = read_list(devkit, getattr(args, flag), flag=flag)
+    without = ids_without_class(devkit, args.known_labels, ids)
     _tell_left_out(len(without), len(ids), flag=flag)
-    return [image_id for image_id in ids if image_id not in without] if without else ids
+    return devkit, [image_id for image_id in ids if image_id not in without] if without else ids
 
 
 def _tell_left_out(n_without: int, n_images: int, *, flag: str) -> None:

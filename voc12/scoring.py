@@ -51,7 +51,7 @@ def score_images(
     """{image: its score} of the images `pending` of a pool; what can't be read is left out of the pool, and named.
 
     Args:
-        model: a classifier, (B, 3, H, W) prepared images -> logits (B, C).
+        model: a classifier, (B, 3, H, W) normalised images -> (logits (B, C), features).
         record: where each batch's scores are noted.
         classes: C names.
         long_side: pixels, as in `misc.mining.scoring_size`.

@@ -57,7 +57,7 @@ _backbone_dtype: torch.dtype | None = None
 
 
 def resolve_precision(name: str, device: torch.device) -> str:
-    """The precision that runs on `device`: auto is tf32 on CUDA; elsewhere both are fp32."""
+    """The precision that runs on `device`: auto and tf32 are tf32 on CUDA and fp32 elsewhere."""
     if name in ("auto", "tf32"):
         return "tf32" if device.type == "cuda" else "fp32"
     return name
