@@ -1,4 +1,4 @@
-"""Hard out-of-distribution images: at what size they are scored, their ranking, and near-duplicates (W-OoD section 3.1)."""
+"""Hard out-of-distribution images: the size at which images are scored, and their ranking (W-OoD section 3.1)."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass

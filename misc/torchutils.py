@@ -1,4 +1,4 @@
-"""The optimiser of the IRN family, whose learning rates decay polynomially."""
+"""SGD whose learning rates decay polynomially: the optimiser of classifier and IRN, and what DeepLab's is made of."""
 
 from typing import Any
 

@@ -1,6 +1,6 @@
 """The image backbone behind one small interface, and torchvision's ResNets behind that.
 
-CAM and IRN code uses a backbone only through `Backbone`: five stages, the channels and the stride of each. Another
+CAM, IRN and DeepLab code uses a backbone only through `Backbone`: five stages, the channels and the stride of each. Another
 network is put in place by a class that gives these three.
 """
 
