@@ -59,13 +59,13 @@ class CheckpointSelection:
             loader: groups of items of `ScaledImages` of equal size, with masks, of several processes each one's share.
             paths: the files of these images.
             batch_size: images of up to 512 x 512 pixels that run at once.
-            due: the steps at which to look.
+            due: the steps at which to look (the caller calls at no others).
             show: called at each of them with the step and the first items and their CAMs.
         """
         self._show = show
         self._n_classes, self._paths = n_classes, paths
         self._fitting = Fitting(batch_size, parts="images")
-        self._model, self._cam_network, self._loader, self._due = model, cam_network, loader, due
+        self._model, self._cam_network, self._loader, self.due = model, cam_network, loader, due
         self.best_miou, self.best_step = -math.inf, 0
         self.best_state: dict[str, Tensor] = {}
 
@@ -81,10 +81,6 @@ class CheckpointSelection:
             raise ValueError("weights of another network")
         self.best_miou, self.best_step = float(state["best_miou"]), int(state["best_step"])
         self.best_state = best
-
-    def is_due(self, step: int) -> bool:
-        """Whether the weights after `step` are compared."""
-        return step in self._due
 
     def __call__(self, step: int) -> dict[str, float]:
         """Compare the weights after `step` with the best so far."""
@@ -116,4 +112,4 @@ class CheckpointSelection:
     def restore_best(self) -> None:
         """Give the network the weights that were kept."""
         self._model.load_state_dict(self.best_state)
-        log.info("kept the weights of step %d of %d: CAM mIoU %.4f", self.best_step, max(self._due), self.best_miou)
+        log.info("kept the weights of step %d of %d: CAM mIoU %.4f", self.best_step, max(self.due), self.best_miou)

@@ -1,7 +1,7 @@
 """The image backbone behind one small interface, and torchvision's ResNets behind that.
 
-CAM, IRN and DeepLab code uses a backbone only through `Backbone`: five stages, the channels and the stride of each. Another
-network is put in place by a class that gives these three.
+CAM, IRN and DeepLab code uses a backbone only through `Backbone`: five stages, the channels and the stride of each.
+Another network is put in place by a class that gives these three.
 """
 
 from collections import deque

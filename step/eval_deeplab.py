@@ -32,6 +32,7 @@ from voc12.evaluation import evaluate_masks
 from voc12.lists import read_split
 from voc12.verify import missing_masks, require_masks, require_readable
 
+TITLES = {"eval_deeplab": "DeepLab", "eval_deeplab_crf": "DeepLab + CRF"}
 BYTES_PER_PIXEL = 0.025
 """What a mask takes on disk, in each of the two folders."""
 STEP = Step(
@@ -130,7 +131,7 @@ def run(args: Config) -> None:
     devkit = open_devkit(args.voc12_root, args.class_list)
     ids = read_split(devkit, args.deeplab_eval_set, flag="deeplab_eval_set")
     _make_masks(args, devkit, share(ids))
-    on_first_process(_score, args, devkit, ids, _folders(args))
+    on_first_process(_score, args, devkit, ids)
 
 
 def _make_masks(args: Config, devkit: Devkit, ids: list[str]) -> None:
@@ -166,8 +167,8 @@ def _write(path: Path, mask: np.ndarray) -> Content:
     return content_of_mask(mask)
 
 
-def _score(args: Config, devkit: Devkit, ids: list[str], folders: dict[str, Path]) -> None:
-    """Score the masks where there is a ground truth. `folders`: {name of the score: folder of its masks}."""
+def _score(args: Config, devkit: Devkit, ids: list[str]) -> None:
+    """Score the masks where there is a ground truth."""
     tell_masks(STEP.name, [_mask_paths(args, image_id)[-1] for image_id in ids])
     if args.deeplab_eval_set == TEST_SET:
         server = Path(args.deeplab_server_dir) / SERVER_LAYOUT
@@ -177,15 +178,14 @@ def _score(args: Config, devkit: Devkit, ids: list[str], folders: dict[str, Path
         return
     if not args.deeplab_crf:
         discard_scores(args.result_dir, "eval_deeplab_crf")
-    for name, title in (("eval_deeplab", "DeepLab"), ("eval_deeplab_crf", "DeepLab + CRF")):
-        if name in folders:
-            evaluate_masks(
-                devkit,
-                args.deeplab_eval_set,
-                str(folders[name]),
-                result_dir=args.result_dir,
-                name=name,
-                title=title,
-                set_flag="deeplab_eval_set",
-                weights=args.deeplab_weights_name,
-            )
+    for name, folder in _folders(args).items():
+        evaluate_masks(
+            devkit,
+            args.deeplab_eval_set,
+            str(folder),
+            result_dir=args.result_dir,
+            name=name,
+            title=TITLES[name],
+            set_flag="deeplab_eval_set",
+            weights=args.deeplab_weights_name,
+        )

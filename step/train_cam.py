@@ -135,9 +135,7 @@ def run(args: Config) -> None:
     devkit = open_devkit(args.voc12_root, args.class_list)
     train = read_labelled_images(devkit, args.train_list, flag="train_list", label_file=args.label_file)
     ood_paths, ignore_class = _ood_paths(args), _ignored_class(devkit, args.ood_ignore_class)
-    steps_per_epoch = len(train) // args.cam_batch_size
-    n_steps = steps_per_epoch * args.cam_num_epoches
-    training = Training(step=STEP, args=args, n_steps=n_steps, steps_per_epoch=steps_per_epoch)
+    training = _training(args, len(train))
     device = training.device
 
     model = build_network(args.cam_network, "Net", n_classes=len(devkit.classes))
@@ -161,7 +159,10 @@ def run(args: Config) -> None:
         )
 
     optimizer = two_rate_optimizer(
-        *model.trainable_parameters(), lr=args.cam_learning_rate, weight_decay=args.cam_weight_decay, max_step=n_steps
+        *model.trainable_parameters(),
+        lr=args.cam_learning_rate,
+        weight_decay=args.cam_weight_decay,
+        max_step=training.n_steps,
     )
     selection = _selection(args, devkit, model, training)
     state = training.state(
@@ -181,7 +182,7 @@ def run(args: Config) -> None:
         rate_flag="cam_learning_rate",
         state=state,
         after_step=selection,
-        follows=None if selection is None else selection.is_due,
+        follows=() if selection is None else selection.due,
         **training.options,
     )
     if selection is not None:
@@ -189,6 +190,12 @@ def run(args: Config) -> None:
     weights = args.cam_weights_name
     save = partial(save_named, weights, devkit.classes, save=partial(save_weights, model))
     state.finish(save, *files_of_network(weights))
+
+
+def _training(args: Config, n_images: int) -> Training:
+    return Training.of_epochs(
+        STEP, args, n_images=n_images, batch_size=args.cam_batch_size, n_epochs=args.cam_num_epoches
+    )
 
 
 def _batches_from(
@@ -252,13 +259,13 @@ def _selection_images(args: Config, devkit: Devkit) -> LabelledImages | None:
 
 def _tell_long_selection(args: Config, n_images: int, n_selection: int) -> None:
     """Say so where choosing the weights looks at more images than the training."""
-    steps_per_epoch = n_images // args.cam_batch_size
-    n_steps = steps_per_epoch * args.cam_num_epoches
-    n_looks = len(selection_steps(steps_per_epoch, n_steps, interval=args.cam_select_interval))
-    if n_looks * n_selection > n_steps * args.cam_batch_size:
+    training = _training(args, n_images)
+    n_looks = len(selection_steps(training.steps_per_epoch, training.n_steps, interval=args.cam_select_interval))
+    n_trained = training.n_steps * args.cam_batch_size
+    if n_looks * n_selection > n_trained:
         notice(
             f"train_cam makes the CAMs of {n_selection:,} images {n_looks} times to choose its weights, which takes "
-            f"longer than to train on {n_steps * args.cam_batch_size:,}; raise --cam_select_interval, or pass "
+            f"longer than to train on {n_trained:,}; raise --cam_select_interval, or pass "
             "--cam_select last"
         )
 

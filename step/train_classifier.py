@@ -88,9 +88,10 @@ def run(args: Config) -> None:
     devkit = open_devkit(args.voc12_root, args.class_list)
     train = read_labelled_images(devkit, args.train_list, flag="train_list", label_file=args.label_file)
     val = read_labelled_images(devkit, args.val_list, flag="val_list", label_file=args.label_file)
-    steps_per_epoch = len(train) // args.cam_batch_size
-    n_steps = steps_per_epoch * args.cam_num_epoches
-    training = Training(step=STEP, args=args, n_steps=n_steps, steps_per_epoch=steps_per_epoch)
+    training = Training.of_epochs(
+        STEP, args, n_images=len(train), batch_size=args.cam_batch_size, n_epochs=args.cam_num_epoches
+    )
+    n_steps, steps_per_epoch = training.n_steps, training.steps_per_epoch
     device = training.device
 
     model = build_network(args.cam_network, "Net", n_classes=len(devkit.classes))
@@ -121,7 +122,7 @@ def run(args: Config) -> None:
         rate_flag="cam_learning_rate",
         state=state,
         after_step=_validation(args, model, val, losses_of_images, steps_per_epoch=steps_per_epoch, device=device),
-        follows=lambda step: step % steps_per_epoch == 0,
+        follows=range(steps_per_epoch, n_steps + 1, steps_per_epoch),
         **training.options,
     )
     weights = args.cam_init_weights_name

@@ -95,9 +95,9 @@ def run(args: Config) -> None:
     """Train on `train_list` and `ir_label_out_dir`, from ImageNet weights; write `irn_weights_name`."""
     devkit, ids = ids_to_segment(args, "train_list")
     _, infer_ids = ids_to_segment(args, "infer_list")
-    steps_per_epoch = len(ids) // args.irn_batch_size
-    n_steps = steps_per_epoch * args.irn_num_epoches
-    training = Training(step=STEP, args=args, n_steps=n_steps, steps_per_epoch=steps_per_epoch)
+    training = Training.of_epochs(
+        STEP, args, n_images=len(ids), batch_size=args.irn_batch_size, n_epochs=args.irn_num_epoches
+    )
     device = training.device
 
     model = build_network(args.irn_network, "AffinityDisplacementLoss")
@@ -112,7 +112,10 @@ def run(args: Config) -> None:
         return model(images_of(batch, device), to_device(batch["label"], device))
 
     optimizer = two_rate_optimizer(
-        *model.trainable_parameters(), lr=args.irn_learning_rate, weight_decay=args.irn_weight_decay, max_step=n_steps
+        *model.trainable_parameters(),
+        lr=args.irn_learning_rate,
+        weight_decay=args.irn_weight_decay,
+        max_step=training.n_steps,
     )
     state = training.state({"model": model, "optimizer": optimizer}, inputs(args))
     fit(

@@ -207,6 +207,7 @@ def train(training: Training, n_steps: int, folder: Path) -> tuple[dict[str, lis
         rate_flag="learning_rate",
         state=TrainingState(str(folder), "train", parts={}, made_with={}, minutes=math.inf),
         after_step=note_rates,
+        follows=range(n_steps + 1),
         batches_per_step=training.batches_per_step,
     )
     lines = [json.loads(line) for line in (folder / "metrics/train.jsonl").read_text().splitlines()]

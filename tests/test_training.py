@@ -52,7 +52,7 @@ def train(loss_of, *, n_steps=3, batches_per_step=1, stop_after=None, **options)
         rate_flag="rate",
         state=state,
         batches_per_step=batches_per_step,
-        **{"after_step": stop, "seed": 0, **options},
+        **{"after_step": stop, "follows": range(n_steps + 1), "seed": 0, **options},
     )
     return model.weight.item()
 
@@ -92,7 +92,7 @@ def test_losses_are_read_while_the_next_step_is_under_way(monkeypatch):
         events.append(f"step {batch + 1}")
         return {"total": weight * 1}
 
-    train(loss_of, n_steps=6, follows=lambda step: step == 2)
+    train(loss_of, n_steps=6, follows={2})
     first = ["step 1", "step 2", "read", "read", "step 3", "step 4", "read", "read", "saved"]
     assert events == [*first, "step 5", "step 6", "read", "read", "saved"]
 
@@ -109,7 +109,7 @@ def test_the_speed_is_that_of_the_step_and_not_of_what_follows_it(monkeypatch):
         passes(1)
         return {"total": weight * 1}
 
-    train(loss_of, n_steps=4, after_step=lambda step: passes(1000) or {}, follows=lambda step: step == 2)
+    train(loss_of, n_steps=4, after_step=lambda step: passes(1000) or {}, follows={2})
     speeds = [json.loads(line)["images_per_second"] for line in Path("result/metrics/t.jsonl").read_text().splitlines()]
     assert speeds == [4] * 4
 
@@ -121,7 +121,7 @@ def test_every_step_that_the_state_holds_has_its_line():
         assert len(lines.read_text().splitlines()) == batch  # the state is saved after each step
         return {"total": weight * 1}
 
-    train(loss_of, n_steps=4, follows=lambda step: False)
+    train(loss_of, n_steps=4, follows=())
     assert len(lines.with_suffix("").read_text().splitlines()) == 4
 
 

@@ -54,7 +54,16 @@ def images_of(batch: dict[str, Any], device: torch.device) -> torch.Tensor:
     return normalize(to_device(batch["image"], device), batch["box"])
 
 
-class ClassificationCrops(Dataset):
+class _OfFiles(Dataset):
+    """A data set with an item for each of its `paths`."""
+
+    paths: Sequence[str]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+
+class ClassificationCrops(_OfFiles):
     """Augmented crops for the classifier, in-distribution and OoD alike: a random long side, flip and crop.
 
     An item: `image` (3, S, S) uint8, `box` (4,), `label` (C,) float32.
@@ -72,9 +81,6 @@ class ClassificationCrops(Dataset):
         self.paths, self.labels = paths, labels
         self.resize_long, self.crop_size, self.seed = resize_long, crop_size, seed
 
-    def __len__(self) -> int:
-        return len(self.paths)
-
     def __getitem__(self, epoch_and_index: tuple[int, int]) -> dict[str, Any]:
         epoch, index = epoch_and_index
         rng = generator(self.seed, epoch, index)
@@ -87,7 +93,7 @@ class ClassificationCrops(Dataset):
         return {**_crop_item(image, boxes, self.crop_size), "label": torch.from_numpy(self.labels[index])}
 
 
-class TopLeftCrops(Dataset):
+class TopLeftCrops(_OfFiles):
     """Top-left crops, zero-padded: for the validation loss (with labels) and IRN's mean displacement (without).
 
     An item: `image` (3, S, S) uint8, `box` (4,), and, where labels are given, `label` (C,) float32.
@@ -96,23 +102,17 @@ class TopLeftCrops(Dataset):
     def __init__(self, paths: Sequence[str], labels: Labels | None = None, *, crop_size: int) -> None:
         self.paths, self.labels, self.crop_size = paths, labels, crop_size
 
-    def __len__(self) -> int:
-        return len(self.paths)
-
     def __getitem__(self, index: int) -> dict[str, Any]:
         image = read_image(self.paths[index])
         item = _crop_item(image, top_left_crop_boxes(image.shape[:2], self.crop_size), self.crop_size)
         return item if self.labels is None else {**item, "label": torch.from_numpy(self.labels[index])}
 
 
-class WholeImages(Dataset):
+class WholeImages(_OfFiles):
     """Whole images, each on its own: (3, H, W) uint8, at their own size or with a given long side."""
 
     def __init__(self, paths: Sequence[str], *, long_side: int | None = None) -> None:
         self.paths, self.long_side = paths, long_side
-
-    def __len__(self) -> int:
-        return len(self.paths)
 
     def __getitem__(self, index: int) -> torch.Tensor:
         image = read_image(self.paths[index])
@@ -121,7 +121,7 @@ class WholeImages(Dataset):
         return _image_tensor(image)
 
 
-class ImagesWithCams(Dataset):
+class ImagesWithCams(_OfFiles):
     """Whole images and their CAM files.
 
     An item: `image` (3, H, W) uint8, `keys` (the K classes of the file), `cam` (K, h, w) float32. Raises `InputError`
@@ -131,23 +131,17 @@ class ImagesWithCams(Dataset):
     def __init__(self, paths: Sequence[str], cam_paths: Sequence[str], n_classes: int) -> None:
         self.paths, self.cam_paths, self.n_classes = paths, cam_paths, n_classes
 
-    def __len__(self) -> int:
-        return len(self.paths)
-
     def __getitem__(self, index: int) -> dict[str, Any]:
         image = read_image(self.paths[index])
         keys, cam = camfile.load_cam(self.cam_paths[index], self.n_classes, size=cells_of(image.shape[:2]))
         return {"image": _image_tensor(image), "keys": keys.tolist(), "cam": cam}
 
 
-class Photographs(Dataset):
+class Photographs(_OfFiles):
     """Photographs of any kind, upright: (3, H, W) uint8, the longer side at most `long_side` (0: any)."""
 
     def __init__(self, paths: Sequence[str], *, long_side: int) -> None:
         self.paths, self.long_side = paths, long_side
-
-    def __len__(self) -> int:
-        return len(self.paths)
 
     def __getitem__(self, index: int) -> torch.Tensor:
         image = read_image(self.paths[index], upright=True)
@@ -157,7 +151,7 @@ class Photographs(Dataset):
         return _image_tensor(image)
 
 
-class PoolImages(Dataset):
+class PoolImages(_OfFiles):
     """Images of a pool, upright, for scoring: some may be damaged.
 
     An item: `index`, `image` (3, H', W') uint8 of `misc.mining.scoring_size`, `hash`, the perceptual hash as hex
@@ -166,9 +160,6 @@ class PoolImages(Dataset):
 
     def __init__(self, paths: Sequence[str], *, long_side: int) -> None:
         self.paths, self.long_side = paths, long_side
-
-    def __len__(self) -> int:
-        return len(self.paths)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         try:
@@ -186,7 +177,7 @@ _Scaled = tuple[tuple[int, int], list[np.ndarray], np.ndarray | None]
 """(H, W), the image (3, h_s, w_s) at each scale, and the mask (H, W) if there is one."""
 
 
-class ScaledImages(Dataset):
+class ScaledImages(_OfFiles):
     """Whole images at several scales, for multi-scale CAMs.
 
     An item: `index`, `images` (a (3, h_s, w_s) uint8 tensor a scale), `size` (H, W), `keys` (the labelled classes),
@@ -208,9 +199,6 @@ class ScaledImages(Dataset):
         self.mask_paths = mask_paths
         self._keep, self._kept_bytes = keep, 0
         self._kept: dict[int, _Scaled] = {}
-
-    def __len__(self) -> int:
-        return len(self.paths)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         size, scaled, mask = self._kept.get(index) or self._scaled(index)
@@ -239,7 +227,7 @@ class ScaledImages(Dataset):
         return size, scaled, mask
 
 
-class LabelledCrops(Dataset):
+class LabelledCrops(_OfFiles):
     """Augmented crops of images and their label maps; a subclass says how they are made.
 
     An item: `image` (3, S, S), `box` (4,), `label` (S', S') uint8, in which padding is 255.
@@ -254,9 +242,6 @@ class LabelledCrops(Dataset):
     def crop(self, image: np.ndarray, label: np.ndarray, rng: np.random.Generator) -> dict[str, Any]:
         """The item of an image (H, W, 3) and its label map (H, W), both uint8."""
         raise NotImplementedError
-
-    def __len__(self) -> int:
-        return len(self.paths)
 
     def __getitem__(self, epoch_and_index: tuple[int, int]) -> dict[str, Any]:
         epoch, index = epoch_and_index

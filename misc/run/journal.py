@@ -1,7 +1,7 @@
 """What a training tells of its steps, each while the next one is computed: JSON lines, curves and the bar."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -28,8 +28,7 @@ class Journal:
         steps_per_epoch: for the epoch in a line, a fraction.
         images_per_step: for the speed, of all processes.
         advice: what to do if a loss stops being finite.
-        after_step: called with the number of steps done; what it returns joins the line.
-        follows: whether `after_step` has something to do after that many steps; None: after each.
+        after_step: called after the steps of `follows`, with the number of steps done; what it returns joins the line.
         state: saved with the line if `after_step` is cut short.
         write_line: appends a line to the file of JSON lines.
         curves: get the line's numbers, too.
@@ -41,7 +40,7 @@ class Journal:
     images_per_step: int
     advice: str
     after_step: Callable[[int], dict[str, float]] | None
-    follows: Callable[[int], bool] | None
+    follows: Container[int]
     state: TrainingState
     write_line: Callable[[dict[str, Any]], None]
     curves: Board
@@ -57,7 +56,7 @@ class Journal:
 
     def is_followed(self, step: int) -> bool:
         """Whether something follows that step."""
-        return self.after_step is not None and (self.follows is None or self.follows(step))
+        return self.after_step is not None and step in self.follows
 
     def put(self, step: int, names: Iterable[str], losses: Arriving, *, rate: float, seconds: float) -> None:
         """Note the step before, while the device is at this one, and keep this one.

@@ -3,7 +3,7 @@
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -89,6 +89,12 @@ class Training:
     steps_per_epoch: float
     batches_per_step: int = 1
 
+    @classmethod
+    def of_epochs(cls, step: Step, args: Config, *, n_images: int, batch_size: int, n_epochs: int) -> "Training":
+        """One of whole epochs, each without its incomplete last batch."""
+        steps_per_epoch = n_images // batch_size
+        return cls(step=step, args=args, n_steps=steps_per_epoch * n_epochs, steps_per_epoch=steps_per_epoch)
+
     @property
     def device(self) -> torch.device:
         """Where it runs."""
@@ -150,7 +156,7 @@ def fit(
     other_help: str = "",
     state: TrainingState,
     after_step: Callable[[int], dict[str, float]] | None = None,
-    follows: Callable[[int], bool] | None = None,
+    follows: Container[int] = (),
     batches_per_step: int = 1,
     tensorboard: str = "",
 ) -> None:
@@ -170,8 +176,8 @@ def fit(
         name: of the bar and of `<result_dir>/metrics/<name>.jsonl`.
         rate_flag: the learning rate's flag, named if the loss stops being finite (`InputError`).
         other_help: what else to do then, beside lowering it.
-        after_step: called with the number of steps done; what it returns joins the JSON line.
-        follows: whether `after_step` has something to do after that many steps; None: after each.
+        after_step: called after the steps of `follows`, with the number of steps done; what it returns joins the JSON
+            line.
         batches_per_step: batches whose losses and gradients are averaged for a step, one after the other.
         tensorboard: folder that the JSON lines' numbers go to, too; or empty.
     """
