@@ -19,13 +19,15 @@ from misc.run.device import resolve_device
 from misc.run.distributed import on_first_process, share
 from misc.run.done import finished_files
 from misc.run.parallel import ordered_map
-from misc.run.plan import Planned, require_outputs, require_writable
+from misc.run.plan import Planned
 from misc.run.progress import progress
-from misc.run.step import Files, Inputs, Step
+from misc.run.step import Inputs, Step
 from misc.summary import Content, content_of_mask, tell_masks
+from voc12.cams import MadeOfCams
+from voc12.devkit import open_devkit
 from voc12.images import ids_to_segment
-from voc12.verify import require_readable
 
+LABELS = MadeOfCams("ir_label_out_dir", "train_list")
 STEP = Step(
     name="cam_to_ir_label",
     description="turn CAMs into confident labels with dense CRF",
@@ -49,35 +51,18 @@ STEP = Step(
 def check(args: Config, planned: Planned) -> Planned:
     """Raise `InputError` for bad input; return the outputs of this step."""
     require_backend(args.crf)
-    devkit, ids = ids_to_segment(args, "train_list")
-    cams = args.mask_cams
-    require_outputs(
-        cams.folder,
-        ids,
-        ".npy",
-        flag=cams.flag,
-        list_flag="train_list",
-        made_by=cams.made_by,
-        planned=planned,
-    )
+    LABELS.require_cams(args, planned)
     if args.conf_fg_thres < args.conf_bg_thres:
         raise InputError(
             f"--conf_fg_thres {args.conf_fg_thres:g} is below --conf_bg_thres {args.conf_bg_thres:g}, so that pixels "
             "would be foreground and background at once; raise the first or lower the second."
         )
-    require_writable(args.ir_label_out_dir, flag="ir_label_out_dir")
-    require_readable(devkit.image_paths(ids), num_workers=args.num_workers)
-    return {args.ir_label_out_dir: frozenset(ids)}
+    return LABELS.check(args)
 
 
 def inputs(args: Config) -> Inputs:
     """What the result is made from, by the flag that names it."""
-    devkit, ids = ids_to_segment(args, "train_list")
-    return {
-        "class_list": devkit.classes,
-        "train_list": Files(devkit.image_paths(ids)),
-        args.mask_cams.flag: Files(camfile.cam_paths(args.mask_cams.folder, ids)),
-    }
+    return {"class_list": open_devkit(args.voc12_root, args.class_list).classes, **LABELS.inputs(args)}
 
 
 def outputs(args: Config) -> list[str | Path]:

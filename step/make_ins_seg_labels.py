@@ -15,9 +15,10 @@ from misc.run.plan import Planned
 from misc.run.step import Inputs, Step
 from misc.summary import save_instances, tell_masks
 from net.build import inputs_of_network, load_network, require_network
+from voc12.cams import MadeOfCams
 from voc12.devkit import open_devkit
 from voc12.images import ids_to_segment
-from voc12.inference import IRN_ON_GPU, MASK_READS, MaskFiles, Masks, WalkInput
+from voc12.inference import IRN_ON_GPU, MASK_READS, Masks, WalkInput, make_listed_masks
 
 BYTES_PER_PIXEL = 3
 """A byte a pixel of each instance, of which an image has about three."""
@@ -29,7 +30,7 @@ def _bytes_per_pixel(args: Config) -> dict[str, float]:
     return {"ins_seg_out_dir": BYTES_PER_PIXEL, "result_dir": keeps * irnfile.BYTES_PER_PIXEL}
 
 
-MASKS = MaskFiles("ins_seg_out_dir")
+MASKS = MadeOfCams("ins_seg_out_dir", "infer_list")
 STEP = Step(
     name="make_ins_seg",
     description="make instance masks: displacements and random walk of the CAMs",
@@ -93,6 +94,6 @@ def instances(args: Config) -> Masks:
 def run(args: Config) -> None:
     """Write `ins_seg_out_dir`/ID.npy for each image of `infer_list`; finished files are kept."""
     load_irn = partial(load_network, args.irn_network, "EdgeDisplacement", args.irn_weights_name)
-    MASKS.make(args, [instances(args)], load_irn, _of_all_files(args), title="make_ins_seg_labels")
+    make_listed_masks(args, [instances(args)], load_irn, _of_all_files(args), title="make_ins_seg_labels")
     advice = "lower --ins_seg_bg_thres, or make better CAMs"
     on_first_process(partial(tell_masks, advice=advice), STEP.name, outputs(args))

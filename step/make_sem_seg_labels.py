@@ -20,15 +20,16 @@ from misc.run.step import Inputs, Step
 from misc.summary import Content, content_of_mask, tell_masks
 from net.build import inputs_of_network, load_network, require_network
 from step import make_ins_seg_labels
+from voc12.cams import MadeOfCams
 from voc12.classes import voc_palette
 from voc12.devkit import open_devkit
 from voc12.images import ids_to_segment
-from voc12.inference import IRN_ON_GPU, MASK_READS, MaskFiles, Masks, WalkInput
+from voc12.inference import IRN_ON_GPU, MASK_READS, Masks, WalkInput, make_listed_masks
 
 PALETTE_FOLDER = "palette"
 """Below the masks: as their neighbours, whatever their names, the coloured ones could be those of another image."""
 BYTES_PER_PIXEL = 0.05
-MASKS = MaskFiles("sem_seg_out_dir")
+MASKS = MadeOfCams("sem_seg_out_dir", "infer_list")
 STEP = Step(
     name="make_sem_seg",
     description="make masks: random walk of the CAMs between boundaries",
@@ -108,7 +109,7 @@ def run(args: Config) -> None:
         title = "make_sem_seg_labels and make_ins_seg_labels"
         log.info("make_sem_seg makes the files of make_ins_seg, too: IRN sees each image once")
     load_irn = partial(load_network, args.irn_network, "EdgeDisplacement", args.irn_weights_name)
-    MASKS.make(args, kinds, load_irn, _of_all_files(args), title=title)
+    make_listed_masks(args, kinds, load_irn, _of_all_files(args), title=title)
     advice = "lower --sem_seg_bg_thres, or make better CAMs"
     _, ids = ids_to_segment(args, "infer_list")
     on_first_process(partial(tell_masks, advice=advice), STEP.name, label_paths(args.sem_seg_out_dir, ids))

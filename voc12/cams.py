@@ -1,4 +1,4 @@
-"""The CAM files of a list's images: what they are made from, labels of these, and writing each as it arrives."""
+"""The CAM files of a list's images: what they are made from, writing each as it arrives, and what is made of them."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -17,7 +17,7 @@ from misc.run.config import Config
 from misc.run.device import Arriving, when_arrived
 from misc.run.done import finished_files
 from misc.run.loaders import sequential_loader
-from misc.run.plan import Planned, require_writable
+from misc.run.plan import Planned, require_outputs, require_writable
 from misc.run.progress import progress
 from misc.run.provenance import FinishedFiles
 from misc.run.step import Files, Inputs, Step
@@ -101,6 +101,36 @@ class CamFiles:
         items = [[camfile.cam_path(folder, image_id)] for image_id in images.ids]
         images = images.select(finished.pending(items, images.source_of))
         return PendingCams(images, folder, args.cam_files, finished)
+
+
+@dataclass(frozen=True)
+class MadeOfCams:
+    """What a step makes of CAMs: labels or masks of each image of a list that carries a class.
+
+    `flag` names their folder, `list_flag` the list.
+    """
+
+    flag: str
+    list_flag: str
+
+    def require_cams(self, args: Config, planned: Planned) -> None:
+        """Raise `InputError` for a bad list, or if CAMs of its images are missing."""
+        (_, ids), cams = ids_to_segment(args, self.list_flag), args.mask_cams
+        require_outputs(
+            cams.folder, ids, ".npy", flag=cams.flag, list_flag=self.list_flag, made_by=cams.made_by, planned=planned
+        )
+
+    def check(self, args: Config) -> Planned:
+        """Raise `InputError` for an image that can't be read or a bad folder; return the outputs of the step."""
+        (devkit, ids), folder = ids_to_segment(args, self.list_flag), getattr(args, self.flag)
+        require_writable(folder, flag=self.flag)
+        require_readable(devkit.image_paths(ids), num_workers=args.num_workers)
+        return {folder: frozenset(ids)}
+
+    def inputs(self, args: Config) -> Inputs:
+        """The images and their CAMs."""
+        (devkit, ids), cams = ids_to_segment(args, self.list_flag), args.mask_cams
+        return {self.list_flag: Files(devkit.image_paths(ids)), cams.flag: Files(camfile.cam_paths(cams.folder, ids))}
 
 
 def labelled_by_classifier(

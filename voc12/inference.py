@@ -27,14 +27,12 @@ from misc.run.distributed import share
 from misc.run.done import finished_files
 from misc.run.fitting import Fitting
 from misc.run.loaders import PIXELS_A_PLACE, GroupedLoader, places, size_groups
-from misc.run.plan import Planned, require_outputs, require_writable
 from misc.run.progress import progress
 from misc.run.provenance import FinishedFiles
-from misc.run.step import Files, Inputs, OnGpu, Step
+from misc.run.step import Inputs, OnGpu, Step
 from voc12.dataloader import ImagesWithCams
 from voc12.devkit import Devkit
 from voc12.images import ids_to_segment
-from voc12.verify import require_readable
 
 DEVICE_BATCH = 8
 """Images of up to 512 x 512 pixels that run, and walk, as one batch on a GPU; on the CPU a batch gains nothing."""
@@ -175,62 +173,27 @@ def make_masks(
                     submit(kind.finished.write, paths, source, when_arrived, kind.write, paths, masks)
 
 
-@dataclass(frozen=True)
-class MaskFiles:
-    """What a step that makes masks of CAMs writes: files for each image of `infer_list` that carries a class.
+def make_listed_masks(
+    args: Config, kinds: Sequence[Masks], load_model: Callable[..., nn.Module], of_all_files: Inputs, *, title: str
+) -> None:
+    """`make_masks` for this process's share of the images of `infer_list` that carry a class, by the flags.
 
-    `flag`: names their folder.
+    `load_model`: of a `device`. `of_all_files`: what all of IRN's output depends on beside the images.
     """
-
-    flag: str
-
-    def require_cams(self, args: Config, planned: Planned) -> None:
-        """Raise `InputError` for a bad list, or if CAMs of its images are missing."""
-        (_, ids), cams = ids_to_segment(args, "infer_list"), args.mask_cams
-        require_outputs(
-            cams.folder, ids, ".npy", flag=cams.flag, list_flag="infer_list", made_by=cams.made_by, planned=planned
-        )
-
-    def check(self, args: Config) -> Planned:
-        """Raise `InputError` for an image that can't be read or a bad folder; return the outputs of the step."""
-        (devkit, ids), folder = ids_to_segment(args, "infer_list"), getattr(args, self.flag)
-        require_writable(folder, flag=self.flag)
-        require_readable(devkit.image_paths(ids), num_workers=args.num_workers)
-        return {folder: frozenset(ids)}
-
-    def inputs(self, args: Config) -> Inputs:
-        """The images and the CAMs that masks are made from."""
-        (devkit, ids), cams = ids_to_segment(args, "infer_list"), args.mask_cams
-        return {"infer_list": Files(devkit.image_paths(ids)), cams.flag: Files(camfile.cam_paths(cams.folder, ids))}
-
-    def make(
-        self,
-        args: Config,
-        kinds: Sequence[Masks],
-        load_model: Callable[..., nn.Module],
-        of_all_files: Inputs,
-        *,
-        title: str,
-    ) -> None:
-        """Make this process's share of the masks of all `kinds` that are not finished, as `make_masks` does.
-
-        `load_model`: of a `device`. `of_all_files`: what all of IRN's output depends on beside the images.
-        """
-        devkit, ids = ids_to_segment(args, "infer_list")
-        device = resolve_device(args.device)
-        make_masks(
-            kinds,
-            partial(load_model, device=device),
-            devkit,
-            share(ids),
-            args.mask_cams,
-            device=device,
-            num_workers=args.num_workers,
-            batch_size=args.irn_infer_batch_size,
-            title=title,
-            walks_between=partial(RandomWalks, beta=args.beta, exp_times=args.exp_times),
-            kept=KeptOutputs.of(args, of_all_files),
-        )
+    (devkit, ids), device = ids_to_segment(args, "infer_list"), resolve_device(args.device)
+    make_masks(
+        kinds,
+        partial(load_model, device=device),
+        devkit,
+        share(ids),
+        args.mask_cams,
+        device=device,
+        num_workers=args.num_workers,
+        batch_size=args.irn_infer_batch_size,
+        title=title,
+        walks_between=partial(RandomWalks, beta=args.beta, exp_times=args.exp_times),
+        kept=KeptOutputs.of(args, of_all_files),
+    )
 
 
 def _ids_kept(kept: KeptOutputs, devkit: Devkit, ids: Sequence[str]) -> list[str]:
