@@ -136,7 +136,7 @@ def test_flags_reach_the_work_and_each_image_its_own_file(ready, monkeypatch, st
 
 @pytest.mark.parametrize("step", ["make_sem_seg", "make_ins_seg"])
 def test_flags_reach_the_walk(ready, monkeypatch, step):
-    calls = watch(monkeypatch, f"step.{step}_labels.RandomWalks")
+    calls = watch(monkeypatch, "voc12.inference.RandomWalks")
     run(ready, step)
     assert settings(calls, ["beta", "exp_times"]) == (7, 3)
 
@@ -190,7 +190,7 @@ def test_what_the_walk_starts_from_is_each_images_own(ready, monkeypatch):
         cam = torch.full((1, -(-height // 4), -(-width // 4)), 0.1 * number)
         camfile.save(f"result/cam_ood/{image_id}.npy", [number % 3], cam, torch.ones(1, height, width))
     calls = watch(monkeypatch, "step.make_ins_seg_labels.detect_instances", HANDED_ON["make_ins_seg"][1])
-    walks = watch(monkeypatch, "step.make_ins_seg_labels.RandomWalks")
+    walks = watch(monkeypatch, "voc12.inference.RandomWalks")
     run(ready, "make_ins_seg")
     assert [call["size"] for call in calls] == list(TOY_SIZES[:6])
     assert [call["keys"].tolist() for call in calls] == [[0], [1], [2], [0], [1], [2]]
