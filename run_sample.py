@@ -3,9 +3,10 @@
 import os
 import sys
 
-from misc.run.interpreter import EXIT_BAD_INPUT, require_interpreter
+from misc.run.interpreter import EXIT_BAD_INPUT, replace_closed_streams, require_interpreter
 
 if __name__ == "__main__":
+    replace_closed_streams()
     require_interpreter()
 
 import importlib

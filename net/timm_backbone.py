@@ -48,6 +48,7 @@ class TimmBackbone(Backbone):
         _undo_dilations(model)
         _replace(model, nn.BatchNorm2d, _FrozenNormAct)
         _replace(model, _timm().layers.Conv2dSame, _same_padded)
+        _replace(model, nn.AvgPool2d, _exportable_pool)
         # The model's parts become parts of this one, not the model itself: so their weights keep the names of its files
         self.__dict__["_model"] = model
         self._modules.update(model.named_children())  # past the check of names: ConvNeXt's are in `stages`,
@@ -211,6 +212,36 @@ def _same_padded(convolution: nn.Conv2d) -> nn.Conv2d:
     )
     ours.load_state_dict(convolution.state_dict())
     return ours
+
+
+class _LastWindowCut(nn.AvgPool2d):
+    """An average over windows of 2 x 2, of which the last may reach beyond the map: then what lies in the map counts.
+
+    torch.export can't save that form (`ceil_mode`) for maps of any size: there the map's last row and column are
+    repeated, of which the same mean is taken.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not torch.compiler.is_compiling():
+            return super().forward(x)
+        return F.avg_pool2d(F.pad(x, (0, 1, 0, 1), mode="replicate"), kernel_size=2, stride=2)
+
+
+class _ZeroBeyond(nn.Module):
+    """An average over the windows of 2 x 2 that begin at each cell: what lies beyond the map counts as zero."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.avg_pool2d(F.pad(x, (0, 1, 0, 1)), kernel_size=2, stride=1)
+
+
+def _exportable_pool(pool: nn.AvgPool2d) -> nn.Module:
+    """timm's pools in the shortcuts of ResNet-D and its kin, in a form that can be exported."""
+    sizes = (pool.kernel_size, pool.stride, pool.padding)
+    if type(pool) is nn.AvgPool2d and sizes == (2, 2, 0) and pool.ceil_mode and not pool.count_include_pad:
+        return _LastWindowCut(2, 2, ceil_mode=True, count_include_pad=False)
+    if isinstance(pool, _timm().layers.AvgPool2dSame) and sizes == ((2, 2), (1, 1), (0, 0)):
+        return _ZeroBeyond()
+    return pool
 
 
 def _replace(module: nn.Module, kind: type[nn.Module], by: Callable[[nn.Module], nn.Module]) -> None:

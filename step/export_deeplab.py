@@ -3,14 +3,18 @@
 import inspect
 import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from torch import nn
 
-from misc.errors import InputError
+from misc.errors import InputError, reason_of
 from misc.files.atomic import atomic_path
 from misc.run.config import Config
 from misc.run.device import backbones_in_float32
+from misc.run.limits import lacks_memory
 from misc.run.plan import Planned, require_writable_file
 from misc.run.step import Inputs, Step
 from net.build import inputs_of_network, require_network
@@ -66,6 +70,36 @@ def outputs(args: Config) -> list[str | Path]:
     return [args.deeplab_export_name]
 
 
+def _program(model: nn.Module) -> torch.export.ExportedProgram:
+    """`model` for images of any number and size."""
+    height, width = (torch.export.Dim(side, min=SMALLEST_SIDE) for side in ("height", "width"))
+    return torch.export.export(
+        model,
+        (torch.zeros(EXAMPLE_SHAPE, dtype=torch.uint8),),
+        dynamic_shapes={"images": {0: torch.export.Dim("batch"), 2: height, 3: width}},
+        strict=False,
+        prefer_deferred_runtime_asserts_over_guards=True,
+    )
+
+
+@contextmanager
+def _told_if_it_fails(network: str) -> Iterator[None]:
+    """Raise `InputError` for a network that torch.export can't take, which it says in errors of many types.
+
+    What was told already, and what the machine lacks, disk or memory, stays what it is.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, OSError | InputError) or lacks_memory(error):
+            raise
+        raise InputError(
+            f"--deeplab_network {network}: torch.export can't take this network ({type(error).__name__}: "
+            f"{reason_of(error)}); leave --export_deeplab_pass out, for which the checkpoint is as good as before, or "
+            "train another network (docs/own_networks.md)."
+        ) from error
+
+
 @torch.no_grad()
 @backbones_in_float32()
 def run(args: Config) -> None:
@@ -80,15 +114,12 @@ def run(args: Config) -> None:
             f"--deeplab_weights_name {args.deeplab_weights_name}: the network gives NaN or infinity; name other "
             "weights, or train these again with a lower --deeplab_learning_rate."
         )
-    height, width = (torch.export.Dim(side, min=SMALLEST_SIDE) for side in ("height", "width"))
-    program = torch.export.export(
-        model,
-        (torch.zeros(EXAMPLE_SHAPE, dtype=torch.uint8),),
-        dynamic_shapes={"images": {0: torch.export.Dim("batch"), 2: height, 3: width}},
-        strict=False,
-        prefer_deferred_runtime_asserts_over_guards=True,
-    )
-    with atomic_path(args.deeplab_export_name) as temporary, warnings.catch_warnings():
+    with (
+        _told_if_it_fails(args.deeplab_network),
+        atomic_path(args.deeplab_export_name) as temporary,
+        warnings.catch_warnings(),
+    ):
+        program = _program(model)
         # PyTorch takes weights whose channels are last in memory for parts of larger ones, and saves them rightly
         warnings.filterwarnings("ignore", "No complete tensor found in the group", UserWarning)
         # And it reads them from bytes that it does not write to

@@ -126,14 +126,15 @@ def _written(folder: Path, photographs: list[Path]) -> list[list[Path]]:
 
 
 def _require_no_others(args: Config, paths: list[Path], names: list[str], *, planned: Planned) -> None:
-    """Raise `InputError` if masks that are to be made would replace those of another folder of photographs.
+    """Raise `InputError` if masks that are to be made would replace those of other photographs.
 
-    Cameras call different photographs by one name. A mask that is kept, as that of a photograph that was moved, is none
-    of these, and `--redo` asks for just that.
+    Cameras call different photographs by one name, and `a.jpg` and `a.png`, each on its own, have masks of one name. A
+    mask that is kept, as that of a photograph that was moved, is none of these, and `--redo` asks for just that.
     """
-    out, folder = Path(args.predict_out_dir), str(paths[0].parent.resolve())
-    known, items = _folders_of(out), _written(out, paths)
-    others = [n for n, (mask, _) in enumerate(items) if mask.is_file() and known.get(mask.name, folder) != folder]
+    out = Path(args.predict_out_dir)
+    known, items = _photographs_of(out), _written(out, paths)
+    own = _whole_paths(paths)
+    others = [n for n, (mask, _) in enumerate(items) if mask.is_file() and known.get(mask.name, own[n]) != own[n]]
     if not others or is_redone(STEP, args):
         return
     kept: set[int] = set()
@@ -143,15 +144,21 @@ def _require_no_others(args: Config, paths: list[Path], names: list[str], *, pla
     replaced = [items[n][0].name for place, n in enumerate(others) if place not in kept]
     if replaced:
         raise InputError(
-            f"--predict_out_dir {out} has masks of the photographs in {known[replaced[0]]}, of which some would be "
-            f"replaced ({first_three(replaced)}); name another folder, or pass --redo predict."
+            f"--predict_out_dir {out} has masks of other photographs, such as {known[replaced[0]]}, of which some "
+            f"would be replaced ({first_three(replaced)}); name another folder, or pass --redo predict."
         )
 
 
-def _folders_of(out: Path) -> dict[str, str]:
-    """{mask that is there: the folder of its photograph}, as the runs that have ended say."""
+def _whole_paths(photographs: list[Path]) -> list[str]:
+    """Of photographs that lie in one folder; their names are no links that are followed."""
+    folder = photographs[0].parent.resolve()
+    return [str(folder / path.name) for path in photographs]
+
+
+def _photographs_of(out: Path) -> dict[str, str]:
+    """{mask that is there: its photograph}, as the runs that have ended say."""
     known = read_dict(out / CLASSES_FILE).get("photographs")
-    return {name: folder for name, folder in known.items() if (out / name).is_file()} if isinstance(known, dict) else {}
+    return {name: path for name, path in known.items() if (out / name).is_file()} if isinstance(known, dict) else {}
 
 
 def _shares_of(out: Path, masks: Container[str]) -> dict[str, dict[str, float]]:
@@ -189,13 +196,14 @@ def run(args: Config) -> None:
         mask = resize_label(of_image[-1], photograph.shape[:2])
         source_of = partial(source_of_files, paths[number])
         finished.write(items[number], source_of, _write, items[number], photograph, mask, names)
-    folders = _folders_of(out) | {mask.name: str(paths[0].parent.resolve()) for mask, _ in items}
-    shares = _shares_of(out, folders)
+    own = {mask.name: path for (mask, _), path in zip(items, _whole_paths(paths), strict=True)}
+    photographs = _photographs_of(out) | own
+    shares = _shares_of(out, photographs)
     for path, (mask_path, _) in zip(paths, items, strict=True):
         counts = np.bincount(read_label(mask_path).ravel(), minlength=len(names))
         of_classes = (k for k in np.argsort(-counts, kind="stable") if counts[k])
         shares[path.name] = {names[k]: counts[k] / counts.sum() for k in of_classes}
-    write_json(out / CLASSES_FILE, {"photographs": folders, "classes": colours_of(names), "shares": shares})
+    write_json(out / CLASSES_FILE, {"photographs": photographs, "classes": colours_of(names), "shares": shares})
     tell_masks(STEP.name, [mask_path for mask_path, _ in items])
     log.info("segmented %d photographs: masks, overlays and classes.json are in %s", len(paths), out)
 

@@ -685,8 +685,11 @@ def test_a_checkpoint_without_names_is_taken_at_its_word(ready, monkeypatch, ste
         ("make_ins_seg", "infer_list", "eval_ins_seg", "result/ins_seg_ood"),
     ],
 )
-def test_what_an_earlier_step_will_not_make_is_told(ready, maker, list_of_maker, reader, output):
-    Lost(f"work/{output}")(ready)
+@pytest.mark.parametrize("is_there", [False, True])
+def test_what_an_earlier_step_will_not_make_is_told(ready, maker, list_of_maker, reader, output, is_there):
+    """Also where a file of an earlier run is there, which could be of another classifier."""
+    if not is_there:
+        Lost(f"work/{output}")(ready)
     Path("short.txt").write_text("".join(f"{image_id}\n" for image_id in ready.ids[1:6]))
     sentence = rf"{maker} will not make 1 of the 6 images of .* \(2099_000001\) in {output}; give both steps"
     with pytest.raises(InputError, match=sentence):

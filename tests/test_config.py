@@ -87,6 +87,15 @@ def test_every_flag_has_help_and_appears_in_it(capsys):
     assert "(default: )" not in in_one_line
 
 
+def test_a_folder_of_the_user_is_the_same_however_the_shell_leaves_it(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/of-mine")
+    flags = ["--work_dir=~/runs", "--mine_ood_pass=1", "--ood_pool", "~/photos", "~", "--cam_network=net.resnet18_cam"]
+    config = parse_config(flags)
+    assert (config.work_dir, config.ood_pool) == ("/home/of-mine/runs", ("/home/of-mine/photos", "/home/of-mine"))
+    assert config.result_dir == "/home/of-mine/runs/result"
+    assert config.cam_network == "net.resnet18_cam"
+
+
 def test_downloads_mining_and_prediction_run_alone_unless_more_is_asked_for():
     assert enabled_steps(parse_config(["--mine_ood_pass", "True"])) == ["mine_ood"]
     assert enabled_steps(parse_config(["--download_pass", "True"])) == ["download"]

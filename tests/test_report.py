@@ -1,5 +1,6 @@
 """The report: complete, partial and empty runs, and how a browser shows it."""
 
+import io
 import json
 import math
 import re
@@ -30,9 +31,13 @@ from misc.report import sheet
 from misc.report.collect import steps_behind
 from misc.report.page import _counted_classes
 from misc.report.pictures import (
+    CAPTION_HEIGHT,
     MASK_OPACITY,
     SHEET_GAP,
+    SHEET_HEIGHT,
+    SHEET_WIDTH,
     UNSURE_COLOUR,
+    contact_sheet,
     edge_picture,
     instance_colours,
     mask_overlay,
@@ -117,6 +122,14 @@ def test_report_shows_everything_and_needs_nothing_else(finished, page):
     for name in names:
         with Image.open(finished.work / "result/report" / name) as image:
             assert np.asarray(image.convert("L")).std() > 5
+
+
+@pytest.mark.parametrize("size", [(1, 500), (2, 20000), (500, 1), (20000, 2), (1, 1)])
+def test_pictures_of_any_shape_make_no_endless_sheet(size):
+    rows = [[("flat", np.zeros((*size, 3), np.uint8)), ("usual", np.full((375, 500, 3), 99, np.uint8))]] * 2
+    with Image.open(io.BytesIO(contact_sheet(rows))) as sheet:
+        assert sheet.width <= 2 * SHEET_WIDTH + 3 * SHEET_GAP
+        assert sheet.height <= 2 * (SHEET_HEIGHT + CAPTION_HEIGHT + SHEET_GAP) + SHEET_GAP
 
 
 def test_report_prints_the_scores_of_the_run(finished, page):

@@ -20,7 +20,7 @@ timm = pytest.importorskip("timm", reason="the package timm is not installed")
 from safetensors.torch import save_file  # noqa: E402
 
 from net import timm_cam, timm_deeplab, timm_irn  # noqa: E402
-from net.timm_backbone import TimmBackbone, _same_padded  # noqa: E402
+from net.timm_backbone import TimmBackbone, _exportable_pool, _same_padded  # noqa: E402
 
 SMALL = "mobilenetv3_small_050"
 MODELS = (
@@ -272,3 +272,18 @@ def test_the_whole_chain_runs(toy):
     run_sample.run(toy.flags(**{**ALL_STEPS, **NETWORKS, "backbone": SMALL}))
     for name in ("cam_orig", "cam_ood", "irn_ood"):
         assert read_checkpoint(f"sess/res50_{name}.pth").backbone == SMALL
+
+
+def test_pools_that_reach_beyond_the_map_have_the_same_mean_where_they_are_exported(monkeypatch):
+    theirs = torch.nn.AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False)
+    ours = _exportable_pool(theirs)
+    for size in ((5, 7), (6, 8), (5, 8), (1, 1)):
+        x = torch.randn(2, 3, *size)
+        assert torch.equal(ours(x), theirs(x))
+        with monkeypatch.context() as patch:
+            patch.setattr("torch.compiler.is_compiling", lambda: True)
+            torch.testing.assert_close(ours(x), theirs(x))
+        same = timm.layers.AvgPool2dSame(2, 1, ceil_mode=True, count_include_pad=False)
+        assert torch.equal(_exportable_pool(same)(x), same(x))
+    for other in (torch.nn.AvgPool2d(2, 2), torch.nn.AvgPool2d(3, 2, ceil_mode=True, count_include_pad=False)):
+        assert _exportable_pool(other) is other

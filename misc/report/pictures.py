@@ -16,7 +16,7 @@ from misc.report.fonts import font
 HEAT_OPACITY, MASK_OPACITY = 0.55, 0.6
 UNSURE_COLOUR = (190, 190, 190)
 STRIP_ROWS = 64
-THUMBNAIL_SIDE, SHEET_HEIGHT, SHEET_GAP, CAPTION_HEIGHT = 300, 130, 8, 16
+THUMBNAIL_SIDE, SHEET_HEIGHT, SHEET_WIDTH, SHEET_GAP, CAPTION_HEIGHT = 300, 130, 520, 8, 16
 JPEG_QUALITY = 85
 
 TEXT_SHARE, SMALLEST_TEXT, LARGEST_TEXT = 1 / 32, 13, 44
@@ -138,14 +138,14 @@ def thumbnail_uri(picture: np.ndarray) -> str:
     return data_uri(buffer.getvalue(), "jpeg")
 
 
+def _sized(picture: Image.Image) -> Image.Image:
+    scale = min(SHEET_HEIGHT / picture.height, SHEET_WIDTH / picture.width)
+    return picture.resize((max(1, round(picture.width * scale)), max(1, round(picture.height * scale))))
+
+
 def contact_sheet(rows: Sequence[Sequence[Captioned]]) -> bytes:
-    """Rows of captioned pictures, all of one height, as one PNG."""
-    sized = []
-    for row in rows:
-        pictures = [(caption, Image.fromarray(picture)) for caption, picture in row]
-        sized.append(
-            [(c, i.resize((max(1, round(i.width * SHEET_HEIGHT / i.height)), SHEET_HEIGHT))) for c, i in pictures]
-        )
+    """Rows of captioned pictures as one PNG, all of one height but for those that would be wider than `SHEET_WIDTH`."""
+    sized = [[(caption, _sized(Image.fromarray(picture))) for caption, picture in row] for row in rows]
     width = max(sum(image.width + SHEET_GAP for _, image in row) for row in sized) + SHEET_GAP
     step = SHEET_HEIGHT + CAPTION_HEIGHT + SHEET_GAP
     sheet = Image.new("RGB", (width, step * len(sized) + SHEET_GAP), "white")

@@ -574,7 +574,15 @@ def given_flags(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     absent = dict.fromkeys(item.name for item in fields(Config))  # what is there already gets no default
     values = vars(_make_parser().parse_args(arguments, argparse.Namespace(**absent)))
     given = {name: value for name, value in values.items() if value is not None}
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+    return {
+        name: tuple(map(_at_home, value)) if isinstance(value, list) else _at_home(value)
+        for name, value in given.items()
+    }
+
+
+def _at_home(value: Any) -> Any:
+    """A path with the user's folder in the place of `~`, which no shell replaces after `--flag=`."""
+    return os.path.expanduser(value) if isinstance(value, str) else value
 
 
 def parse_config(arguments: Sequence[str] | None = None, *, explain: Callable[[str], None] | None = None) -> Config:

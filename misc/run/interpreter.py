@@ -33,6 +33,13 @@ def problem_of_interpreter() -> str:
     return ""
 
 
+def replace_closed_streams() -> None:
+    """Let a standard stream that the caller has closed (`2>&-`) lead nowhere, so that no file takes its number."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - for as long as Python runs
+
+
 def require_interpreter() -> None:
     """End with one sentence and exit code 2 if this Python can't run the project; of several processes one says it."""
     problem = problem_of_interpreter()

@@ -83,16 +83,20 @@ def require_places_apart(steps: Sequence[Step], config: Config) -> None:
 def require_outputs(
     folder: str, ids: Iterable[str], suffix: str, *, flag: str, list_flag: str, made_by: str, planned: Planned
 ) -> None:
-    """Raise `InputError` if files `<folder>/<id><suffix>` are missing that no earlier step of the run makes."""
-    ids = list(ids)
-    made, present = planned.get(folder, frozenset()), folder_at(folder)
-    missing = [i for i in ids if i not in made and i + suffix not in present]
+    """Raise `InputError` if files `<folder>/<id><suffix>` are missing that no earlier step of the run makes.
+
+    Where an earlier step makes files there, those that it does not make don't count, though they may be there: they
+    could be of an earlier classifier. Given the same list, it keeps them if they are up to date.
+    """
+    ids, present = list(ids), folder_at(folder)
+    missing = [i for i in ids if (i not in planned[folder] if folder in planned else i + suffix not in present)]
     if not missing:
         return
     if folder in planned:
         raise InputError(
             f"--{flag}: {made_by} will not make {len(missing)} of the {len(ids)} images of --{list_flag} "
-            f"({first_three(missing)}) in {folder}; give both steps the same list, of images that have a class."
+            f"({first_three(missing)}) in {folder}; give both steps the same list, of images that have a class (files "
+            "that are up to date are kept)."
         )
     if not Path(folder).is_dir():
         raise InputError(
