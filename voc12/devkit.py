@@ -153,8 +153,8 @@ def require_classes_of_network(devkit: Devkit, weights: str, *, planned: Contain
         number, theirs, ours = different
         raise InputError(
             f"{weights} was trained on other classes than those of --voc12_root {devkit.root}: class {number} is "
-            f"{theirs} in {trained}, {ours} in the data; correct --voc12_root or --class_list, or remove {trained} "
-            "if it is of other weights."
+            f"{theirs} in {trained}, {ours} in the data; correct --voc12_root or --class_list, train the weights anew "
+            f"where the classes have changed, or remove {trained} if it is of other weights."
         )
 
 
