@@ -135,7 +135,8 @@ def other_names(weights: str, data: Text, difference: str) -> tuple:
     names = classes_beside(weights)
     return data, (
         rf"{weights} was trained on other classes than those of --voc12_root .*/devkit: {difference.format(names)}; "
-        rf"correct --voc12_root or --class_list, or remove {names} if it is of other weights\."
+        r"correct --voc12_root or --class_list, train the weights anew where the classes have changed, or "
+        rf"remove {names} if it is of other weights\."
     )
 
 
