@@ -14,7 +14,7 @@ from misc.errors import InputError, reason_of
 from misc.files.atomic import atomic_path
 from misc.run.config import Config
 from misc.run.device import backbones_in_float32
-from misc.run.limits import lacks_memory
+from misc.run.limits import is_limit
 from misc.run.plan import Planned, require_writable_file
 from misc.run.step import Inputs, Step
 from net.build import inputs_of_network, require_network
@@ -86,17 +86,17 @@ def _program(model: nn.Module) -> torch.export.ExportedProgram:
 def _told_if_it_fails(network: str) -> Iterator[None]:
     """Raise `InputError` for a network that torch.export can't take, which it says in errors of many types.
 
-    What was told already, and what the machine lacks, disk or memory, stays what it is.
+    What was told already, and what the machine lacks, stays what it is.
     """
     try:
         yield
     except Exception as error:
-        if isinstance(error, OSError | InputError) or lacks_memory(error):
+        if isinstance(error, InputError | OSError) or is_limit(error):
             raise
         raise InputError(
             f"--deeplab_network {network}: torch.export can't take this network ({type(error).__name__}: "
-            f"{reason_of(error)}); leave --export_deeplab_pass out, for which the checkpoint is as good as before, or "
-            "train another network (docs/own_networks.md)."
+            f"{reason_of(error)}); leave --export_deeplab_pass out (the checkpoint itself is not affected), or train "
+            "another network (docs/own_networks.md)."
         ) from error
 
 

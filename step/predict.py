@@ -3,7 +3,7 @@
 import logging
 import os
 from collections import Counter
-from collections.abc import Container
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
@@ -134,7 +134,9 @@ def _require_no_others(args: Config, paths: list[Path], names: list[str], *, pla
     out = Path(args.predict_out_dir)
     known, items = _photographs_of(out), _written(out, paths)
     own = _whole_paths(paths)
-    others = [n for n, (mask, _) in enumerate(items) if mask.is_file() and known.get(mask.name, own[n]) != own[n]]
+    # Earlier versions noted the photographs' folder alone
+    same = [{None, path, os.path.dirname(path)} for path in own]
+    others = [n for n, (mask, _) in enumerate(items) if mask.is_file() and known.get(mask.name) not in same[n]]
     if not others or is_redone(STEP, args):
         return
     kept: set[int] = set()
@@ -161,13 +163,18 @@ def _photographs_of(out: Path) -> dict[str, str]:
     return {name: path for name, path in known.items() if (out / name).is_file()} if isinstance(known, dict) else {}
 
 
-def _shares_of(out: Path, masks: Container[str]) -> dict[str, dict[str, float]]:
-    """{photograph: the shares of its classes}, as earlier runs say, of those whose masks are among `masks`."""
+def _shares_of(out: Path, photographs: Mapping[str, str]) -> dict[str, dict[str, float]]:
+    """{photograph: the shares of its classes}, as earlier runs say, of those of `photographs`, {mask: photograph}."""
     known = read_dict(out / CLASSES_FILE).get("shares")
+
+    def is_of(name: str, mask: str) -> bool:
+        path = photographs.get(mask, "")
+        return os.path.basename(path) == name or os.path.isdir(path)  # as earlier versions noted it
+
     return {
         name: shares
         for name, shares in (known.items() if isinstance(known, dict) else ())
-        if any(mask in masks for mask in (f"{Path(name).stem}.png", f"{name}.png"))
+        if any(is_of(name, mask) for mask in (f"{Path(name).stem}.png", f"{name}.png"))
     }
 
 

@@ -325,7 +325,10 @@ def test_a_network_that_cannot_be_exported_is_one_sentence(trained, monkeypatch)
 
 
 @needs_export
-@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), MemoryError()])
+@pytest.mark.parametrize(
+    "error",
+    [OSError(errno.ENOSPC, "No space left on device"), MemoryError(), RuntimeError("can't start new thread")],
+)
 def test_what_the_machine_lacks_is_not_the_networks_fault(trained, monkeypatch, error):
     def fail(*_, **__):
         raise error
@@ -392,6 +395,10 @@ def test_masks_of_other_photographs_are_not_replaced(trained):
     for path in (other, sibling):
         assert sentence in refusal(trained, predict_pass=True, predict_input=path, redo=())
     sibling.unlink()
+    noted = json.loads(Path("result/predict/classes.json").read_text())
+    noted["photographs"] = {"IMG_1.png": str(first.parent.resolve())}  # as earlier versions wrote it
+    Path("result/predict/classes.json").write_text(json.dumps(noted))
+    run(trained, predict_pass=True, predict_input=first.parent, predict_long_side=99, redo=())
     assert read_label("result/predict/IMG_1.png").shape == (40, 60)
     for path, how in ((photograph(first, size=(31, 31)), {"redo": ()}), (other, {"redo": "predict"})):
         run(trained, predict_pass=True, predict_input=path, **how)  # the same one, changed; another one, as asked for
@@ -402,6 +409,16 @@ def test_masks_of_other_photographs_are_not_replaced(trained):
     another.unlink()
     moved = shutil.copytree(other.parent, trained.work / "moved") / other.name
     run(trained, predict_pass=True, predict_input=moved, redo=())  # nothing is to be replaced
+
+
+def test_shares_are_those_of_the_photographs_whose_masks_are_there(trained):
+    for name in ("a.png", "b.png", "a.bmp"):
+        path = photograph(trained.work / "photos" / name)
+        run(trained, predict_pass=True, predict_input=path, redo="predict")
+    noted = json.loads(Path("result/predict/classes.json").read_text())
+    assert noted["shares"].keys() == {"a.bmp", "b.png"}
+    folder = str(path.parent.resolve())
+    assert noted["photographs"] == {"a.png": f"{folder}/a.bmp", "b.png": f"{folder}/b.png"}
 
 
 def test_a_photograph_is_segmented_as_it_is_seen(trained):

@@ -1,6 +1,7 @@
-"""Whether this Python can run the project: asked before all other imports, which would fail without saying what to do.
+"""What is looked at before all other imports: standard streams, and whether this Python can run the project.
 
-So it runs where the answer is no, too: on Pythons from 3.6 on, on any system, and without any package.
+Where it can't, these imports would fail without saying what to do. So this module runs on Pythons from 3.6 on, on any
+system, and without any package.
 """
 
 import importlib.util
@@ -37,7 +38,9 @@ def replace_closed_streams() -> None:
     """Let a standard stream that the caller has closed (`2>&-`) lead nowhere, so that no file takes its number."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - for as long as Python runs
+            nowhere = open(os.devnull, mode)  # noqa: SIM115 - for as long as Python runs
+            os.set_inheritable(nowhere.fileno(), True)  # nor does one in a process that is started by this one
+            setattr(sys, name, nowhere)
 
 
 def require_interpreter() -> None:

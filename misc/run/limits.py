@@ -90,6 +90,11 @@ def _is_of_lost_worker(error: Exception) -> bool:
     return isinstance(error, LOST_CONNECTION) or _WORKER_LOST.search(str(error)) is not None
 
 
+def is_limit(error: Exception) -> bool:
+    """Whether an error says that a limit of the machine was reached: disk, memory, files, processes."""
+    return _sentence(error, None) is not None
+
+
 def lacks_memory(error: Exception) -> bool:
     """Whether an error says that memory did not suffice, of this machine or of its GPU."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError | OneTooLarge):

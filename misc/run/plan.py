@@ -88,15 +88,15 @@ def require_outputs(
     Where an earlier step makes files there, those that it does not make don't count, though they may be there: they
     could be of an earlier classifier. Given the same list, it keeps them if they are up to date.
     """
-    ids, present = list(ids), folder_at(folder)
-    missing = [i for i in ids if (i not in planned[folder] if folder in planned else i + suffix not in present)]
+    ids, present, made = list(ids), folder_at(folder), planned.get(folder)
+    missing = [i for i in ids if (i + suffix not in present if made is None else i not in made)]
     if not missing:
         return
-    if folder in planned:
+    if made is not None:
         raise InputError(
             f"--{flag}: {made_by} will not make {len(missing)} of the {len(ids)} images of --{list_flag} "
             f"({first_three(missing)}) in {folder}; give both steps the same list, of images that have a class (files "
-            "that are up to date are kept)."
+            "that are up to date are kept), or read the files that are there in a run of its own."
         )
     if not Path(folder).is_dir():
         raise InputError(
