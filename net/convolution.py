@@ -14,7 +14,12 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_input
 
+from misc.errors import reason_of
 from misc.run.device import may_fuse_relu
+from misc.run.notices import notice
+
+_NOT_FUSED: set[torch.device] = set()
+"""GPUs for which cuDNN has refused to do all in one kernel."""
 
 
 class SamePaddedConv2d(nn.Conv2d):
@@ -115,6 +120,8 @@ def _is_fused(convolution: nn.Conv2d, x: Tensor, *, needs_gradient: bool) -> boo
     if torch.compiler.is_compiling():  # which has kernels of its own, and can't see into cuDNN's
         return False
     often = torch.backends.cudnn.benchmark or (needs_gradient and torch.is_grad_enabled())
+    if x.device in _NOT_FUSED:
+        return False
     has_kernel = x.dtype != torch.float64 and _is_plain(convolution) and not isinstance(convolution.padding, str)
     return often and has_kernel and may_fuse_relu(x.device)
 
@@ -146,10 +153,21 @@ class _Fused(torch.autograd.Function):
         dilation: tuple[int, int],
     ) -> Tensor:
         geometry = (stride, padding, dilation)
-        if shortcut is None:
-            out = torch.cudnn_convolution_relu(x, weight, bias, *geometry, 1)
-        else:
-            out = torch.cudnn_convolution_add_relu(x, weight, shortcut, 1.0, bias, *geometry, 1)
+        try:
+            if shortcut is None:
+                out = torch.cudnn_convolution_relu(x, weight, bias, *geometry, 1)
+            else:
+                out = torch.cudnn_convolution_add_relu(x, weight, shortcut, 1.0, bias, *geometry, 1)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:  # cuDNN has no such kernel for this GPU, or none that finds room for its work
+            _NOT_FUSED.add(x.device)
+            notice(
+                f"cuDNN can't convolve and apply ReLU in one kernel here ({reason_of(error)}); going on with a kernel "
+                "for each, which is slower"
+            )
+            out = F.conv2d(x, weight, bias, *geometry)
+            out = F.relu(out if shortcut is None else out.add_(shortcut), inplace=True)
         ctx.save_for_backward(x, weight, out)
         ctx.geometry = geometry
         return out

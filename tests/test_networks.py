@@ -1,6 +1,7 @@
 """Shapes, what is trained and what is frozen, for both backbones."""
 
 import copy
+import logging
 
 import pytest
 import torch
@@ -198,6 +199,45 @@ def test_what_follows_a_convolution_may_be_part_of_it(monkeypatch, stride, dilat
     output = convolve(convolution, x, *constants, shortcut=shortcut, relu=True)
     torch.testing.assert_close(torch.autograd.grad(output, x, slope)[0], plain[0])
     assert asked == [[True, False, False]]  # no gradient of what is frozen
+
+
+@pytest.mark.parametrize("with_shortcut", [True, False])
+def test_where_cudnn_has_no_such_kernel_its_parts_are_computed_one_by_one(monkeypatch, caplog, with_shortcut):
+    caplog.set_level(logging.INFO)
+    calls = []
+
+    def refuse(*_):
+        calls.append(1)
+        raise RuntimeError("GET was unable to find an engine to execute this computation")
+
+    for name in ("cudnn_convolution_relu", "cudnn_convolution_add_relu"):
+        monkeypatch.setattr(torch, name, refuse)
+    monkeypatch.setattr(net_convolution, "may_fuse_relu", lambda device: True)
+    monkeypatch.setattr(net_convolution, "_NOT_FUSED", set())
+    convolution, bias = nn.Conv2d(3, 5, 3, padding=1, bias=False), torch.randn(5, requires_grad=True)
+    x = torch.randn(2, 3, 7, 9, requires_grad=True)
+    shortcut = torch.randn(2, 5, 7, 9, requires_grad=True) if with_shortcut else None
+    inputs = [tensor for tensor in (x, convolution.weight, bias, shortcut) if tensor is not None]
+    expected = functional.relu(convolution(x) + bias[:, None, None] + (0 if shortcut is None else shortcut))
+    slope = torch.randn_like(expected)
+    plain = torch.autograd.grad(expected, inputs, slope)
+    for _ in range(2):
+        output = convolve(convolution, x, convolution.weight, bias, shortcut=shortcut, relu=True)
+        for a, b in zip((output, *torch.autograd.grad(output, inputs, slope)), (expected, *plain), strict=True):
+            torch.testing.assert_close(a, b)
+    assert len(calls) == 1  # it is not asked again
+    assert caplog.text.count("cuDNN can't convolve and apply ReLU in one kernel here") == 1
+
+
+def test_a_full_gpu_is_no_reason_to_compute_the_parts_one_by_one(monkeypatch):
+    def fill(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch, "cudnn_convolution_relu", fill)
+    monkeypatch.setattr(net_convolution, "may_fuse_relu", lambda device: True)
+    convolution = nn.Conv2d(3, 5, 3, bias=False)
+    with pytest.raises(torch.OutOfMemoryError):
+        convolve(convolution, torch.randn(1, 3, 5, 5), convolution.weight, torch.zeros(5), relu=True)
 
 
 @pytest.mark.parametrize("stride", [1, 2])
