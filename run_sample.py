@@ -3,7 +3,7 @@
 import os
 import sys
 
-from misc.run.interpreter import EXIT_BAD_INPUT, replace_closed_streams, require_interpreter
+from misc.run.interpreter import EXIT_BAD_INPUT, replace_closed_streams, require_imports, require_interpreter
 
 if __name__ == "__main__":
     replace_closed_streams()
@@ -52,19 +52,6 @@ log = logging.getLogger(__name__)
 EXIT_UNFORESEEN, EXIT_LOST, EXIT_INTERRUPTED = 1, 3, 130
 SECONDS_TO_SAY_WHY = 20
 """For the process that has found bad input: torchrun ends it, too, as soon as another one has ended."""
-REMEDIES = {
-    "numpy": "install it again: pip install --force-reinstall numpy",
-    "torch": "install it again, with a torchvision that belongs to it: pip install --upgrade torch torchvision",
-    "torchvision": (
-        "most often it was built for another torch: install two that belong together, by one command: "
-        "pip install --upgrade torch torchvision"
-    ),
-    "cv2": (
-        "where libraries of a desktop are missing, use OpenCV without its windows: pip uninstall opencv-python "
-        "opencv-contrib-python, then pip install --force-reinstall opencv-python-headless"
-    ),
-}
-"""What helps where a package with compiled parts can't be imported, in the order in which they need each other."""
 
 
 def check_chain(config: Config, planned: Plan) -> list[StepModule]:
@@ -138,18 +125,6 @@ def run_chain(config: Config, steps: Sequence[StepModule]) -> None:
         on_first_process(done.finish, step, config)
 
 
-def _require_imports() -> None:
-    """Raise `InputError` for a package that is installed but can't be imported, and say what helps."""
-    for name, remedy in REMEDIES.items():
-        try:
-            importlib.import_module(name)
-        except (ImportError, OSError, RuntimeError, AttributeError) as error:
-            raise InputError(
-                f"the package {name} is installed but can't be imported ({reason_of(error)}); {remedy} "
-                "(docs/install.md)."
-            ) from error
-
-
 def sample_configs(config: Config, arguments: Sequence[str]) -> list[tuple[str, Config]]:
     """The chains of the built-in sample, up to the report, with their titles.
 
@@ -217,7 +192,7 @@ def run(arguments: Sequence[str]) -> None:
     """What the command line asks for. Raises `InputError` for bad input."""
     sentences: list[str] = []
     config = parse_config(arguments, explain=sentences.append)
-    _require_imports()
+    require_imports()
     from misc.run.board import require_board
     from misc.run.device import resolve_device
     from misc.run.distributed import on_first_process, process_group

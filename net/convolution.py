@@ -120,10 +120,8 @@ def _is_fused(convolution: nn.Conv2d, x: Tensor, *, needs_gradient: bool) -> boo
     if torch.compiler.is_compiling():  # which has kernels of its own, and can't see into cuDNN's
         return False
     often = torch.backends.cudnn.benchmark or (needs_gradient and torch.is_grad_enabled())
-    if x.device in _NOT_FUSED:
-        return False
     has_kernel = x.dtype != torch.float64 and _is_plain(convolution) and not isinstance(convolution.padding, str)
-    return often and has_kernel and may_fuse_relu(x.device)
+    return often and has_kernel and x.device not in _NOT_FUSED and may_fuse_relu(x.device)
 
 
 def _is_product(convolution: nn.Conv2d, x: Tensor) -> bool:

@@ -6,7 +6,7 @@ says so. With its unsure pixels as background it is that CRF's result.
 
 from misc.run.config import Config
 from misc.run.step import Step
-from voc12.evaluation import Evaluated, score_masks
+from voc12.evaluation import Evaluated, evaluate_masks
 
 STEP = Step(
     name="eval_ir_label",
@@ -23,4 +23,4 @@ check, inputs, outputs = EVALUATED.check, EVALUATED.inputs, EVALUATED.outputs
 
 def run(args: Config) -> None:
     """Score `ir_label_out_dir` on the images of `chainer_eval_set`."""
-    score_masks(args, EVALUATED)
+    evaluate_masks(**EVALUATED.scored(args))

@@ -2,7 +2,7 @@
 
 from misc.run.config import Config
 from misc.run.step import Step
-from voc12.evaluation import Evaluated, score_masks
+from voc12.evaluation import Evaluated, evaluate_masks
 
 STEP = Step(
     name="eval_sem_seg",
@@ -17,4 +17,4 @@ check, inputs, outputs = EVALUATED.check, EVALUATED.inputs, EVALUATED.outputs
 
 def run(args: Config) -> None:
     """Score `sem_seg_out_dir` on the images of `chainer_eval_set`."""
-    score_masks(args, EVALUATED)
+    evaluate_masks(**EVALUATED.scored(args))

@@ -265,8 +265,7 @@ def _tell_long_selection(args: Config, n_images: int, n_selection: int) -> None:
     if n_looks * n_selection > n_trained:
         notice(
             f"train_cam makes the CAMs of {n_selection:,} images {n_looks} times to choose its weights, which takes "
-            f"longer than to train on {n_trained:,}; raise --cam_select_interval, or pass "
-            "--cam_select last"
+            f"longer than to train on {n_trained:,}; raise --cam_select_interval, or pass --cam_select last"
         )
 
 

@@ -87,12 +87,12 @@ def test_every_flag_has_help_and_appears_in_it(capsys):
     assert "(default: )" not in in_one_line
 
 
-def test_a_folder_of_the_user_is_the_same_however_the_shell_leaves_it(monkeypatch):
-    monkeypatch.setenv("HOME", "/home/of-mine")
+def test_a_folder_of_the_user_is_the_same_however_the_shell_leaves_it(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
     flags = ["--work_dir=~/runs", "--mine_ood_pass=1", "--ood_pool", "~/photos", "~", "--cam_network=net.resnet18_cam"]
     config = parse_config(flags)
-    assert (config.work_dir, config.ood_pool) == ("/home/of-mine/runs", ("/home/of-mine/photos", "/home/of-mine"))
-    assert config.result_dir == "/home/of-mine/runs/result"
+    assert (config.work_dir, config.ood_pool) == (f"{tmp_path}/runs", (f"{tmp_path}/photos", str(tmp_path)))
+    assert config.result_dir == f"{tmp_path}/runs/result"
     assert config.cam_network == "net.resnet18_cam"
 
 

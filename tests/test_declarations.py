@@ -14,7 +14,7 @@ import step
 from misc.run.config import STEP_MODULES, STEP_SUFFIX, Config, parse_config
 from misc.run.step import Files
 from voc12.cams import CamFiles, MadeOfCams
-from voc12.evaluation import Evaluated, score_cams, score_masks
+from voc12.evaluation import Evaluated, score_cams
 from voc12.images import ids_to_segment
 from voc12.inference import KeptOutputs, make_listed_masks
 
@@ -33,9 +33,7 @@ HOW_TO_RUN = {
     *("result_dir", "tensorboard", "make_cam_batch_size", "advcam_batch_size", "irn_infer_batch_size"),
 }
 """Where and how fast a step works: no step need declare these."""
-READ_FOR_STEPS = (
-    *(Evaluated, score_cams, score_masks, CamFiles, MadeOfCams, make_listed_masks, KeptOutputs, ids_to_segment),
-)
+READ_FOR_STEPS = (Evaluated, score_cams, CamFiles, MadeOfCams, make_listed_masks, KeptOutputs, ids_to_segment)
 """What steps of a kind share."""
 
 

@@ -70,7 +70,7 @@ def test_the_packages_are_those_of_the_requirements():
 
 
 @pytest.mark.parametrize("arguments", [[], ["--plan", "True"], ["--sample", "True"]])
-@pytest.mark.parametrize(("package", "remedy"), run_sample.REMEDIES.items())
+@pytest.mark.parametrize(("package", "remedy"), interpreter.REMEDIES.items())
 def test_a_package_that_cannot_be_imported_is_one_sentence(monkeypatch, tmp_path, package, remedy, arguments):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, package, None)

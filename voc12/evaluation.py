@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -40,7 +41,7 @@ class Evaluated:
         flag: names the folder of the files.
         suffix: of their names, after the image's id.
         made_by: the step that makes them.
-        title: what they are called beside their score (for `score_cams` and `score_masks`).
+        title: what they are called beside their score (for `scored`).
     """
 
     step: str
@@ -91,6 +92,17 @@ class Evaluated:
         """The file of the scores."""
         return [scores_path(args.result_dir, self.step)]
 
+    def scored(self, args: Config) -> dict[str, Any]:
+        """What is scored, and where the score goes: the keywords that `evaluate_cams` and `evaluate_masks` share."""
+        return {
+            "devkit": open_devkit(args.voc12_root, args.class_list),
+            "split": args.chainer_eval_set,
+            "folder": getattr(args, self.flag),
+            "result_dir": args.result_dir,
+            "name": self.step,
+            "title": self.title,
+        }
+
     def _paths(self, args: Config, ids: Sequence[str]) -> Paths:
         return Paths(getattr(args, self.flag), (f"{image_id}{self.suffix}" for image_id in ids))
 
@@ -98,28 +110,11 @@ class Evaluated:
 def score_cams(args: Config, evaluated: Evaluated, overlay: Overlay) -> None:
     """Score a folder of CAM files, as `evaluate_cams` does."""
     evaluate_cams(
-        open_devkit(args.voc12_root, args.class_list),
-        args.chainer_eval_set,
-        getattr(args, evaluated.flag),
+        **evaluated.scored(args),
         thresholds=args.cam_eval_sweep,
         threshold_apart=args.cam_eval_thres,
-        result_dir=args.result_dir,
-        name=evaluated.step,
-        title=evaluated.title,
         tensorboard=args.tensorboard,
         overlay=overlay,
-    )
-
-
-def score_masks(args: Config, evaluated: Evaluated) -> None:
-    """Score a folder of masks, as `evaluate_masks` does."""
-    evaluate_masks(
-        open_devkit(args.voc12_root, args.class_list),
-        args.chainer_eval_set,
-        getattr(args, evaluated.flag),
-        result_dir=args.result_dir,
-        name=evaluated.step,
-        title=evaluated.title,
     )
 
 

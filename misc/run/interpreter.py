@@ -4,6 +4,7 @@ Where it can't, these imports would fail without saying what to do. So this modu
 system, and without any package.
 """
 
+import importlib
 import importlib.util
 import os
 import sys
@@ -11,6 +12,19 @@ import sys
 OLDEST = (3, 10)
 PACKAGES = ("torch", "torchvision", "numpy", "PIL", "imageio", "tqdm", "cv2", "pycocotools", "matplotlib", "jinja2")
 """Those of `requirements.txt` without which no run begins, by the names under which they are imported."""
+REMEDIES = {
+    "numpy": "install it again: pip install --force-reinstall numpy",
+    "torch": "install it again, with a torchvision that belongs to it: pip install --upgrade torch torchvision",
+    "torchvision": (
+        "most often it was built for another torch: install two that belong together, by one command: "
+        "pip install --upgrade torch torchvision"
+    ),
+    "cv2": (
+        "where libraries of a desktop are missing, use OpenCV without its windows: pip uninstall opencv-python "
+        "opencv-contrib-python, then pip install --force-reinstall opencv-python-headless"
+    ),
+}
+"""What helps where a package with compiled parts can't be imported, in the order in which they need each other."""
 EXIT_BAD_INPUT = 2
 
 
@@ -50,3 +64,17 @@ def require_interpreter() -> None:
         if os.environ.get("LOCAL_RANK", "0") == "0":
             print(f"error: {problem}", file=sys.stderr)
         sys.exit(EXIT_BAD_INPUT)
+
+
+def require_imports() -> None:
+    """Raise `InputError` for a package that is installed but can't be imported, and say what helps."""
+    from misc.errors import InputError, reason_of  # not before the interpreter was looked at
+
+    for name, remedy in REMEDIES.items():
+        try:
+            importlib.import_module(name)
+        except (ImportError, OSError, RuntimeError, AttributeError) as error:
+            raise InputError(
+                f"the package {name} is installed but can't be imported ({reason_of(error)}); {remedy} "
+                "(docs/install.md)."
+            ) from error
