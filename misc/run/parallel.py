@@ -8,7 +8,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from itertools import chain
@@ -25,6 +25,8 @@ ITEMS_A_TASK = 64
 """Of `chunked_map`; so few are not worth a process."""
 ITEMS_PER_WORKER = 2
 """Items under way for each process: one in work, one waiting, so that memory stays bounded."""
+LONGEST_WAIT = 1.0
+"""Seconds after which a wait looks whether the run was told to end."""
 
 
 SHARE_GPUS = "WOOD_SHARE_GPUS"
@@ -83,6 +85,17 @@ def _end_with(parent: int) -> None:
     os._exit(1)
 
 
+def _result_of(future: Future[Result]) -> Result:
+    """What a process gives; waited for in parts.
+
+    Python calls a signal's handler between two of its instructions: a wait without an end, that begins just when the
+    signal comes, would miss it.
+    """
+    while not wait([future], timeout=LONGEST_WAIT).done:
+        pass
+    return future.result()
+
+
 def ordered_map(
     function: Callable[[Item], Result],
     items: Iterable[Item],
@@ -117,9 +130,9 @@ def ordered_map(
                 under_way.append(pool.submit(function, item))
             raise_if_told()
             if len(under_way) == ITEMS_PER_WORKER * workers:
-                yield under_way.popleft().result()
+                yield _result_of(under_way.popleft())
         while under_way:
-            yield under_way.popleft().result()
+            yield _result_of(under_way.popleft())
     except BrokenProcessPool as error:
         if is_told(grace=GRACE_SECONDS):  # and so were its workers, which were first
             raise told() from error
