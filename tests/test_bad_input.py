@@ -299,6 +299,7 @@ def test_folders_that_lack_images_are_refused(toy, step, folder, flag, maker, mo
     sentence = f"--{flag}: {folder} lacks 5 of the 6 images of --"
     assert sentence in refusal(arguments)
     assert "(2099_000002, 2099_000003, 2099_000004, ...)" in refusal(arguments)
+    assert "can't be used" not in refusal(arguments)  # what is missing is told once
 
 
 @pytest.mark.parametrize("step", ["eval_advcam", "cam_to_ir_label", "make_sem_seg"])

@@ -328,7 +328,11 @@ def require_fitting_masks(
         image_paths: the image of each mask.
         advice: what to do then; empty: nothing, the log is told.
     """
-    if not len(mask_paths) or not os.path.isdir(os.path.dirname(mask_paths[0])):
+    if not len(mask_paths):
+        return
+    folder = os.path.dirname(mask_paths[0])
+    present = look.folder_at(folder)
+    if any(os.path.basename(path) not in present for path in mask_paths):
         return  # which `misc.run.plan.require_outputs` has told
     columns, kind = (mask_paths, image_paths), f"mask of {n_classes} classes"
     _verify([columns], partial(_problem_of_mask, n_classes=n_classes), kind=kind, num_workers=num_workers)
@@ -339,4 +343,4 @@ def require_fitting_masks(
             f"(background) and {IGNORE_LABEL} (not counted) alone, expected some of 1 to {n_classes}; {advice}."
         )
     if n_empty:
-        notice(f"{n_empty} of {len(mask_paths)} masks in {os.path.dirname(mask_paths[0])} show none of the classes")
+        notice(f"{n_empty} of {len(mask_paths)} masks in {folder} show none of the classes")
