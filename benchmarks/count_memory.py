@@ -33,7 +33,7 @@ from torch.utils._pytree import tree_leaves
 
 from benchmarks.count_flops import AVERAGE_SIZE
 from benchmarks.measure import release_memory
-from misc.advcam import LARGEST_BATCH, SCALES, advcam
+from misc.advcam import LARGEST_BATCH, SCALES, advcam_batch
 from misc.cam import batch_scale_maps
 from misc.classifier import classification_losses
 from misc.deeplab import deeplab_optimizer, multiscale_losses
@@ -162,7 +162,7 @@ def make_advcam(config: Config) -> int:
 
     def compute() -> object:
         pairs = {scale: _images(2, [round(side * scale) for side in AVERAGE_SIZE]) for scale in SCALES}
-        return advcam(
+        return advcam_batch(
             network,
             [pairs] * n,
             AVERAGE_SIZE,

@@ -127,7 +127,7 @@ def climb(
     return total + regions.detach()
 
 
-def advcam(
+def advcam_batch(
     model: nn.Module,
     images: Sequence[Mapping[float, Tensor]],
     size: tuple[int, int],
@@ -176,3 +176,29 @@ def advcam(
         for of_image, rows in zip(merged_maps, of_pairs.split([len(k) for k in keys]), strict=True):
             of_image.append(rows)
     return [merge_scales(maps, size, range(len(k))) for maps, k in zip(merged_maps, keys, strict=True)]
+
+
+def advcam(
+    model: nn.Module,
+    pairs: Mapping[float, Tensor],
+    size: tuple[int, int],
+    keys: Sequence[int],
+    n_iter: int = 27,
+    *,
+    coefficient: float = 7.0,
+    step: float = 0.08,
+    score_threshold: float = 0.5,
+    batch_size: int = 1,
+) -> tuple[Tensor, Tensor]:
+    """`advcam_batch` of one image, with the paper's settings.
+
+    Args:
+        pairs: {scale: (2, 3, h, w)}, the normalised image and its mirror image.
+        keys: the K labelled classes, 0-based.
+
+    Returns:
+        cam (K, ceil(H/4), ceil(W/4)) and high_res (K, H, W), each map divided by its maximum + 1e-5.
+    """
+    climbing = {"coefficient": coefficient, "step": step, "score_threshold": score_threshold}
+    (found,) = advcam_batch(model, [pairs], size, [keys], n_iter=n_iter, **climbing, batch_size=batch_size)
+    return found

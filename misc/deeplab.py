@@ -91,7 +91,7 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 """What `--deeplab_loss` names."""
 
 
-def multiscale_losses(scale_logits: Sequence[Tensor], labels: Tensor, *, loss: str) -> dict[str, Tensor]:
+def multiscale_losses(scale_logits: Sequence[Tensor], labels: Tensor, *, loss: str = "plain") -> dict[str, Tensor]:
     """The cross entropies of the logit maps at scale 1, 0.5, 0.75 and of their maximum, each at its own resolution.
 
     Args:

@@ -1,4 +1,4 @@
-"""Pixel pairs: their paths, and the random walk over them (IRN sections 4 and 5).
+"""Pixel pairs: their paths and labels, and the random walk over them (IRN sections 4 and 5).
 
 A pair of radius r is a source cell and a destination cell at an offset (dy, dx) of half a disc. Its affinity is
 1 - the largest edge on the path between the two. Offsets are ordered by path length, then by (dy, dx).
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from misc.imutils import IGNORE_LABEL
 from misc.run.device import to_device
 
 OUTSIDE = -1.0
@@ -28,8 +29,7 @@ Offset = tuple[int, int]
 
 
 @lru_cache(maxsize=8)
-def pair_paths(radius: int) -> dict[Offset, tuple[Offset, ...]]:
-    """{(dy, dx): cells (y, x) of the path, sorted}, relative to the source cell, in the order of offsets."""
+def _pair_paths(radius: int) -> dict[Offset, tuple[Offset, ...]]:
     paths = {}
     for dy in range(radius):
         for dx in range(-radius + 1, radius):
@@ -46,6 +46,40 @@ def pair_paths(radius: int) -> dict[Offset, tuple[Offset, ...]]:
     return dict(sorted(paths.items(), key=lambda item: (len(item[1]), item[0])))
 
 
+def pair_paths(radius: int) -> dict[Offset, list[Offset]]:
+    """{(dy, dx): cells (y, x) of the path, sorted}, relative to the source cell, in the order of offsets."""
+    return {offset: list(path) for offset, path in _pair_paths(radius).items()}
+
+
+def require_pairs(h: int, w: int, radius: int) -> None:
+    """Raise `ValueError` if a map of h x w cells has no pair of this radius."""
+    if h < radius or w < 2 * radius - 1:
+        raise ValueError(f"a {h} x {w} map has no pair of radius {radius}: it needs {radius} x {2 * radius - 1} cells")
+
+
+def affinity_labels(labels: Tensor, radius: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(B, h, w) uint8 labels, 255 for unsure -> bg_pos, fg_pos, neg: each (B, offsets, sources) bool (IRN equation 5).
+
+    Training counts the same pairs without a tensor of them all (`misc.pair_losses`). A pair is valid if both labels are
+    sure: bg-positive if equal and 0, fg-positive if equal and > 0, negative if different. Offsets in the order of
+    `pair_paths`; sources row by row, those whose pairs all lie within the map: rows 0 .. h - r + 1 and columns
+    r - 1 .. w - r + 1 (ends excluded). Raises `ValueError` for a map without any.
+    """
+    h, w = labels.shape[-2:]
+    require_pairs(h, w, radius)
+    margin = radius - 1
+
+    def shifted(dy: int, dx: int) -> Tensor:
+        return labels[:, dy : dy + h - margin, margin + dx : w - margin + dx].flatten(1)
+
+    source = shifted(0, 0)[:, None]
+    destination = torch.stack([shifted(*offset) for offset in _pair_paths(radius)], dim=1)
+    valid = (source != IGNORE_LABEL) & (destination != IGNORE_LABEL)
+    equal = (source == destination) & valid
+    background = source == 0
+    return equal & background, equal & ~background, valid & ~equal
+
+
 def _half_disc_affinities(edges: Tensor, radius: int, beta: float) -> dict[Offset, Tensor]:
     """(B, H, W) edges -> {(dy, dx): (B, H - dy, W - |dx|) affinity ** beta of all pairs, `OUTSIDE` where one is none}.
 
@@ -53,7 +87,7 @@ def _half_disc_affinities(edges: Tensor, radius: int, beta: float) -> dict[Offse
     """
     beyond = edges == BEYOND
     affinities = {}
-    for (dy, dx), path in pair_paths(radius).items():
+    for (dy, dx), path in _pair_paths(radius).items():
         height, width = edges.shape[1] - dy, edges.shape[2] - abs(dx)
         if height <= 0 or width <= 0:
             continue
@@ -110,7 +144,7 @@ def _square_matrix(row_ends: Tensor, columns: Tensor, values: Tensor) -> Tensor:
 
 def _n_entries(h: int, w: int, radius: int) -> int:
     """Of the transition matrix of an image of h x w cells."""
-    return h * w + 2 * sum(max(0, h - dy) * max(0, w - abs(dx)) for dy, dx in pair_paths(radius))
+    return h * w + 2 * sum(max(0, h - dy) * max(0, w - abs(dx)) for dy, dx in _pair_paths(radius))
 
 
 @lru_cache(maxsize=8)
@@ -254,3 +288,10 @@ class RandomWalk:
     def bounds(self, x: Tensor) -> Tensor:
         """(C, h, w) maps, not negative -> (C,): no value of the walked map is larger, since a walk averages."""
         return (x * (1 - self._walks.edges[0])).amax(dim=(1, 2))
+
+
+def propagate_to_edge(
+    x: Tensor, edge: Tensor, radius: int = WALK_RADIUS, beta: float = 10, exp_times: int = 8
+) -> Tensor:
+    """The `RandomWalk` of maps (C, h, w), C may be 0, between edges (1, h, w) in [0, 1] -> (C, h, w)."""
+    return RandomWalk(edge, beta=beta, exp_times=exp_times, radius=radius)(x)

@@ -210,6 +210,25 @@ class InstanceScorer:
         return {"ap": ap, "map": nan_mean(ap)}
 
 
+def instance_ap(
+    pred_masks: Sequence[np.ndarray],
+    pred_labels: Sequence[np.ndarray],
+    pred_scores: Sequence[np.ndarray],
+    gt_masks: Sequence[np.ndarray],
+    gt_labels: Sequence[np.ndarray],
+    iou_thresh: float = 0.5,
+) -> dict[str, Any]:
+    """VOC's instance AP of lists over images; arguments as in `InstanceScorer.add`, result as in its `scores`.
+
+    The classes are those up to the highest label that occurs.
+    """
+    scorer = InstanceScorer(iou_thresh)
+    for image in zip(pred_masks, pred_labels, pred_scores, gt_masks, gt_labels, strict=True):
+        scorer.add(*image)
+    labels = np.concatenate([[-1], *pred_labels, *gt_labels])
+    return scorer.scores(n_classes=1 + int(labels.max()))
+
+
 def class_table(names: Sequence[str], scored: dict[str, Any]) -> str:
     """A text table of `scores`: IoU, precision and recall, a row a class that occurs, then the means."""
     width = max(len(name) for name in names)

@@ -16,6 +16,8 @@ from misc.run.distributed import (
     wait_for_all,
 )
 
+BOTTLE = 4
+"""VOC's class bottle: the original leaves OoD images that look like it out of the OoD loss."""
 GRADIENT_EPSILON = 1e-12
 ROWS_AT_ONCE = 16384
 """Of features, while those of OoD images are summed in twice their precision."""
@@ -90,7 +92,7 @@ def distances(features: Tensor, prototypes: Tensor) -> Tensor:
     return difference.norm(dim=2).masked_fill(empty, 0)
 
 
-def distance_loss(dist: Tensor, label: Tensor, topk: float) -> tuple[Tensor, Tensor]:
+def distance_loss(dist: Tensor, label: Tensor, topk: float = 0.2) -> tuple[Tensor, Tensor]:
     """Pull features to the prototypes of their classes, push them from the nearest OoD prototypes (equation 3).
 
     L_d = mean(d_class * label) * C / K - mean(d_ood * [d_ood < t]), where t is the floor((1 - topk) n)-th largest of
@@ -139,7 +141,7 @@ def _constant_weights(model: nn.Module | Callable) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-def adversarial_step(model: nn.Module, images: Tensor, step: float) -> Tensor:
+def adversarial_step(model: nn.Module, images: Tensor, step: float = 0.07) -> Tensor:
     """Perturb OoD images so that the classifier fires harder on them (section 3.3).
 
     x' = clamp(x + step * g / (max |g| + 1e-12), min(x), max(x)), where g is the gradient of the sum over the batch of
@@ -163,7 +165,7 @@ def adversarial_step(model: nn.Module, images: Tensor, step: float) -> Tensor:
     return moved.clamp(min=-minus_low, max=high).detach()
 
 
-def ood_loss(logits: Tensor, ignore_class: int | None) -> Tensor:
+def ood_loss(logits: Tensor, ignore_class: int | None = BOTTLE) -> Tensor:
     """(B, C) logits of OoD images -> multi-label soft margin loss against all-zero labels, a scalar (equation 2).
 
     Images whose largest logit is `ignore_class` (0-based) are left out of the sum, which is divided by B all the same.

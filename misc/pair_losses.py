@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from misc.imutils import IGNORE_LABEL
-from misc.indexing import pair_paths
+from misc.indexing import pair_paths, require_pairs
 from misc.run.distributed import sum_over_processes
 
 EPSILON = 1e-5
@@ -144,8 +144,7 @@ def pair_losses(edge: Tensor, displacement: Tensor, labels: Tensor, *, radius: i
         ValueError: the map is too small for a pair of this radius.
     """
     h, w = labels.shape[-2:]
-    if h < radius or w < 2 * radius - 1:
-        raise ValueError(f"a {h} x {w} map has no pair of radius {radius}: it needs {radius} x {2 * radius - 1} cells")
+    require_pairs(h, w, radius)
     counts, signs = _counts_and_signs(edge, displacement, labels, radius=radius)
 
     affinity = 1 - edge.flatten(1)

@@ -11,7 +11,7 @@ POWER = 0.9
 
 
 class PolySGD(torch.optim.SGD):
-    """SGD whose learning rates decay as lr0 * (1 - step / max_step) ** POWER; held once step >= max_step.
+    """SGD whose learning rates decay as lr0 * (1 - step / max_step) ** power; held once step >= max_step.
 
     The rate is set before each step, or before each `decay_interval`-th and held in between. How the device updates
     the weights (`misc.run.device.may_fuse`) is no part of the state, which another device may take up.
@@ -24,12 +24,14 @@ class PolySGD(torch.optim.SGD):
         *,
         momentum: float,
         max_step: int,
+        power: float = POWER,
         decay_interval: int = 1,
     ) -> None:
         super().__init__(param_groups, lr, momentum=momentum)
         self._fused = may_fuse(p for group in self.param_groups for p in group["params"]) or None
         self._set_fused()
         self.max_step = max_step
+        self.power = power
         self.decay_interval = decay_interval
         self.global_step = 0
         self._initial_lrs = [group["lr"] for group in self.param_groups]
@@ -40,7 +42,7 @@ class PolySGD(torch.optim.SGD):
 
     def step(self, closure=None):  # noqa: ANN001, ANN201 (as in torch.optim.SGD)
         if self.global_step < self.max_step and self.global_step % self.decay_interval == 0:
-            decay = (1 - self.global_step / self.max_step) ** POWER
+            decay = (1 - self.global_step / self.max_step) ** self.power
             for group, initial in zip(self.param_groups, self._initial_lrs, strict=True):
                 group["lr"] = initial * decay
         self.global_step += 1
@@ -80,8 +82,10 @@ class PolyOptimizer(PolySGD):
     than 0.9, while weight decay acts only through the groups that carry it.
     """
 
-    def __init__(self, param_groups: list[dict], lr: float, weight_decay: float, max_step: int) -> None:
-        super().__init__(param_groups, lr, momentum=weight_decay, max_step=max_step)
+    def __init__(
+        self, param_groups: list[dict], lr: float, weight_decay: float, max_step: int, power: float = POWER
+    ) -> None:
+        super().__init__(param_groups, lr, momentum=weight_decay, max_step=max_step, power=power)
 
 
 def two_rate_optimizer(

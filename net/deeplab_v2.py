@@ -13,8 +13,10 @@ from misc.imutils import subtract_bgr_mean
 from misc.run.device import backbone_precision
 from misc.run.recipes import DEEPLAB_START
 from net.backbone import FrozenStatsBatchNorm2d, run_in_order
-from net.deeplab import ASPP, N_VOC_LABELS, SegmentationBase, freeze_norms
+from net.deeplab import ASPP, N_VOC_LABELS, MultiScale, SegmentationBase, freeze_norms
 from net.weights import load_starting_weights
+
+__all__ = ["DeepLab", "DeepLabV2", "MultiScale"]
 
 STEM_CHANNELS = 64
 EXPANSION = 4

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from misc.advcam import SCALES, advcam, default_batch_size
+from misc.advcam import SCALES, advcam_batch, default_batch_size
 from misc.files.atomic import background_writer
 from misc.files.images import image_sizes
 from misc.imutils import mirror_pair, normalize
@@ -91,10 +91,10 @@ def _advcams(
 ) -> list[tuple[Tensor, Tensor]]:
     """cam and high_res of images of equal size, items of `ScaledImages`, in batches of `together` pairs.
 
-    `climbing`: how `advcam` climbs, by its keywords.
+    `climbing`: how `advcam_batch` climbs, by its keywords.
     """
     device = model.classifier.weight.device
-    return advcam(
+    return advcam_batch(
         model,
         [_pairs(item["images"], device) for item in batch],
         batch[0]["size"],

@@ -18,7 +18,6 @@ from misc.files.checkpointfile import classes_beside
 from misc.files.images import read_label, write_label
 from misc.files.instancefile import Detections
 from misc.indexing import pair_paths
-from misc.metrics import InstanceScorer
 from net.weights import BACKBONE_PREFIX, save_weights
 from tests import own_network
 from voc12.classes import write_classes
@@ -223,15 +222,6 @@ def every_pair(h, w, radius):
                 cells = [(y + py, x + px) for py, px in path]
                 yield number, source_number, (y, x), (y + dy, x + dx), cells
                 source_number += 1
-
-
-def instance_ap(*of_images, iou_thresh=0.5):
-    """The scores of lists over images, each in the order of `InstanceScorer.add`, of the classes that occur."""
-    scorer = InstanceScorer(iou_thresh)
-    for image in zip(*of_images, strict=True):
-        scorer.add(*image)
-    labels = [label for index in (1, 4) for of_image in of_images[index] for label in of_image]
-    return scorer.scores(1 + max(map(int, labels), default=-1))
 
 
 def generated(n_examples: int) -> Callable:

@@ -10,7 +10,7 @@ from support import NO_STEPS, TOY_SIZES, give_all_one_size
 
 import run_sample
 from benchmarks import plain
-from misc.advcam import SCALES, advcam, climb, default_batch_size, iterations_at, map_factor
+from misc.advcam import SCALES, advcam_batch, climb, default_batch_size, iterations_at, map_factor
 from misc.errors import InputError
 from misc.files import camfile
 from misc.files.images import read_label
@@ -89,9 +89,9 @@ def test_a_batch_equals_one_by_one(model):
     size = (21, 27)
     images = [{s: random_pairs(1, (round(21 * s), round(27 * s)))[0] for s in (0.5, 1.0, 2.0)} for _ in range(4)]
     keys = [[0, 2], [], [1], [0, 1, 2]]
-    together = advcam(model, images, size, keys, n_iter=7, batch_size=4, **SETTINGS)
+    together = advcam_batch(model, images, size, keys, n_iter=7, batch_size=4, **SETTINGS)
     for pairs, of_image, (cam, high_res) in zip(images, keys, together, strict=True):
-        alone = advcam(model, [pairs], size, [of_image], n_iter=7, batch_size=1, **SETTINGS)
+        alone = advcam_batch(model, [pairs], size, [of_image], n_iter=7, batch_size=1, **SETTINGS)
         ((cam_alone, high_res_alone),) = alone
         assert cam.shape == (len(of_image), 6, 7)
         torch.testing.assert_close(cam, cam_alone, rtol=1e-8, atol=1e-12)
@@ -163,9 +163,9 @@ def equal_sizes(toy, monkeypatch):
             taken.append(batch_size)
             if batch_size > room:
                 raise torch.OutOfMemoryError
-            return advcam(*arguments, batch_size=batch_size, **settings)
+            return advcam_batch(*arguments, batch_size=batch_size, **settings)
 
-        monkeypatch.setattr("step.make_advcam.advcam", limited)
+        monkeypatch.setattr("step.make_advcam.advcam_batch", limited)
         run(toy, make_advcam_pass=True, **flags)
         return taken
 

@@ -176,14 +176,15 @@ NUMBERS = {
     "side that IRN pads images to": (lambda: irn.MIN_PADDED_SIDE, 512),
     "multiple that IRN pads larger images to": (lambda: irn.PAD_MULTIPLE, 16),
     # Section 3
-    "power of the rates": (lambda: torchutils.POWER, 0.9),
+    "power of the rates": (lambda: default(torchutils.PolyOptimizer, "power"), 0.9),
     "rates, weight decay, momentum of classifier and IRN": (
         lambda: groups(torchutils.two_rate_optimizer(*weights(2), lr=0.1, weight_decay=1e-4, max_step=9)),
         [(0.1, 1e-4, 1e-4), (1.0, 1e-4, 1e-4)],
     ),
     "iterations of K-means": (lambda: default(ood.kmeans, "n_iter"), 10),
     "epsilon of the adversarial step": (lambda: ood.GRADIENT_EPSILON, 1e-12),
-    "number of the class that the OoD loss leaves out": (lambda: VOC_CLASSES.index("bottle"), 4),
+    "class that the OoD loss leaves out": (lambda: default(ood.ood_loss, "ignore_class"), 4),
+    "its name": (lambda: VOC_CLASSES[4], "bottle"),
     "set that chooses the checkpoint": (lambda: train_cam.SELECTION_SPLIT, "train"),
     "thresholds that choose the checkpoint": (lambda: selection.THRESHOLDS, (0.06, 0.08, 0.10, 0.12)),
     "part of the last epoch without a choice": (lambda: selection.STARTS, 0.75),
@@ -208,7 +209,7 @@ NUMBERS = {
     "neighbours in the walk, and the cell": (lambda: 2 * len(indexing.pair_paths(5)) + 1, 69),
     "scales of IRN's crops": (lambda: IRN_SCALES, (0.5, 1.5)),
     "epsilon of IRN's losses": (lambda: pair_losses.EPSILON, 1e-5),
-    "radius of the walk": (lambda: indexing.WALK_RADIUS, 5),
+    "radius of the walk": (lambda: default(indexing.RandomWalks, "radius"), 5),
     "size of walked maps, enlarged": (lambda: upsample(torch.zeros(1, 3, 5), (99, 99)).shape, (1, 12, 20)),
     "moves of the centroids": (lambda: default(instances.refine_centroids, "iterations"), 300),
     "displacement near a centroid": (lambda: instances.CENTROID_REACH, 2.5),
@@ -242,19 +243,35 @@ def test_numbers_of_the_originals(name):
 
 
 @pytest.mark.parametrize(
-    ("function", "names"),
+    ("function", "flag_of"),
     [
-        (advcam.advcam, ("n_iter", "coefficient", "step", "score_threshold")),
-        (ood.distance_loss, ("topk",)),
-        (ood.adversarial_step, ("step",)),
-        (ood.ood_loss, ("ignore_class",)),
-        (indexing.RandomWalks, ("beta", "exp_times")),
-        (indexing.RandomWalk, ("beta", "exp_times")),
-        (deeplab.multiscale_losses, ("loss",)),
+        (
+            advcam.advcam,
+            {
+                "n_iter": "adv_iter",
+                "coefficient": "AD_coeff",
+                "step": "AD_stepsize",
+                "score_threshold": "score_th",
+            },
+        ),
+        (ood.distance_loss, {"topk": "ood_dist_topk"}),
+        (ood.adversarial_step, {"step": "ood_adv_step"}),
+        (indexing.propagate_to_edge, {"beta": "beta", "exp_times": "exp_times"}),
     ],
 )
-def test_what_flags_say_has_no_other_default(function, names):
-    assert [default(function, name) for name in names] == [inspect.Parameter.empty] * len(names)
+def test_defaults_of_functions_are_those_of_the_flags(function, flag_of):
+    config = parse_config([])
+    assert {name: default(function, name) for name in flag_of} == {
+        name: getattr(config, flag) for name, flag in flag_of.items()
+    }
+
+
+@pytest.mark.parametrize("function", [advcam.advcam_batch, advcam.climb, indexing.RandomWalks, ood.wood_losses])
+def test_what_steps_call_has_the_settings_from_its_callers(function):
+    settings = {"n_iter", "coefficient", "step", "score_threshold", "beta", "exp_times", "topk", "ignore_class"}
+    asked = settings & inspect.signature(function).parameters.keys()
+    assert asked
+    assert {default(function, name) for name in asked} == {inspect.Parameter.empty}
 
 
 def test_workers_are_half_the_cores(monkeypatch):

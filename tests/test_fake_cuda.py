@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from benchmarks.measure import flop_counter
 from misc import crf, instances
-from misc.advcam import advcam
+from misc.advcam import advcam_batch
 from misc.cam import batch_scale_maps, confident_label, merge_scales
 from misc.classifier import classification_losses
 from misc.deeplab import deeplab_optimizer, multiscale_losses
@@ -185,7 +185,7 @@ def test_advcam_waits_for_nothing():
     with fake_cuda() as waits:
         pairs = {s: mirror_pair(normalize(photograph(size=(round(60 * s), 46)))) for s in (0.5, 1.0)}
         settings = {"n_iter": 3, "coefficient": 7, "step": 0.08, "score_threshold": 0.5, "batch_size": 2}
-        ((cam, high_res),) = advcam(on_cuda(model), [pairs], SIZE, [[0, 2]], **settings)
+        ((cam, high_res),) = advcam_batch(on_cuda(model), [pairs], SIZE, [[0, 2]], **settings)
         assert cam.device == high_res.device == CUDA
         assert (cam.shape, high_res.shape) == ((2, *CELLS), (2, *SIZE))
     assert waits.lines == []

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from support import every_pair
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.measure import flop_counter
-from misc.indexing import RandomWalk, RandomWalks, pair_paths
+from misc.indexing import RandomWalk, RandomWalks, affinity_labels, pair_paths
 from misc.run.memory import peak_memory_mib, reset_peak_memory
 
 WALK = {"beta": 10, "exp_times": 8}
@@ -168,6 +169,26 @@ def test_random_walk_of_a_500_x_375_image_takes_at_most_100_sparse_products_and_
         RandomWalk(edge, **WALK)(cam)
     a_product = 2 * 69 * cam.numel()
     assert 0 < counter.get_total_flops() <= 100 * a_product
+
+
+def test_affinity_labels_equal_plain_loops():
+    labels = torch.from_numpy(np.random.default_rng(0).choice([0, 0, 3, 7, 255], (2, 9, 11)).astype(np.uint8))
+    bg_pos, fg_pos, neg = affinity_labels(labels, radius=4)
+    assert bg_pos.any()
+    assert fg_pos.any()
+    assert neg.any()
+    for image in range(2):
+        for pair, source, cell, other, _ in every_pair(9, 11, 4):
+            a, b = int(labels[image][cell]), int(labels[image][other])
+            valid = a != 255 and b != 255
+            assert bool(bg_pos[image, pair, source]) == (valid and a == b == 0)
+            assert bool(fg_pos[image, pair, source]) == (valid and a == b > 0)
+            assert bool(neg[image, pair, source]) == (valid and a != b)
+
+
+def test_maps_too_small_for_a_pair_are_refused():
+    with pytest.raises(ValueError, match="needs 10 x 19 cells"):
+        affinity_labels(torch.zeros(1, 12, 18, dtype=torch.uint8), radius=10)
 
 
 @pytest.mark.parametrize("exp_times", [0, 1, 3, 8])

@@ -4,11 +4,10 @@ import json
 
 import numpy as np
 import pytest
-from support import instance_ap
 
 from misc.cam import label_map
 from misc.files.jsonfile import jsonable
-from misc.metrics import ThresholdSweep, ap_table, class_table, confusion_matrix, scores, two_fold
+from misc.metrics import ThresholdSweep, ap_table, class_table, confusion_matrix, instance_ap, scores, two_fold
 
 
 def test_confusion_counts_each_pixel_once_and_leaves_out_ignored_ones():

@@ -5,10 +5,9 @@ import json
 import numpy as np
 import pytest
 import torch
-from support import gradients_by_name, instance_ap, relative_error, seeded_state
+from support import gradients_by_name, relative_error, seeded_state
 from torch.nn import functional as F
 
-from benchmarks.plain import pair_labels
 from misc.advcam import SCALES, advcam
 from misc.cam import confident_label, label_map, merge_scales, scale_maps
 from misc.deeplab import scaled_pair
@@ -24,15 +23,14 @@ from misc.imutils import (
     to_chw,
     top_left_crop_boxes,
 )
-from misc.indexing import RandomWalk, pair_paths
+from misc.indexing import RandomWalk, affinity_labels, pair_paths, propagate_to_edge
 from misc.instances import detect_instances, instance_map, refine_centroids
 from misc.masks import semantic_mask
-from misc.metrics import ThresholdSweep, confusion_matrix, scores
+from misc.metrics import ThresholdSweep, confusion_matrix, instance_ap, scores
 from misc.ood import adversarial_step, class_prototypes, distance_loss, distances, kmeans, ood_loss, wood_losses
 from misc.pair_losses import _counts_and_signs
 from misc.torchutils import PolyOptimizer
-from net.deeplab import MultiScale
-from net.deeplab_v2 import DeepLabV2
+from net.deeplab_v2 import DeepLabV2, MultiScale
 from net.resnet50_cam import CAM, Net
 from net.resnet50_irn import AffinityDisplacementLoss, EdgeDisplacement
 from net.weights import load_weights
@@ -40,7 +38,6 @@ from net.weights import load_weights
 IDS = ("2007_000032", "2007_000039")
 CROP = 512
 WALK = {"beta": 10, "exp_times": 8}
-ADVERSARIAL_STEP, BOTTLE = 0.07, 4
 
 
 @pytest.fixture
@@ -114,8 +111,7 @@ def test_advcam(recorded, n_iter, image_id, batch_size):
     state = seeded_state(network)
     load_weights(network, {**state, "classifier.weight": 0.2 * state["classifier.weight"]})
     pairs = {s: mirror_pair(normalize(tensor_of(resize_image(image, scaled_size(size, s))))) for s in SCALES}
-    settings = {"coefficient": 7, "step": 0.08, "score_threshold": 0.5, "batch_size": batch_size}
-    ((cam, high_res),) = advcam(network.eval(), [pairs], size, [keys], n_iter=n_iter, **settings)
+    cam, high_res = advcam(network.eval(), pairs, size, keys, n_iter, batch_size=batch_size)
     # Signs of tiny gradients amplify rounding
     np.testing.assert_allclose(cam, recording[f"{image_id}_cam"], rtol=0, atol=1e-2)
     np.testing.assert_allclose(high_res, recording[f"{image_id}_high_res"], rtol=0, atol=1e-2)
@@ -161,10 +157,9 @@ def test_affinity_labels(recorded):
     recording = recorded("affinity_labels.npz")
     labels = torch.from_numpy(recording["label"])[None]
     assert [list(offset) for offset in pair_paths(10)] == recording["dst"].tolist()
-    # The plain way, to which training is compared, has a tensor of them all
-    for name, mask in zip(("bg_pos", "fg_pos", "neg"), pair_labels(recording["label"], radius=10), strict=True):
-        np.testing.assert_array_equal(mask.sum(dim=1), recording[name])
-        assert mask.shape[1] == np.prod(recording["src_shape"])
+    for name, mask in zip(("bg_pos", "fg_pos", "neg"), affinity_labels(labels, radius=10), strict=True):
+        np.testing.assert_array_equal(mask[0].sum(dim=1), recording[name])
+        assert mask.shape[2] == np.prod(recording["src_shape"])
     # As the losses count them: every pair of a kind is decided by one cell
     edge, displacement = (torch.rand(1, n, *labels.shape[1:]) for n in (1, 2))
     counts, _ = _counts_and_signs(edge, displacement, labels, radius=10)
@@ -216,7 +211,7 @@ def test_edge_and_displacement(recorded, photograph, image_id):
 
 def test_random_walk(recorded):
     recording = recorded("random_walk.npz")
-    walked = RandomWalk(torch.from_numpy(recording["edge"]), **WALK)(torch.from_numpy(recording["cam"]))
+    walked = propagate_to_edge(torch.from_numpy(recording["cam"]), torch.from_numpy(recording["edge"]))
     assert relative_error(walked[:, None], recording["rw"]) < 3e-4
 
 
@@ -299,19 +294,19 @@ def test_wood_steps(recorded):
     dist = distances(features, prototypes)
     assert relative_error(logits, recording["logits"]) < 1e-4
     assert relative_error(dist, recording["dist"]) < 1e-4
-    perturbed = adversarial_step(model, ood, ADVERSARIAL_STEP)
+    perturbed = adversarial_step(model, ood)
     assert relative_error(perturbed[:, :, ::8, ::8], recording["perturbed_sub8"]) < 1e-4
     assert not gradients_by_name(model)
 
     for number, expected in enumerate(steps["steps"]):
         tolerance = {"rel": 1e-4 if number == 0 else 1e-3, "abs": 1e-6}
         with torch.no_grad():
-            ood_logits, _ = model(adversarial_step(model, ood, ADVERSARIAL_STEP))
+            ood_logits, _ = model(adversarial_step(model, ood))
             bce_logits, features = model(images)
-            _, threshold = distance_loss(distances(features, prototypes), labels, 0.2)
+            _, threshold = distance_loss(distances(features, prototypes), labels)
         assert threshold.item() == pytest.approx(expected["threshold"], **tolerance)
         assert ood_logits.argmax(dim=1).tolist() == expected["ood_argmax"]
-        assert ood_loss(ood_logits, BOTTLE).item() == pytest.approx(expected["loss_ood"], **tolerance)
+        assert ood_loss(ood_logits).item() == pytest.approx(expected["loss_ood"], **tolerance)
         assert F.binary_cross_entropy_with_logits(bce_logits, labels).item() == pytest.approx(
             expected["bce"], **tolerance
         )
