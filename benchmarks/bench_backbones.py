@@ -21,7 +21,7 @@ import torch
 
 from benchmarks.measure import machine_name, synchronize
 from misc.classifier import classification_losses
-from misc.run.device import resolve_device
+from misc.run.device import one_size, resolve_device, set_precision
 from misc.torchutils import two_rate_optimizer
 from net.build import build_network
 from net.classifier import N_VOC_CLASSES
@@ -56,17 +56,19 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     args = parser.parse_args()
     device = resolve_device(args.device)
+    set_precision("auto", device)
     clock = time.process_time if device.type == "cpu" else time.perf_counter
     options = {"batch_size": args.batch_size, "crop_size": args.crop_size, "max_step": args.rounds + 1}
     steps = {network: training_step(network, device, **options) for network in args.networks}
     seconds: dict[str, list[float]] = {network: [] for network in steps}
-    for _ in range(args.rounds + 1):
-        for network, step in steps.items():
-            synchronize(device)
-            start = clock()
-            step()
-            synchronize(device)
-            seconds[network].append(clock() - start)
+    with one_size():
+        for _ in range(args.rounds + 1):
+            for network, step in steps.items():
+                synchronize(device)
+                start = clock()
+                step()
+                synchronize(device)
+                seconds[network].append(clock() - start)
     print(f"{machine_name(device)}, {args.batch_size} crops of {args.crop_size}")
     first = seconds[args.networks[0]][1:]  # the first round warms up
     for network, taken in seconds.items():

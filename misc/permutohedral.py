@@ -276,17 +276,21 @@ class Lattice:
         """Rows of the values: the vertices and one more, always 0, which stands for those that are not there."""
         self._neighbours = _neighbours(self._keys, self._numbers, self._d)
         self._blur_weights = torch.tensor([1.0, 0.5, 0.5], device=device).repeat(self.n_rows)
-        norms = self._row_norms(plain, device)
+        self._norms = self._row_norms(plain, device)
+        self._kept: list[Entries] | None = None
+        if n_points <= KEPT_POINTS or len(self._parts) == 1:
+            self._kept = [self._normalised(plain(index), index) for index in range(len(self._parts))]
 
-        def normalised(index: int) -> Entries:
-            entries, norm = plain(index), norms[index]
-            weights = entries.weights * (norm * self._gain)[:, None]
-            return replace(entries, weights=weights, shares=entries.shares * norm[entries.points])
-
-        self.entries: Callable[[int], Entries] = normalised
+    def entries(self, index: int) -> Entries:
         """The entries of a part of the points, by its number in `parts_of(n_points)`; rows count up to `n_rows`."""
-        if n_points <= KEPT_POINTS:
-            self.entries = [normalised(index) for index in range(len(self._parts))].__getitem__
+        if self._kept is not None:
+            return self._kept[index]
+        return self._normalised(self._recomputed(index), index)
+
+    def _normalised(self, plain: Entries, index: int) -> Entries:
+        norm = self._norms[index]
+        weights = plain.weights * (norm * self._gain)[:, None]
+        return replace(plain, weights=weights, shares=plain.shares * norm[plain.points])
 
     def _grouped(self, index: int) -> tuple[Tensor, Entries]:
         # A quirk of the other implementation, which takes points by fours and fills the last four up with zeros: these

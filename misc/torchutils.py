@@ -46,12 +46,24 @@ class PolySGD(torch.optim.SGD):
             for group, initial in zip(self.param_groups, self._initial_lrs, strict=True):
                 group["lr"] = initial * decay
         self.global_step += 1
+        if self._fused:
+            self._fill_momenta()
         loss = super().step(closure)
         if self._fused:  # the fused kernel changes weights without a sign, by which a kept fold of them would stay
             for group in self.param_groups:
                 for parameter in group["params"]:
                     increment_version(parameter)
         return loss
+
+    def _fill_momenta(self) -> None:
+        """The fused kernel expects the momenta of all parameters of a group, or of none.
+
+        A part of a network may get its first gradient later than the others. Nothing changes by a momentum of zeros.
+        """
+        for group in self.param_groups:
+            for parameter in group["params"] if group["momentum"] else ():
+                if parameter.grad is not None and self.state[parameter].get("momentum_buffer") is None:
+                    self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
     def state_dict(self) -> dict[str, Any]:
         state = super().state_dict()

@@ -213,6 +213,47 @@ def test_convolutions_lose_no_more_in_the_kernels_of_a_gpu(device, monkeypatch, 
     assert device == "cpu" or relative_error(own[1], exact[1]) > 1e-5, "a lower precision has to be seen"
 
 
+@pytest.mark.parametrize("precision", ["tf32", "bf16"])
+@pytest.mark.parametrize("of_training", [True, False])
+def test_convolutions_read_no_memory_of_before(device, precision, of_training):
+    """For convolution, bias and ReLU PyTorch gives cuDNN the output itself as a summand, times 0: 0 * NaN is NaN."""
+    given_device = torch.device(device)
+    model = randomised_norms(Net(n_classes=3)).to(given_device).requires_grad_(True)
+    images = torch.randn(2, 3, 97, 130, device=given_device, requires_grad=True)
+    fused = convolution._Fused.forward
+
+    def after_rubbish(ctx, x, weight, *others):
+        expected = functional.conv2d(x, weight, None, *others[2:])
+        rubbish = [torch.full_like(expected, math.nan) for _ in range(4)]
+        del expected, rubbish  # which leaves it to the next tensors of this size
+        return fused(ctx, x, weight, *others)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(convolution._Fused, "forward", staticmethod(after_rubbish))
+        try:
+            set_precision(precision, given_device)
+            with one_size(of_training):
+                logits, _ = model(images)
+                gradients = torch.autograd.grad(logits.square().sum(), [images, *model.parameters()])
+        finally:
+            set_precision("fp32", torch.device("cpu"))
+    assert all(tensor.isfinite().all() for tensor in (logits, *gradients))
+
+
+def test_what_is_no_number_stays_so(device):
+    """Else a training that diverges would have losses that look sound."""
+    given_device = torch.device(device)
+    model = randomised_norms(Net(n_classes=3)).to(given_device).requires_grad_(True)
+    next(model.backbone.layer3.parameters()).data.view(-1)[0] = math.nan
+    try:
+        set_precision("auto", given_device)
+        with one_size():
+            logits, _ = model(torch.randn(2, 3, 97, 130, device=given_device, requires_grad=True))
+    finally:
+        set_precision("fp32", torch.device("cpu"))
+    assert logits.isnan().all()
+
+
 # Interruptions
 
 

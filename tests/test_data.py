@@ -304,6 +304,22 @@ def test_optimizer_equals_the_recording(fixture_json):
         assert optimizer.param_groups[0]["lr"] == pytest.approx(rate, abs=1e-6)
 
 
+def test_a_part_whose_gradients_come_later_is_updated_as_well(monkeypatch):
+    """Also by the fused kernel, which GPUs have, and which the CPU has for tests."""
+
+    def trained(fused):
+        monkeypatch.setattr("misc.torchutils.may_fuse", lambda parameters: fused)
+        weights = [torch.nn.Parameter(torch.tensor([1.0, -2.0])) for _ in range(2)]
+        optimizer = PolyOptimizer([{"params": weights, "weight_decay": 0.5}], lr=0.1, weight_decay=0.5, max_step=9)
+        for step in range(4):
+            optimizer.zero_grad()
+            sum((weight**3).sum() for weight in weights[: 1 + (step > 1)]).backward()
+            optimizer.step()
+        return torch.cat(weights).detach()
+
+    torch.testing.assert_close(trained(fused=True), trained(fused=False))
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 def test_photographs_are_turned_upright_on_request(tmp_path, orientation, mode):

@@ -100,6 +100,18 @@ SAID = {
         RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"),
         r"make_x: the GPU's memory does not suffice; lower --x_batch_size or",
     ),
+    "cuDNN's first call": (
+        RuntimeError("cuDNN error: CUDNN_STATUS_NOT_INITIALIZED"),
+        r"make_x: the GPU's memory does not suffice; lower --x_batch_size or",
+    ),
+    "cuSPARSE's first call": (
+        RuntimeError("CUDA error: initialization error when calling `cusparseCreate(handle)`"),
+        r"make_x: the GPU's memory does not suffice; lower --x_batch_size or",
+    ),
+    "cuSPARSE": (
+        RuntimeError("CUDA error: insufficient resources when calling `cusparseSpMM(handle)`"),
+        r"make_x: the GPU's memory does not suffice; lower --x_batch_size or",
+    ),
     "oneDNN": (
         RuntimeError("could not create a primitive"),
         r"make_x: the memory does not suffice; lower --num_workers, --x_batch_size or",
@@ -111,6 +123,10 @@ SAID = {
     ),
     "lost workers": (
         RuntimeError("DataLoader worker (pid(s) 7, 8) exited unexpectedly"),
+        r"make_x: a process that loads images was killed or has died, .* lower --num_workers",
+    ),
+    "lost workers, with a GPU": (
+        RuntimeError("Pin memory thread exited unexpectedly"),
         r"make_x: a process that loads images was killed or has died, .* lower --num_workers",
     ),
     "bus error": (

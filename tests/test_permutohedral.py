@@ -1,6 +1,8 @@
 """The permutohedral lattice against one that is built point by point, and against the Gaussian that it stands for."""
 
+import gc
 import math
+import weakref
 from collections import defaultdict
 
 import numpy as np
@@ -110,6 +112,22 @@ def test_parts_of_the_points_give_the_same(monkeypatch, kept, d):
     monkeypatch.setattr(permutohedral, "KEPT_POINTS", kept)
     assert len(parts_of(300)) == 4
     torch.testing.assert_close(filtered(lattice_of(features), x), whole, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kept", [10**6, 0])
+def test_a_lattice_is_gone_with_its_last_name(monkeypatch, kept):
+    """Else a GPU's memory would fill up, since Python looks for circles of references by its own count alone."""
+    monkeypatch.setattr(permutohedral, "PART_POINTS", 77)
+    monkeypatch.setattr(permutohedral, "KEPT_POINTS", kept)
+    gc.disable()
+    try:
+        lattice = lattice_of(torch.rand(300, 2))
+        filtered(lattice, torch.rand(300, 4))
+        alive = weakref.ref(lattice)
+        del lattice
+        assert alive() is None
+    finally:
+        gc.enable()
 
 
 def test_wide_keys_give_what_narrow_ones_do():

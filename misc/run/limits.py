@@ -21,14 +21,19 @@ SHARED_MEMORY = Path("/dev/shm")
 MORE_SHARED_MEMORY = f"give the machine more of it (docker run --shm-size 8g, or remount {SHARED_MEMORY})"
 
 # What libraries say, whose errors are of no type of their own; a worker's error comes as text within another
-_WORKER_LOST = re.compile(r"DataLoader worker .*(killed by signal|exited unexpectedly)")
+_WORKER_LOST = re.compile(
+    # The thread that puts what workers send into page-locked memory ends where a message breaks off
+    r"DataLoader worker .*(killed by signal|exited unexpectedly)|Pin memory thread exited unexpectedly"
+)
 _BUS_ERROR = re.compile(r"Bus error|unable to (write|resize|allocate|open|mmap) .*(shm|shared memory|/torch_)")
 _GPU = re.compile(r"cuda|cublas|cudnn|unable to find an engine", re.IGNORECASE)
 _NO_MEMORY = re.compile(
     r"can't allocate memory|cannot allocate memory|insufficient memory|out of memory|unable to allocate|bad_alloc"
     r"|failed to allocate|_ALLOC(ATION)?_FAILED|storage size calculation overflowed|array is too big|MemoryError"
-    # PyTorch where no algorithm of cuDNN, or oneDNN, has room for its work; cuBLAS where there is none for its handle
-    r"|unable to find an engine|could not (create|execute) a primitive(?! descriptor)|CUBLAS_STATUS_NOT_INITIALIZED",
+    # PyTorch where no algorithm of cuDNN, or oneDNN, has room for its work; CUDA's libraries where there is none for
+    # their handles
+    r"|unable to find an engine|could not (create|execute) a primitive(?! descriptor)"
+    r"|CU(BLAS|DNN)_STATUS_NOT_INITIALIZED|(initialization error|insufficient resources) when calling .?cusparse",
     re.IGNORECASE,
 )
 _AMOUNT = re.compile(r"allocate ([\d.]+ (?:bytes|[KMGTPE]iB))", re.IGNORECASE)
