@@ -10,6 +10,8 @@ import run_sample
 from misc.errors import InputError
 from misc.files.objectfile import save_object
 from misc.run.config import parse_config, switches
+from net.weights import save_weights
+from tests.own_network import Net
 from voc12.devkit import open_devkit
 from voc12.images import ids_to_segment, read_images_to_segment
 from voc12.labelcsv import read_table, write_table
@@ -131,6 +133,23 @@ def test_images_that_a_label_file_says_have_no_class_are_no_mistake(toy, suffix,
     options = {"flag": "train_list", "label_file": args.label_file}
     assert ids_to_segment(args, "train_list")[1] == toy.ids[2:6]
     assert read_images_to_segment(devkit, args.train_list, **options).ids == toy.ids[2:6]
+
+
+def test_an_evaluation_of_images_without_a_class_is_refused(toy):
+    """Whether their files are to be made in the same run, or are missing in one of its own."""
+    write_table("labels.csv", [(image_id, ["train"] if number else []) for number, image_id in enumerate(toy.ids)])
+    network = Net(n_classes=3)
+    network.classifier.weight.data.abs_()  # no map is empty, which would stop the run
+    save_weights(network, "sess/res50_cam_ood.pth")
+    with pytest.raises(InputError, match=r"will not make 1 of the 6 .* the same list, of images that have a class"):
+        run_sample.run(toy.flags(label_file="labels.csv", **switches("make_cam", "eval_cam")))
+    run_sample.run(toy.flags(label_file="labels.csv", **switches("make_cam")))
+    with pytest.raises(
+        InputError, match=r"lacks 1 of the 6 .* \(2099_000001\); .* images without a class it makes none"
+    ):
+        run_sample.run(toy.flags(label_file="labels.csv", **switches("eval_cam")))
+    (toy.root / "ImageSets/Segmentation/some.txt").write_text("".join(f"{i}\n" for i in toy.ids[1:6]))
+    run_sample.run(toy.flags(label_file="labels.csv", chainer_eval_set="some", **switches("eval_cam")))
 
 
 def test_a_list_without_any_class_is_told(toy):

@@ -104,7 +104,7 @@ def require_outputs(
         )
     raise InputError(
         f"--{flag}: {folder} lacks {len(missing)} of the {len(ids)} images of --{list_flag} ({first_three(missing)}); "
-        f"run {made_by} on that list first."
+        f"run {made_by} on that list first (for images without a class it makes none: take those out of the list)."
     )
 
 
