@@ -90,13 +90,13 @@ def chain(toy, monkeypatch):
         yield counted
 
 
-def outputs():
-    """{path: content} of all that the chain makes, weights by name."""
+def outputs(checkpoints=None):
+    """{path: content} of all that the chain makes, weights by name; `checkpoints`: paths, by default all in sess/."""
     found = {}
     for path in sorted(Path("result").rglob("*.*")):
         if path.suffix in (".npy", ".png") or path.parent.name == "scores" or path.name == "cocoann.json":
             found[str(path)] = path.read_bytes()
-    for path in sorted(Path("sess").glob("*.pth")):
+    for path in sorted(Path("sess").glob("*.pth")) if checkpoints is None else checkpoints:
         found |= {f"{path}: {name}": tensor.numpy().tobytes() for name, tensor in read_checkpoint(path).items()}
     return {name: content for name, content in found.items() if "report" not in name}
 
