@@ -19,6 +19,7 @@ from misc.imutils import (
     reduce_label,
     resize_image,
     scaled_size,
+    to_chw,
 )
 from misc.run.loaders import (
     GroupedLoader,
@@ -30,7 +31,7 @@ from misc.run.loaders import (
 )
 from misc.torchutils import PolyOptimizer
 from voc12.classes import voc_palette
-from voc12.dataloader import AffinityCrops, ClassificationCrops, ScaledImages
+from voc12.dataloader import AffinityCrops, ClassificationCrops, ScaledImages, TopLeftCrops, images_of
 from voc12.verify import require_readable
 
 
@@ -41,6 +42,7 @@ def test_sizes_round_half_to_even_and_never_vanish():
     assert long_side_size((300, 200), 150) == (150, 100)
     assert long_side_size((200, 301), 150) == (100, 150)
     assert long_side_size((1, 1000), 320) == (1, 320)
+    assert long_side_size((1000, 1), 320) == (320, 1)
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK", "RGBA", "P", "I;16"])
@@ -125,6 +127,18 @@ def test_palette_is_vocs():
 def test_reduced_labels_sample_cells_2_plus_4i():
     label = np.arange(64, dtype=np.uint8).reshape(8, 8)
     np.testing.assert_array_equal(reduce_label(label, 4), label[2::4, 2::4])
+    assert reduce_label(label[:7, :5], 4).shape == (1, 1)
+
+
+@pytest.mark.parametrize("size", [(20, 30), (50, 30), (40, 90)])
+def test_images_of_the_validation_are_cropped_at_the_top_left(tmp_path, size):
+    image = np.random.default_rng(0).integers(0, 255, (*size, 3), dtype=np.uint8)
+    Image.fromarray(image).save(tmp_path / "a.png")
+    (batch,) = DataLoader(TopLeftCrops([str(tmp_path / "a.png")], crop_size=40))
+    kept = image[:40, :40]
+    expected = torch.zeros(1, 3, 40, 40)
+    expected[0, :, : kept.shape[0], : kept.shape[1]] = normalize(torch.from_numpy(to_chw(kept)))
+    torch.testing.assert_close(images_of(batch, torch.device("cpu")), expected)
 
 
 def test_crops_cover_large_images_and_hold_small_ones():

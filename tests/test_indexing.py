@@ -189,6 +189,9 @@ def test_affinity_labels_equal_plain_loops():
 def test_maps_too_small_for_a_pair_are_refused():
     with pytest.raises(ValueError, match="needs 10 x 19 cells"):
         affinity_labels(torch.zeros(1, 12, 18, dtype=torch.uint8), radius=10)
+    with pytest.raises(ValueError, match="needs 10 x 19 cells"):
+        affinity_labels(torch.zeros(1, 9, 19, dtype=torch.uint8), radius=10)
+    assert affinity_labels(torch.zeros(1, 10, 19, dtype=torch.uint8), radius=10)[0].shape == (1, 152, 1)
 
 
 @pytest.mark.parametrize("exp_times", [0, 1, 3, 8])
