@@ -22,12 +22,12 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # The processes that load images share the cores out already: OpenCV would start a thread a core in each
 os.environ.setdefault("OPENCV_FOR_THREADS_NUM", "1")
 
-from misc.errors import InputError, ProcessLost, message_of, raise_all, reason_of, told_together
+from misc.errors import FoundByOne, InputError, ProcessLost, message_of, raise_all, reason_of, told_together
 from misc.files.disk import GOES_ON
 from misc.files.look import forget, one_look
 from misc.files.resultfiles import METRICS_FOLDER
 from misc.run.config import STEP_MODULES, Config, enabled_steps, parse_config
-from misc.run.parallel import launched_local_rank
+from misc.run.parallel import is_one_of_several, speaks_for_this_machine
 from misc.run.plan import (
     EVERYTHING,
     Plan,
@@ -244,9 +244,9 @@ def main() -> int:
                 wait_for_the_end(SECONDS_TO_SAY_WHY)
             return EXIT_LOST
         except InputError as error:
-            if is_told():  # a worker that was told as well is missed, perhaps
+            if is_told() and not is_one_of_several():  # a worker that was told as well is missed, perhaps
                 return _interrupted(told())
-            _say_error(message_of(error))
+            _say_error(message_of(error), of_one=isinstance(error, FoundByOne))
             return EXIT_BAD_INPUT
         except KeyboardInterrupt as error:
             return _interrupted(error)
@@ -265,10 +265,11 @@ def main() -> int:
     return 0
 
 
-def _say_error(sentence: str) -> None:
+def _say_error(sentence: str, *, of_one: bool = False) -> None:
+    """Print it, or log it where the log has begun; `of_one`: no other process has found it."""
     if logging.getLogger().handlers:
         log.error("error: %s", sentence)
-    elif launched_local_rank() == 0:
+    elif of_one or speaks_for_this_machine():
         print(f"error: {sentence}", file=sys.stderr)
     else:  # what every process of this machine finds, of which one says it
         wait_for_the_end(SECONDS_TO_SAY_WHY)

@@ -2,9 +2,11 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import numpy as np
@@ -344,7 +346,7 @@ SAY_LATE = """
 import time
 import run_sample
 say = run_sample._say_error
-run_sample._say_error = lambda sentence: (time.sleep(3), say(sentence))
+run_sample._say_error = lambda sentence, **how: (time.sleep(3), say(sentence, **how))
 run_sample.leave(run_sample.main())
 """
 
@@ -360,6 +362,99 @@ def test_a_batch_needs_an_image_for_each_process(toy, monkeypatch):
     require_batch([0, 1], 2, list_flag="train_list", batch_flag="deeplab_batch_size")
 
 
+def started(*flags, cwd, **environment):
+    """One process, as if it had been started by something else than torchrun."""
+    line = [sys.executable, str(ROOT / "run_sample.py"), *flags]
+    settings = {**os.environ, **environment}
+    return subprocess.run(line, cwd=cwd, env=settings, capture_output=True, text=True, timeout=300, check=False)
+
+
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE is 'two' in the environment; expected a number from 1 on"),
+        ({"WORLD_SIZE": ""}, "WORLD_SIZE is '' in the environment; expected"),
+        ({"WORLD_SIZE": "2"}, "the 2 processes of WORLD_SIZE can't meet (Error initializing torch.distributed using"),
+        (
+            {"WORLD_SIZE": "2", "RANK": "5"},
+            "RANK is 5 in the environment; expected a number below WORLD_SIZE, which is 2",
+        ),
+        (
+            {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "x"},
+            "the 2 processes of WORLD_SIZE can't meet (",
+        ),
+        ({"LOCAL_WORLD_SIZE": "0"}, "LOCAL_WORLD_SIZE is '0' in the environment; expected a number from 1 on"),
+    ],
+)
+def test_an_environment_by_which_processes_can_not_meet_is_told(toy, environment, said):
+    make_cam = toy.flags(**NO_STEPS | {"make_cam_pass": True})
+    done = started(*make_cam, cwd=toy.work, **environment)
+    assert done.returncode == run_sample.EXIT_BAD_INPUT, done.stderr
+    assert f"error: {said}" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_processes_that_nobody_joins_do_not_wait_for_days(toy):
+    flags = toy.flags(**NO_STEPS | {"make_cam_pass": True})
+    Path("alone.py").write_text(ALONE)
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = str(found.getsockname()[1])
+    start = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    settings = {**os.environ, **start, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    line = [sys.executable, "alone.py", *flags]
+    done = subprocess.run(line, env=settings, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == run_sample.EXIT_BAD_INPUT, done.stderr
+    assert "error: the 2 processes of WORLD_SIZE can't meet (" in done.stderr
+
+
+ALONE = """
+from datetime import timedelta
+import run_sample
+from misc.run import distributed
+distributed.PATIENCE_TO_MEET = timedelta(seconds=2)
+run_sample.leave(run_sample.main())
+"""
+
+WITHOUT_TORCHRUN = """
+import os, time
+from pathlib import Path
+import torch
+from misc.run import distributed, parallel
+
+parallel.SECONDS_TO_END = 1
+with distributed.process_group(lambda: torch.device("cpu")):
+    Path(f"rank{os.environ['RANK']}").write_text(str(os.getpid()))
+    time.sleep(300)
+"""
+
+
+def is_running(number):
+    """Also False for one that has ended and that nobody has asked for its exit code."""
+    try:
+        return Path(f"/proc/{number}/cmdline").read_bytes() != b""
+    except OSError:
+        return False
+
+
+def test_processes_end_with_the_torchrun_that_started_them(tmp_path, monkeypatch):
+    """Though it was killed, and could not tell them to: else they would write beside the next run."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
+    (tmp_path / "sleep.py").write_text(WITHOUT_TORCHRUN)
+    line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "sleep.py"]
+    launcher = subprocess.Popen(line, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    places, end = [tmp_path / "rank0", tmp_path / "rank1"], time.monotonic() + 200
+    while not all(place.is_file() and place.read_text() for place in places):
+        assert time.monotonic() < end, "the processes do not begin"
+        time.sleep(0.05)
+    launcher.kill()
+    launcher.wait()
+    processes = [int(place.read_text()) for place in places]
+    while any(map(is_running, processes)):
+        assert time.monotonic() < end, "the processes do not end"
+        time.sleep(0.05)
+
+
 ANOTHER_MACHINE = """
 import os, sys
 import torch
@@ -368,12 +463,13 @@ from misc.errors import InputError
 from misc.run import device
 
 def found_here(name):
-    if {how!r} == "bad input" and os.environ["RANK"] == "1":
+    if {how!r}.startswith("bad input") and os.environ["RANK"] == "1":
         raise InputError("the second machine has no such place")
     on_gpu = {how!r} == "other devices" and os.environ["RANK"] == "1"
     return torch.device("cuda" if on_gpu else "cpu")
 
-os.environ["LOCAL_RANK"] = "0"  # as if each process had a machine of its own
+if {how!r} != "bad input on one machine":
+    os.environ["LOCAL_RANK"] = "0"  # as if each process had a machine of its own
 device.resolve_device = found_here
 run_sample.leave(run_sample.main())
 """
@@ -383,6 +479,7 @@ run_sample.leave(run_sample.main())
     ("how", "said", "times"),
     [
         ("bad input", "error: the second machine has no such place", 1),
+        ("bad input on one machine", "error: the second machine has no such place", 1),
         ("other devices", "error: --device auto: some of the processes have a GPU and others have none; start", 2),
     ],
 )

@@ -101,7 +101,7 @@ HANDED_ON = {
         {"background_score": 0.33},
     ),
     "make_advcam": (
-        "step.make_advcam.advcam",
+        "step.make_advcam.advcam_batch",
         lambda model, images, size, keys, *_, **__: [
             (torch.full((len(k), 1, 1), 0.5), torch.full((len(k), *size), 1 + float(k[0]))) for k in keys
         ],

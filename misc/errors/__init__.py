@@ -24,6 +24,10 @@ class InputError(Exception):
     """The sentences of an error that tells of several problems at once."""
 
 
+class FoundByOne(InputError):
+    """Bad input that was found before the log began, and that this one of several processes is to tell."""
+
+
 class ProcessLost(Exception):
     """Another process of the run has stopped: this one can't go on without it.
 

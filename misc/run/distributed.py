@@ -24,14 +24,16 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from misc.errors import InputError, ProcessLost, reason_of
+from misc.errors import FoundByOne, InputError, ProcessLost, message_of, reason_of
 from misc.run.limits import lacks_memory
-from misc.run.parallel import gpus_are_shared, launched_processes
+from misc.run.parallel import end_with_torchrun, gpus_are_shared, launched_processes, launched_rank
 
 Items = TypeVar("Items", bound=Sequence)
 
 PATIENCE = timedelta(days=7)
 """How long a process waits for another, which may have hours of work alone (reading every image of a list)."""
+PATIENCE_TO_MEET = timedelta(minutes=10)
+"""How long a process waits for the place where all meet, which is there when the first process has begun."""
 GPU_PATIENCE = timedelta(minutes=30)
 """The same for sums on GPUs, to which all processes come after equal work: one that does not come is gone."""
 BUCKET_BYTES = 25 * 2**20
@@ -56,12 +58,15 @@ def process_group(prepare: Callable[[], torch.device]) -> Iterator[torch.device]
     """Join the processes that torchrun started; without it nothing is joined. Yields the device of this process.
 
     `prepare` finds it, and what must be in place before anything else. What it raises in any process, on whatever
-    machine, ends all of them: that one with its error, the others with `ProcessLost`.
+    machine, ends all of them: that one (the first of several) with its error, the others with `ProcessLost`.
+    Raises `InputError` for an environment by which the processes can't meet.
     """
     global _gpu_group
     if launched_processes() == 1:
         yield prepare()
         return
+    own_rank = launched_rank()
+    end_with_torchrun()
     device, problem = torch.device("cpu"), None
     try:
         device = prepare()
@@ -70,7 +75,14 @@ def process_group(prepare: Callable[[], torch.device]) -> Iterator[torch.device]
     # Functions of this module keep the group that exists when it is imported, with its threads, for good, and PyTorch's
     # optimisers import it. Such a thread can abort the process when it ends, although the run has succeeded.
     importlib.import_module("torch.distributed.nn.functional")
-    store, number, count = next(dist.rendezvous("env://", timeout=PATIENCE))
+    try:
+        store, number, count = next(dist.rendezvous("env://", timeout=PATIENCE_TO_MEET))
+    except (ValueError, RuntimeError) as error:
+        raise InputError(
+            f"the {launched_processes()} processes of WORLD_SIZE can't meet ({reason_of(error)}); start them with "
+            "torchrun, or unset WORLD_SIZE for a run in one process."
+        ) from error
+    store.set_timeout(PATIENCE)
     # After a restart torchrun may hand out the store of the start before, which holds the addresses of the dead.
     start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     own_store = dist.PrefixStore(f"start_{start}", store)
@@ -78,7 +90,7 @@ def process_group(prepare: Callable[[], torch.device]) -> Iterator[torch.device]
     dist.init_process_group(backends, store=own_store, rank=number, world_size=count, timeout=PATIENCE)
     succeeded = False
     try:
-        _require_all_prepared(device, problem)
+        _require_all_prepared(device, problem, own_rank)
         if device.type == "cuda":
             torch.cuda.set_device(device)
         if sums_by_nccl(device):
@@ -92,18 +104,21 @@ def process_group(prepare: Callable[[], torch.device]) -> Iterator[torch.device]
             gc.collect()  # a cycle that holds the group would keep its threads as well
 
 
-def _require_all_prepared(device: torch.device, problem: Exception | None) -> None:
-    """Raise `problem`, where there is one, and `ProcessLost` where another process has one.
+def _require_all_prepared(device: torch.device, problem: Exception | None, own_rank: int) -> None:
+    """Raise `problem` in the first process that has one, and `ProcessLost` in all others if any has one.
 
     Raises `InputError` in all processes if some are on GPUs and others are not.
     """
-    has_problem, has_gpu, has_none = max_over_processes(
-        torch.tensor([problem is not None, device.type == "cuda", device.type != "cuda"]).int()
+    before_the_last = 0 if problem is None else launched_processes() - own_rank  # the more, the lower the rank
+    most, has_gpu, has_none = max_over_processes(
+        torch.tensor([before_the_last, device.type == "cuda", device.type != "cuda"]).int()
     ).tolist()
+    if most and most != before_the_last:
+        raise ProcessLost("another process found bad input")
+    if isinstance(problem, InputError):
+        raise FoundByOne(message_of(problem)) from problem
     if problem is not None:
         raise problem
-    if has_problem:
-        raise ProcessLost("another process found bad input")
     if has_gpu and has_none:
         raise InputError(
             "--device auto: some of the processes have a GPU and others have none; start them on machines that all "

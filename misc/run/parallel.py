@@ -29,23 +29,74 @@ LONGEST_WAIT = 1.0
 """Seconds after which a wait looks whether the run was told to end."""
 
 
+SECONDS_TO_END = 30
+"""For a process without its torchrun, which itself waits as long for those that it tells to end."""
 SHARE_GPUS = "WOOD_SHARE_GPUS"
 """The environment variable that lets processes share a GPU."""
 
 
+def _number_of_start(variable: str, *, default: int, lowest: int) -> int:
+    """A number that torchrun puts into the environment. Raises `InputError` for what is none."""
+    text = os.environ.get(variable, str(default))
+    if not text.isascii() or not text.isdecimal() or int(text) < lowest:
+        raise InputError(
+            f"{variable} is {text!r} in the environment; expected a number from {lowest} on, as torchrun sets it; "
+            "unset it, or start the processes with torchrun."
+        )
+    return int(text)
+
+
+def launched_rank() -> int:
+    """The number that torchrun gave this process among all; 0 without it. Raises `InputError` for one too high."""
+    number, count = _number_of_start("RANK", default=0, lowest=0), launched_processes()
+    if number >= count > 1:
+        raise InputError(
+            f"RANK is {number} in the environment; expected a number below WORLD_SIZE, which is {count}: start the "
+            "processes with torchrun."
+        )
+    return number
+
+
 def launched_local_rank() -> int:
     """The number that torchrun gave this process among those on this machine; 0 without it."""
-    return int(os.environ.get("LOCAL_RANK", 0))
+    return _number_of_start("LOCAL_RANK", default=0, lowest=0)
+
+
+def speaks_for_this_machine() -> bool:
+    """Whether this process tells what all of its machine find alike: the first one there, or one without a number."""
+    text = os.environ.get("LOCAL_RANK", "0")
+    return not text.isdecimal() or int(text) == 0
 
 
 def launched_processes() -> int:
     """How many processes torchrun started, on all machines; 1 without it."""
-    return int(os.environ.get("WORLD_SIZE", 1))
+    return _number_of_start("WORLD_SIZE", default=1, lowest=1)
+
+
+def is_one_of_several() -> bool:
+    """Whether torchrun started several processes, all of which it tells to end as soon as one of them has failed."""
+    return os.environ.get("WORLD_SIZE", "1") != "1"
 
 
 def launched_here() -> int:
     """How many processes torchrun started on this machine; 1 without it."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return _number_of_start("LOCAL_WORLD_SIZE", default=1, lowest=1)
+
+
+def end_with_torchrun() -> None:
+    """End this process soon after the torchrun that started it, if one did: it would go on writing beside the next run.
+
+    It is told to end first, as torchrun itself tells it.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        threading.Thread(target=_end_when_left_by, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_when_left_by(parent: int) -> None:
+    _wait_for_the_end_of(parent)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(SECONDS_TO_END)
+    os._exit(1)
 
 
 def gpus_are_shared() -> bool:
@@ -80,9 +131,13 @@ def _prepare_worker() -> None:
 
 
 def _end_with(parent: int) -> None:
+    _wait_for_the_end_of(parent)
+    os._exit(1)
+
+
+def _wait_for_the_end_of(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(SECONDS_BETWEEN_LOOKS)
-    os._exit(1)
 
 
 def _result_of(future: Future[Result]) -> Result:
