@@ -31,7 +31,7 @@ from misc.run.loaders import (
 )
 from misc.torchutils import PolyOptimizer
 from voc12.classes import voc_palette
-from voc12.dataloader import AffinityCrops, ClassificationCrops, ScaledImages, TopLeftCrops, images_of
+from voc12.dataloader import AffinityCrops, ClassificationCrops, PoolImages, ScaledImages, TopLeftCrops, images_of
 from voc12.verify import require_readable
 
 
@@ -128,6 +128,16 @@ def test_reduced_labels_sample_cells_2_plus_4i():
     label = np.arange(64, dtype=np.uint8).reshape(8, 8)
     np.testing.assert_array_equal(reduce_label(label, 4), label[2::4, 2::4])
     assert reduce_label(label[:7, :5], 4).shape == (1, 1)
+
+
+def test_images_of_a_pool_are_upright(tmp_path):
+    lying, exif = np.random.default_rng(0).integers(0, 255, (30, 50, 3), dtype=np.uint8), Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.fromarray(lying).save(tmp_path / "lying.png", exif=exif)
+    Image.fromarray(np.rot90(lying, -1)).save(tmp_path / "upright.png")
+    lying, upright = PoolImages([str(tmp_path / f"{name}.png") for name in ("lying", "upright")], long_side=40)
+    assert torch.equal(lying["image"], upright["image"])
+    assert lying["hash"] == upright["hash"]
 
 
 @pytest.mark.parametrize("size", [(20, 30), (50, 30), (40, 90)])

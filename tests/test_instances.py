@@ -85,6 +85,14 @@ def test_components_are_four_connected_and_in_order(size, density):
     np.testing.assert_array_equal(connected_components(mask), flood_fill(mask))
 
 
+def test_a_cell_at_the_reach_of_a_centroid_is_not_near_it(monkeypatch):
+    near = []
+    monkeypatch.setattr("misc.instances.connected_components", lambda mask: near.append(mask) or mask.astype(np.int32))
+    field = torch.tensor([[[1.5, 1.5]], [[2.0, 1.9]]])  # 2.5 cells away, and a little less
+    instance_map(field)
+    assert near[0].tolist() == [[False, True]]
+
+
 def test_instance_map_equals_plain_code():
     rng = np.random.default_rng(0)
     for height, width in ((12, 20), (9, 7), (1, 5)):

@@ -148,6 +148,8 @@ def test_a_prediction_that_comes_first_takes_the_truth_and_draws_keep_their_orde
     # Draws between images: the first image's prediction, a false positive, counts first
     images = ([strip(0, 5)[None], strip(0, 10)[None]], [one, one], [np.zeros(1), np.zeros(1)])
     assert instance_ap(*images, [none, strip(0, 10)[None]], [np.zeros(0, int), one])["map"] == 0.5
+    many = np.stack([strip(0, 10), *[strip(15, 20)] * 99])
+    assert instance_ap([many], [np.zeros(100, int)], [np.zeros(100)], truth, [one])["map"] == 1
 
 
 def test_instance_ap_without_predictions_or_truth():
@@ -163,3 +165,5 @@ def test_instance_ap_without_predictions_or_truth():
         instance_ap([strip(0, 3)[None]], [[0]], [[]], [none], [no_labels])
     with pytest.raises(ValueError, match="each mask needs a label"):
         instance_ap([none], [no_labels], [np.zeros(0)], [strip(0, 3)[None]], [no_labels])
+    with pytest.raises(ValueError, match="shorter"):
+        instance_ap([none, none], [no_labels, no_labels], [np.zeros(0)] * 2, [none], [no_labels])

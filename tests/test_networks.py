@@ -423,6 +423,14 @@ def test_small_images_are_padded_to_512_and_larger_ones_to_a_multiple_of_16():
     assert seen == [(512, 512), (528, 608)]
 
 
+def test_irn_cuts_what_is_enlarged_to_the_size_of_its_finest_maps():
+    """Sides that are no multiple of 16, of which training crops are."""
+    model = resnet18_irn.EdgeDisplacement().eval()
+    with torch.no_grad():
+        edge, displacement = model.edge_and_displacement(torch.randn(1, 3, 84, 100))
+    assert (edge.shape, displacement.shape) == ((1, 1, 21, 25), (1, 2, 21, 25))
+
+
 @pytest.mark.parametrize("module", [resnet18_irn, resnet50_irn])
 def test_irn_trains_its_heads_only(module):
     network = module.AffinityDisplacementLoss(radius=4).train()
