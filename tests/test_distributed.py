@@ -394,6 +394,19 @@ def test_an_environment_by_which_processes_can_not_meet_is_told(toy, environment
     assert "Traceback" not in done.stderr
 
 
+def test_bad_input_of_one_is_told_though_torchrun_tells_all_to_end(monkeypatch, caplog):
+    """As it does when another process has ended, for which this one was missing."""
+
+    def fail(_):
+        raise InputError("CAM file x.npy can't be read; make it again.")
+
+    monkeypatch.setattr(run_sample, "run", fail)
+    monkeypatch.setattr(run_sample, "is_told", lambda **_: True)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert run_sample.main() == run_sample.EXIT_BAD_INPUT
+    assert "error: CAM file x.npy can't be read" in caplog.text
+
+
 def test_processes_that_nobody_joins_do_not_wait_for_days(toy):
     flags = toy.flags(**NO_STEPS | {"make_cam_pass": True})
     Path("alone.py").write_text(ALONE)
