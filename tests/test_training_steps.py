@@ -254,6 +254,19 @@ def test_images_are_validated_in_evaluation_mode(toy, monkeypatch):
     assert modes.index((False, False)) < len(modes) - 1 - modes[::-1].index((True, True))  # and trained on after it
 
 
+def test_irns_heads_train_on_a_backbone_in_evaluation_mode(toy, monkeypatch):
+    """Else batch norms of a backbone of one's own would change while nothing else of it does."""
+    modes, forward = [], own_network.AffinityDisplacementLoss.forward
+
+    def watched(model, *inputs):
+        modes.append((model.training, model.fc_edge1.training, model.backbone.training))
+        return forward(model, *inputs)
+
+    monkeypatch.setattr(own_network.AffinityDisplacementLoss, "forward", watched)
+    run(toy, "train_irn", irn_weights_name="sess/irn.pth")
+    assert {*modes} == {(True, True, False)}
+
+
 def test_the_loss_gets_the_flags_and_the_prototypes(toy, monkeypatch):
     given = []
 
