@@ -8,6 +8,7 @@ import torch
 from support import gradients_by_name, relative_error, seeded_state
 from torch.nn import functional as F
 
+from benchmarks.plain import pair_labels
 from misc.advcam import SCALES, advcam
 from misc.cam import confident_label, label_map, merge_scales, scale_maps
 from misc.deeplab import scaled_pair
@@ -157,9 +158,11 @@ def test_affinity_labels(recorded):
     recording = recorded("affinity_labels.npz")
     labels = torch.from_numpy(recording["label"])[None]
     assert [list(offset) for offset in pair_paths(10)] == recording["dst"].tolist()
-    for name, mask in zip(("bg_pos", "fg_pos", "neg"), affinity_labels(labels, radius=10), strict=True):
-        np.testing.assert_array_equal(mask[0].sum(dim=1), recording[name])
-        assert mask.shape[2] == np.prod(recording["src_shape"])
+    of_image = [mask[0] for mask in affinity_labels(labels, radius=10)]
+    for kinds in (of_image, pair_labels(recording["label"], radius=10)):  # ours, and the plain way's
+        for name, mask in zip(("bg_pos", "fg_pos", "neg"), kinds, strict=True):
+            np.testing.assert_array_equal(mask.sum(dim=1), recording[name])
+            assert mask.shape[1] == np.prod(recording["src_shape"])
     # As the losses count them: every pair of a kind is decided by one cell
     edge, displacement = (torch.rand(1, n, *labels.shape[1:]) for n in (1, 2))
     counts, _ = _counts_and_signs(edge, displacement, labels, radius=10)
