@@ -3,7 +3,13 @@
 import os
 import sys
 
-from misc.run.interpreter import EXIT_BAD_INPUT, replace_closed_streams, require_imports, require_interpreter
+from misc.run.interpreter import (
+    EXIT_BAD_INPUT,
+    replace_closed_streams,
+    require_imports,
+    require_interpreter,
+    speaks_for_this_machine,
+)
 
 if __name__ == "__main__":
     replace_closed_streams()
@@ -27,7 +33,7 @@ from misc.files.disk import GOES_ON
 from misc.files.look import forget, one_look
 from misc.files.resultfiles import METRICS_FOLDER
 from misc.run.config import STEP_MODULES, Config, enabled_steps, parse_config
-from misc.run.parallel import is_one_of_several, speaks_for_this_machine
+from misc.run.parallel import is_one_of_several
 from misc.run.plan import (
     EVERYTHING,
     Plan,

@@ -62,7 +62,7 @@ class History:
         self.toy, self.settings, self.events, self.n_compared = make_toy_data(folder), {}, [], 0
         sets, ids = self.toy.root / "ImageSets/Segmentation", self.toy.ids
         self.lists = {"six": folder / "six.txt", "four": folder / "four.txt", "seven": folder / "seven.txt"}
-        for path, some in [*zip(self.lists.values(), (ids[:6], ids[1:5], ids[:7]), strict=True)]:
+        for path, some in zip(self.lists.values(), (ids[:6], ids[1:5], ids[:7]), strict=True):
             path.write_text("".join(f"{image_id}\n" for image_id in some))
         (sets / "few.txt").write_text("".join(f"{image_id}\n" for image_id in ids[1:4]))
 
@@ -169,4 +169,3 @@ def test_a_whole_run_gives_what_it_gives_in_an_empty_folder(seed, tmp_path, monk
     history.whole()
     with capsys.disabled():
         print(f"\nhistory {seed}: {len(history.events)} events, {history.n_compared} whole runs compared")
-    assert Path(tmp_path / "work/result").is_dir()

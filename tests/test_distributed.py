@@ -362,11 +362,11 @@ def test_a_batch_needs_an_image_for_each_process(toy, monkeypatch):
     require_batch([0, 1], 2, list_flag="train_list", batch_flag="deeplab_batch_size")
 
 
-def started(*flags, cwd, **environment):
+def started(script, *flags, **environment):
     """One process, as if it had been started by something else than torchrun."""
-    line = [sys.executable, str(ROOT / "run_sample.py"), *flags]
     settings = {**os.environ, **environment}
-    return subprocess.run(line, cwd=cwd, env=settings, capture_output=True, text=True, timeout=300, check=False)
+    line = [sys.executable, str(script), *flags]
+    return subprocess.run(line, env=settings, capture_output=True, text=True, timeout=300, check=False)
 
 
 @pytest.mark.parametrize(
@@ -388,7 +388,7 @@ def started(*flags, cwd, **environment):
 )
 def test_an_environment_by_which_processes_can_not_meet_is_told(toy, environment, said):
     make_cam = toy.flags(**NO_STEPS | {"make_cam_pass": True})
-    done = started(*make_cam, cwd=toy.work, **environment)
+    done = started(ROOT / "run_sample.py", *make_cam, **environment)
     assert done.returncode == run_sample.EXIT_BAD_INPUT, done.stderr
     assert f"error: {said}" in done.stderr
     assert "Traceback" not in done.stderr
@@ -407,16 +407,15 @@ def test_bad_input_of_one_is_told_though_torchrun_tells_all_to_end(monkeypatch, 
     assert "error: CAM file x.npy can't be read" in caplog.text
 
 
-def test_processes_that_nobody_joins_do_not_wait_for_days(toy):
+def test_processes_that_nobody_joins_do_not_wait_for_days(toy, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
     flags = toy.flags(**NO_STEPS | {"make_cam_pass": True})
     Path("alone.py").write_text(ALONE)
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = str(found.getsockname()[1])
     start = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    settings = {**os.environ, **start, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    line = [sys.executable, "alone.py", *flags]
-    done = subprocess.run(line, env=settings, capture_output=True, text=True, timeout=300, check=False)
+    done = started("alone.py", *flags, **start)
     assert done.returncode == run_sample.EXIT_BAD_INPUT, done.stderr
     assert "error: the 2 processes of WORLD_SIZE can't meet (" in done.stderr
 

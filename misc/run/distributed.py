@@ -26,7 +26,7 @@ from torch import distributed as dist
 
 from misc.errors import FoundByOne, InputError, ProcessLost, message_of, reason_of
 from misc.run.limits import lacks_memory
-from misc.run.parallel import end_with_torchrun, gpus_are_shared, launched_processes, launched_rank
+from misc.run.parallel import end_with_torchrun, gpus_are_shared, launched_processes, require_launched_rank
 
 Items = TypeVar("Items", bound=Sequence)
 
@@ -65,7 +65,7 @@ def process_group(prepare: Callable[[], torch.device]) -> Iterator[torch.device]
     if launched_processes() == 1:
         yield prepare()
         return
-    own_rank = launched_rank()
+    require_launched_rank()
     end_with_torchrun()
     device, problem = torch.device("cpu"), None
     try:
@@ -90,7 +90,7 @@ def process_group(prepare: Callable[[], torch.device]) -> Iterator[torch.device]
     dist.init_process_group(backends, store=own_store, rank=number, world_size=count, timeout=PATIENCE)
     succeeded = False
     try:
-        _require_all_prepared(device, problem, own_rank)
+        _require_all_prepared(device, problem)
         if device.type == "cuda":
             torch.cuda.set_device(device)
         if sums_by_nccl(device):
@@ -104,12 +104,12 @@ def process_group(prepare: Callable[[], torch.device]) -> Iterator[torch.device]
             gc.collect()  # a cycle that holds the group would keep its threads as well
 
 
-def _require_all_prepared(device: torch.device, problem: Exception | None, own_rank: int) -> None:
+def _require_all_prepared(device: torch.device, problem: Exception | None) -> None:
     """Raise `problem` in the first process that has one, and `ProcessLost` in all others if any has one.
 
     Raises `InputError` in all processes if some are on GPUs and others are not.
     """
-    before_the_last = 0 if problem is None else launched_processes() - own_rank  # the more, the lower the rank
+    before_the_last = 0 if problem is None else n_processes() - rank()  # the more, the lower the rank
     most, has_gpu, has_none = max_over_processes(
         torch.tensor([before_the_last, device.type == "cuda", device.type != "cuda"]).int()
     ).tolist()

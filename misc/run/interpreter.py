@@ -57,11 +57,17 @@ def replace_closed_streams() -> None:
             setattr(sys, name, nowhere)
 
 
+def speaks_for_this_machine() -> bool:
+    """Whether this process tells what all of its machine find alike: the first one there, or one without a number."""
+    text = os.environ.get("LOCAL_RANK", "0")
+    return not text.isdecimal() or int(text) == 0
+
+
 def require_interpreter() -> None:
     """End with one sentence and exit code 2 if this Python can't run the project; of several processes one says it."""
     problem = problem_of_interpreter()
     if problem:
-        if os.environ.get("LOCAL_RANK", "0") == "0":
+        if speaks_for_this_machine():
             print(f"error: {problem}", file=sys.stderr)
         sys.exit(EXIT_BAD_INPUT)
 

@@ -46,26 +46,19 @@ def _number_of_start(variable: str, *, default: int, lowest: int) -> int:
     return int(text)
 
 
-def launched_rank() -> int:
-    """The number that torchrun gave this process among all; 0 without it. Raises `InputError` for one too high."""
+def require_launched_rank() -> None:
+    """Raise `InputError` unless torchrun, if it started this process, gave it a number below that of all."""
     number, count = _number_of_start("RANK", default=0, lowest=0), launched_processes()
     if number >= count > 1:
         raise InputError(
             f"RANK is {number} in the environment; expected a number below WORLD_SIZE, which is {count}: start the "
             "processes with torchrun."
         )
-    return number
 
 
 def launched_local_rank() -> int:
     """The number that torchrun gave this process among those on this machine; 0 without it."""
     return _number_of_start("LOCAL_RANK", default=0, lowest=0)
-
-
-def speaks_for_this_machine() -> bool:
-    """Whether this process tells what all of its machine find alike: the first one there, or one without a number."""
-    text = os.environ.get("LOCAL_RANK", "0")
-    return not text.isdecimal() or int(text) == 0
 
 
 def launched_processes() -> int:
