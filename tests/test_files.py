@@ -477,9 +477,9 @@ class Watched:
     def __init__(self, path):
         self.path, self.file = path, None
 
-    def open(self, mode):
+    def open(self, mode, buffering):
         self.file = CountedReads(self.path, mode)
-        return io.BufferedReader(self.file)
+        return io.BufferedReader(self.file, buffering)
 
 
 @pytest.mark.parametrize("protocol", [None, 3, 4])

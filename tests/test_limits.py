@@ -31,7 +31,7 @@ from misc.run import limits, loaders
 from misc.run.config import parse_config
 from misc.run.limits import SHARED_MEMORY, allow_open_files, limits_told
 from misc.run.loaders import batch_loader, sequential_loader, training_loader
-from misc.run.parallel import ordered_map
+from misc.run.parallel import START_METHOD, ordered_map
 from misc.run.step import Step
 from misc.run.training_state import saved_step
 from net.weights import read_checkpoint
@@ -400,6 +400,13 @@ def test_what_has_no_room_in_shared_memory_comes_through_a_pipe_as_it_is(kind, m
     assert loaded(kind, 2) == expected
     assert json.dumps(shared).replace("true", "false") == json.dumps(expected)
     assert "true" in json.dumps(shared)  # with room they are shared
+
+
+def test_workers_start_alike_in_every_python():
+    """Python 3.14 starts them anew where earlier ones fork, which costs each some seconds, unless it is told."""
+    loader = sequential_loader(Items(2), num_workers=1, device=CPU)
+    assert loader.multiprocessing_context.get_start_method() == START_METHOD
+    assert sequential_loader(Items(2), num_workers=0, device=CPU).multiprocessing_context is None
 
 
 def test_few_descriptors_are_a_reason_too(monkeypatch):

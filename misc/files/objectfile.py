@@ -36,6 +36,7 @@ _TENSOR_NUMBERS = (
 )
 _OBJECT_STATE = (3, "|", None, None, None, -1, -1, 63)
 _BYTE_ORDERS = ("<", ">", "|", "=")
+_READ_AHEAD = 8192  # bytes; Python 3.14 would read 128 KiB at each place, more than the parts that are asked for
 
 
 class _Sealed:
@@ -336,7 +337,7 @@ def load_object(path: str | Path, *, kind: str, only: Collection[str] | None = N
     """
     path = Path(path)
     try:
-        with regular(path).open("rb") as file:
+        with regular(path).open("rb", buffering=_READ_AHEAD) as file:
             version = np.lib.format.read_magic(file)
             read_header = np.lib.format.read_array_header_1_0
             if version != (1, 0):

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, Subset, default_colla
 from misc.errors import reason_of
 from misc.run.distributed import share
 from misc.run.limits import SHARED_MEMORY, allowed_files, free_bytes
-from misc.run.parallel import launched_here
+from misc.run.parallel import START_METHOD, launched_here
 from misc.run.stopping import raise_if_told, stop_deferred
 
 PIXELS_A_PLACE = 512 * 512
@@ -211,6 +211,7 @@ def _loader(
         dataset,
         num_workers=num_workers,
         persistent_workers=keep_workers and num_workers > 0,
+        multiprocessing_context=START_METHOD if num_workers > 0 else None,
         pin_memory=device.type == "cuda",
         collate_fn=_convert if options.get("batch_size", 1) is None else _collate,
         worker_init_fn=_set_up_worker,

@@ -106,7 +106,8 @@ def usable_cores() -> int:
 SECONDS_BETWEEN_LOOKS = 1
 """Of a worker for its parent."""
 START_METHOD = "fork" if sys.platform == "linux" else "spawn"
-"""As for the workers of PyTorch's loaders. A fork needs no seconds to load the libraries again."""
+"""Of all worker processes, those of PyTorch's loaders too. A fork needs no seconds to load the libraries again, and is
+no longer what Python 3.14 does unless it is told to."""
 
 
 def _prepare_worker() -> None:
