@@ -420,6 +420,57 @@ def test_processes_that_nobody_joins_do_not_wait_for_days(toy, monkeypatch):
     assert "error: the 2 processes of WORLD_SIZE can't meet (" in done.stderr
 
 
+def test_a_process_that_never_comes_is_not_waited_for_long(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
+    (tmp_path / "late.py").write_text(LATE)
+    done = torchrun("late.py", n=2, cwd=tmp_path)
+    assert done.returncode != 0
+    assert "InputError: the 2 processes of WORLD_SIZE can't meet (" in done.stderr
+
+
+def test_processes_that_can_not_connect_name_the_network_interface(tmp_path, monkeypatch):
+    """Those that could end as well, although they only wait for the one that could not."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
+    (tmp_path / "elsewhere.py").write_text(ELSEWHERE)
+    torchrun("elsewhere.py", n=2, cwd=tmp_path)
+    said = [(tmp_path / f"rank{rank}").read_text() for rank in (0, 1)]
+    for sentence in said:
+        assert sentence.startswith("the 2 processes have met and can't connect to each other (")
+        assert "name in GLOO_SOCKET_IFNAME on each machine the network interface" in sentence
+
+
+LATE = """
+import os, time
+from datetime import timedelta
+import torch
+from misc.run import distributed
+
+distributed.PATIENCE_TO_MEET = timedelta(seconds=2)
+if os.environ["RANK"] == "1":
+    time.sleep(20)
+with distributed.process_group(lambda: torch.device("cpu")):
+    pass
+"""
+
+ELSEWHERE = """
+import os, time
+from datetime import timedelta
+from pathlib import Path
+import torch
+from misc.errors import InputError
+from misc.run import distributed
+
+distributed.PATIENCE_TO_CONNECT = timedelta(seconds=3)
+if os.environ["RANK"] == "1":
+    os.environ["GLOO_SOCKET_IFNAME"] = "none_such"
+try:
+    with distributed.process_group(lambda: torch.device("cpu")):
+        pass
+except InputError as error:
+    Path(f"rank{os.environ['RANK']}").write_text(str(error))
+    time.sleep(6)  # torchrun ends all when one has ended
+"""
+
 ALONE = """
 from datetime import timedelta
 import run_sample

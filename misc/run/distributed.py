@@ -33,16 +33,24 @@ Items = TypeVar("Items", bound=Sequence)
 PATIENCE = timedelta(days=7)
 """How long a process waits for another, which may have hours of work alone (reading every image of a list)."""
 PATIENCE_TO_MEET = timedelta(minutes=10)
-"""How long a process waits for the place where all meet, which is there when the first process has begun."""
+"""How long a process waits until all have begun."""
+PATIENCE_TO_CONNECT = timedelta(minutes=1)
+"""How long it then waits for a connection with each of them; five times as long, as Gloo has it, for one that the other
+has to begin."""
 GPU_PATIENCE = timedelta(minutes=30)
 """The same for sums on GPUs, to which all processes come after equal work: one that does not come is gone."""
 BUCKET_BYTES = 25 * 2**20
 """Of gradients that are summed in one transfer, as PyTorch's DistributedDataParallel has it."""
+INTERFACE = "GLOO_SOCKET_IFNAME"
+"""The environment variable that names Gloo's network interface; without it that of the machine's own name, which on
+some systems leads to the machine itself alone."""
 NCCL_SAYS_LAST = "Last error:"
 """What its messages name the reason after."""
 
+_group: dist.ProcessGroup | None = None
+"""Of Gloo, for all that is not `_gpu_group`'s."""
 _gpu_group: dist.ProcessGroup | None = None
-"""Of NCCL, for tensors on GPUs, where these are not shared; all else goes through Gloo, the group of all."""
+"""Of NCCL, for tensors on GPUs, where these are not shared."""
 
 
 def sums_by_nccl(device: torch.device) -> bool:
@@ -61,7 +69,7 @@ def process_group(prepare: Callable[[], torch.device]) -> Iterator[torch.device]
     machine, ends all of them: that one (the first of several) with its error, the others with `ProcessLost`.
     Raises `InputError` for an environment by which the processes can't meet.
     """
-    global _gpu_group
+    global _group, _gpu_group
     if launched_processes() == 1:
         yield prepare()
         return
@@ -75,21 +83,10 @@ def process_group(prepare: Callable[[], torch.device]) -> Iterator[torch.device]
     # Functions of this module keep the group that exists when it is imported, with its threads, for good, and PyTorch's
     # optimisers import it. Such a thread can abort the process when it ends, although the run has succeeded.
     importlib.import_module("torch.distributed.nn.functional")
-    try:
-        store, number, count = next(dist.rendezvous("env://", timeout=PATIENCE_TO_MEET))
-    except (ValueError, RuntimeError) as error:
-        raise InputError(
-            f"the {launched_processes()} processes of WORLD_SIZE can't meet ({reason_of(error)}); start them with "
-            "torchrun, or unset WORLD_SIZE for a run in one process."
-        ) from error
-    store.set_timeout(PATIENCE)
-    # After a restart torchrun may hand out the store of the start before, which holds the addresses of the dead.
-    start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    own_store = dist.PrefixStore(f"start_{start}", store)
-    backends = "cpu:gloo,cuda:gloo" if device.type == "cuda" else "cpu:gloo"
-    dist.init_process_group(backends, store=own_store, rank=number, world_size=count, timeout=PATIENCE)
+    _connect("cpu:gloo,cuda:gloo" if device.type == "cuda" else "cpu:gloo")
     succeeded = False
     try:
+        _group = dist.new_group(timeout=PATIENCE)
         _require_all_prepared(device, problem)
         if device.type == "cuda":
             torch.cuda.set_device(device)
@@ -98,10 +95,40 @@ def process_group(prepare: Callable[[], torch.device]) -> Iterator[torch.device]
         yield device
         succeeded = True
     finally:
-        _gpu_group = None
+        _group = _gpu_group = None
         if succeeded or device.type == "cpu":  # NCCL could wait for a process that is gone
             dist.destroy_process_group()
             gc.collect()  # a cycle that holds the group would keep its threads as well
+
+
+def _connect(backends: str) -> None:
+    """Make the group of all processes, by the environment's account of them.
+
+    Raises `InputError` where they can't meet, or can't reach each other. All wait for a short time alone: where one
+    has failed, the others are not told.
+    """
+    try:
+        store, number, count = next(dist.rendezvous("env://", timeout=PATIENCE_TO_MEET))
+        # After a restart torchrun may hand out the store of the start before, which holds the addresses of the dead.
+        start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        store = dist.PrefixStore(f"start_{start}", store)
+        if store.add("arrived", 1) == count:
+            store.set("all_arrived", "")
+        store.wait(["all_arrived"], PATIENCE_TO_MEET)
+    except (ValueError, RuntimeError) as error:
+        raise InputError(
+            f"the {launched_processes()} processes of WORLD_SIZE can't meet ({reason_of(error)}); start them with "
+            "torchrun, or unset WORLD_SIZE for a run in one process."
+        ) from error
+    store.set_timeout(PATIENCE)
+    try:
+        dist.init_process_group(backends, store=store, rank=number, world_size=count, timeout=PATIENCE_TO_CONNECT)
+    except (ValueError, RuntimeError) as error:
+        raise InputError(
+            f"the {count} processes have met and can't connect to each other ({reason_of(error)}); name in "
+            f"{INTERFACE} on each machine the network interface by which it reaches the others (`ip -brief address` "
+            "lists them)."
+        ) from error
 
 
 def _require_all_prepared(device: torch.device, problem: Exception | None) -> None:
@@ -158,8 +185,8 @@ def _collective(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
 
 def _group_of(x: Tensor) -> dist.ProcessGroup | None:
-    """The group that sums tensors on this device; None: that of all."""
-    return _gpu_group if x.device.type == "cuda" else None
+    """The group that sums tensors on this device."""
+    return _gpu_group if x.device.type == "cuda" and _gpu_group else _group
 
 
 def _all_reduce(x: Tensor, **options: Any) -> Any:
