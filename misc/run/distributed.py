@@ -84,21 +84,20 @@ def process_group(prepare: Callable[[], torch.device]) -> Iterator[torch.device]
     # optimisers import it. Such a thread can abort the process when it ends, although the run has succeeded.
     importlib.import_module("torch.distributed.nn.functional")
     _connect("cpu:gloo,cuda:gloo" if device.type == "cuda" else "cpu:gloo")
-    succeeded = False
     try:
-        _group = dist.new_group(timeout=PATIENCE)
+        _group = _collective(dist.new_group, timeout=PATIENCE)
         _require_all_prepared(device, problem)
         if device.type == "cuda":
             torch.cuda.set_device(device)
         if sums_by_nccl(device):
-            _gpu_group = dist.new_group(backend="nccl", timeout=GPU_PATIENCE)
+            _gpu_group = _collective(dist.new_group, backend="nccl", timeout=GPU_PATIENCE)
         yield device
-        succeeded = True
+        # Not after a failure: the others would see this process's end, and torchrun would tell it to end, before it has
+        # said why; and NCCL could wait for a process that is gone.
+        dist.destroy_process_group()
+        gc.collect()  # a cycle that holds the group would keep its threads as well
     finally:
         _group = _gpu_group = None
-        if succeeded or device.type == "cpu":  # NCCL could wait for a process that is gone
-            dist.destroy_process_group()
-            gc.collect()  # a cycle that holds the group would keep its threads as well
 
 
 def _connect(backends: str) -> None:
