@@ -4,6 +4,7 @@ Root alone may make such namespaces, and `ip` has to be there.
 """
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -45,13 +46,18 @@ class Machines:
         for space in self.spaces:
             subprocess.run(["ip", "netns", "delete", space], capture_output=True)
 
-    def run(self, *command, hosts, cwd, **environment):
-        """Run a command under torchrun on both; returns each one's exit code and what it said."""
+    def run(self, *command, hosts, cwd, apart=None, **environment):
+        """Run a command under torchrun on both; returns what each said, and its exit code.
+
+        `apart`: a folder in whose place the second machine has one of its own.
+        """
         started = []
         for k, space in enumerate(self.spaces):
             names = self.folder / f"hosts{k}"
             names.write_text(hosts.format(k=k))
             begin = f'mount --bind {names} /etc/hosts && hostname node{k} && exec "$@"'
+            if apart and k == 1:
+                begin = f"mount -t tmpfs its_own {apart} && {begin}"
             place = ["ip", "netns", "exec", space, "unshare", "-m", "-u", "sh", "-c", begin, "sh"]
             meet = ["--nnodes", "2", "--node_rank", k, "--master_addr", ADDRESSES[0], "--master_port", PORT]
             line = [*place, sys.executable, "-m", "torch.distributed.run", *meet, *command]
@@ -93,6 +99,28 @@ def test_two_machines_train_as_one_process(machines, tmp_path_factory, monkeypat
         {path.name for path in (toy.work / "result/cam_ood").glob("*.npy")} for toy in (one, two)
     )
     assert made_by_one == made_by_two
+
+
+@pytest.mark.parametrize(
+    ("place", "said_of_it"),
+    [
+        ("devkit/JPEGImages", "process 1: error: --train_list: 6 of the 6 images"),
+        ("work/result", "error: result/cam_ood: the processes see different files"),
+        ("work/sess", "error: sess/res50_cam_ood.pth: the processes see different files"),
+    ],
+)
+def test_what_the_machines_do_not_share_is_told_before_the_first_step(machines, tmp_path, place, said_of_it):
+    toy = make_toy_data(tmp_path)
+    apart = tmp_path / place
+    apart.mkdir(exist_ok=True)
+    flags = NO_STEPS | {"train_classifier_pass": True, "train_cam_pass": True, "make_cam_pass": True}
+    (said, code), (also_said, other_code) = machines.run(
+        ROOT / "run_sample.py", *toy.flags(**flags), hosts=KNOWN, cwd=toy.work, apart=apart
+    )
+    assert code != 0
+    assert other_code != 0
+    assert re.search(said_of_it, said + also_said), said + also_said
+    assert not (toy.work / "result/metrics").exists()
 
 
 def test_a_name_that_leads_to_the_machine_itself_alone_is_told_by_both(machines):

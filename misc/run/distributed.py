@@ -332,8 +332,8 @@ def require_equal(text: str, *, name: str) -> None:
     digest = torch.frombuffer(bytearray(hashlib.sha256(text.encode()).digest()), dtype=torch.uint8).int()
     if not torch.equal(max_over_processes(digest), -max_over_processes(-digest)):
         raise InputError(
-            f"{name}: the processes see different files (data, starting weights or saved states); give all machines "
-            "the same files and one --result_dir that they share."
+            f"{name}: the processes see different files (data, starting weights, saved states or results); give all "
+            "machines the same files, and folders for results that they share."
         )
 
 
