@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 from support import NO_STEPS, make_toy_data
-from test_distributed import assert_equal_weights
 
 import run_sample
 from net.weights import read_checkpoint
+from tests.test_distributed import assert_equal_weights
 
 pytestmark = pytest.mark.slow
 
