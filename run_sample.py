@@ -152,23 +152,17 @@ def make_sample(config: Config) -> None:
 
 @contextmanager
 def writing_alone(configs: Sequence[Config]) -> Iterator[None]:
-    """Keep other runs from writing where these write, and clear away what killed ones have left there.
-
-    Raises `InputError` if another run writes there, or if it is not one place for the processes of several machines.
-    """
-    from misc.run.distributed import is_first_process, on_first_process, require_equal
-    from misc.run.lock import locked, seen_lock
+    """Keep other runs from writing where these write, and clear away what killed ones have left there."""
+    from misc.run.distributed import is_first_process, on_first_process
+    from misc.run.lock import locked
     from misc.run.training_state import remove_unfinished_metrics
 
     places = {config.result_dir for config in configs}
     for config in configs:
         declared = [importlib.import_module(STEP_MODULES[name]).STEP for name in enabled_steps(config)]
         places |= {getattr(config, flag) for step in declared if step.remembered for flag in step.writes}
-    places = sorted(filter(None, places))
     with ExitStack() as stack:
-        on_first_process(stack.enter_context, locked(places))
-        for place in places:
-            require_equal(seen_lock(place), name=place)
+        on_first_process(stack.enter_context, locked(filter(None, places)))
         if is_first_process():
             for config in configs:
                 remove_unfinished_metrics(config.result_dir)

@@ -427,7 +427,7 @@ def test_a_process_that_never_comes_is_not_waited_for_long(tmp_path, monkeypatch
     (tmp_path / "late.py").write_text(LATE)
     done = torchrun("late.py", n=2, cwd=tmp_path)
     assert done.returncode != 0
-    assert "InputError: the 2 processes of WORLD_SIZE can't meet (" in done.stderr
+    assert "FoundByOne: the 2 processes of WORLD_SIZE can't meet (" in done.stderr
 
 
 def test_processes_that_can_not_connect_name_the_network_interface(tmp_path, monkeypatch):
@@ -439,6 +439,15 @@ def test_processes_that_can_not_connect_name_the_network_interface(tmp_path, mon
     for sentence in said:
         assert sentence.startswith("the 2 processes have met and can't connect to each other (")
         assert "name in GLOO_SOCKET_IFNAME on each machine the network interface" in sentence
+
+
+def test_whichever_process_can_not_connect_says_so(toy, monkeypatch):
+    """Not only the first one of a machine, which may still be waiting when torchrun ends it."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
+    Path("no_interface.py").write_text(NO_INTERFACE)
+    done = torchrun("no_interface.py", *toy.flags(**NO_STEPS | {"make_cam_pass": True}), n=2, cwd=toy.work)
+    assert done.returncode != 0
+    assert "error: the 2 processes have met and can't connect to each other (" in done.stderr
 
 
 LATE = """
@@ -470,7 +479,16 @@ try:
         pass
 except InputError as error:
     Path(f"rank{os.environ['RANK']}").write_text(str(error))
-    time.sleep(6)  # torchrun ends all when one has ended
+    time.sleep(15)  # torchrun ends all when one has ended
+"""
+
+NO_INTERFACE = """
+import os
+import run_sample
+
+if os.environ["RANK"] == "1":
+    os.environ["GLOO_SOCKET_IFNAME"] = "none_such"
+run_sample.leave(run_sample.main())
 """
 
 ALONE = """

@@ -4,7 +4,6 @@ Root alone may make such namespaces, and `ip` has to be there.
 """
 
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -64,7 +63,11 @@ class Machines:
             settings = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
             pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
             started.append(subprocess.Popen([*map(str, line)], cwd=cwd, env=settings, **pipes))
-        return [(process.communicate(timeout=300)[0], process.returncode) for process in started]
+        try:
+            return [(process.communicate(timeout=300)[0], process.returncode) for process in started]
+        finally:
+            for process in started:
+                process.terminate()
 
 
 @pytest.fixture
@@ -101,26 +104,13 @@ def test_two_machines_train_as_one_process(machines, tmp_path_factory, monkeypat
     assert made_by_one == made_by_two
 
 
-@pytest.mark.parametrize(
-    ("place", "said_of_it"),
-    [
-        ("devkit/JPEGImages", "process 1: error: --train_list: 6 of the 6 images"),
-        ("work/result", "error: result/cam_ood: the processes see different files"),
-        ("work/sess", "error: sess/res50_cam_ood.pth: the processes see different files"),
-    ],
-)
-def test_what_the_machines_do_not_share_is_told_before_the_first_step(machines, tmp_path, place, said_of_it):
+def test_images_that_one_machine_lacks_are_told(machines, tmp_path):
     toy = make_toy_data(tmp_path)
-    apart = tmp_path / place
-    apart.mkdir(exist_ok=True)
-    flags = NO_STEPS | {"train_classifier_pass": True, "train_cam_pass": True, "make_cam_pass": True}
-    (said, code), (also_said, other_code) = machines.run(
-        ROOT / "run_sample.py", *toy.flags(**flags), hosts=KNOWN, cwd=toy.work, apart=apart
-    )
+    line = [ROOT / "run_sample.py", *toy.flags(**NO_STEPS | {"train_classifier_pass": True})]
+    (_, code), (said, other_code) = machines.run(*line, hosts=KNOWN, cwd=toy.work, apart=toy.root / "JPEGImages")
     assert code != 0
     assert other_code != 0
-    assert re.search(said_of_it, said + also_said), said + also_said
-    assert not (toy.work / "result/metrics").exists()
+    assert "process 1: error: --train_list: 6 of the 6 images" in said
 
 
 def test_a_name_that_leads_to_the_machine_itself_alone_is_told_by_both(machines):

@@ -18,6 +18,7 @@ import run_sample
 from misc.errors import InputError
 from misc.files.atomic import atomic_path, leftovers
 from misc.run import stopping
+from misc.run.config import parse_config
 from misc.run.lock import lock_path, locked
 from misc.run.progress import progress
 from misc.run.training_state import saved_step
@@ -263,6 +264,27 @@ def holder(toy):
     yield process
     process.kill()
     process.communicate()
+
+
+def test_a_run_holds_its_locks_to_its_end(toy):
+    """The kernel lets them go when their process closes any descriptor of their files."""
+    with run_sample.writing_alone([parse_config(toy.flags(**NO_STEPS | {"train_classifier_pass": True}))]):
+        second = run_script(SECOND)
+        assert second.communicate(timeout=60)[0] == "refused\n"
+    second = run_script(SECOND)
+    assert second.communicate(timeout=60)[0] == "alone\n"
+
+
+SECOND = """
+from misc.errors import InputError
+from misc.run.lock import locked
+
+try:
+    with locked(["result"]):
+        print("alone")
+except InputError:
+    print("refused")
+"""
 
 
 def test_a_second_run_on_a_folder_says_who_is_there_and_refuses(toy, holder):

@@ -32,13 +32,13 @@ Items = TypeVar("Items", bound=Sequence)
 
 PATIENCE = timedelta(days=7)
 """How long a process waits for another, which may have hours of work alone (reading every image of a list)."""
+GPU_PATIENCE = timedelta(minutes=30)
+"""The same for sums on GPUs, to which all processes come after equal work: one that does not come is gone."""
 PATIENCE_TO_MEET = timedelta(minutes=10)
 """How long a process waits until all have begun."""
 PATIENCE_TO_CONNECT = timedelta(minutes=1)
 """How long it then waits for a connection with each of them; five times as long, as Gloo has it, for one that the other
 has to begin."""
-GPU_PATIENCE = timedelta(minutes=30)
-"""The same for sums on GPUs, to which all processes come after equal work: one that does not come is gone."""
 BUCKET_BYTES = 25 * 2**20
 """Of gradients that are summed in one transfer, as PyTorch's DistributedDataParallel has it."""
 INTERFACE = "GLOO_SOCKET_IFNAME"
@@ -67,7 +67,8 @@ def process_group(prepare: Callable[[], torch.device]) -> Iterator[torch.device]
 
     `prepare` finds it, and what must be in place before anything else. What it raises in any process, on whatever
     machine, ends all of them: that one (the first of several) with its error, the others with `ProcessLost`.
-    Raises `InputError` for an environment by which the processes can't meet.
+    Raises `InputError` for an environment by which the processes can't meet. After an error this process keeps its
+    connections, and should end.
     """
     global _group, _gpu_group
     if launched_processes() == 1:
@@ -103,19 +104,19 @@ def process_group(prepare: Callable[[], torch.device]) -> Iterator[torch.device]
 def _connect(backends: str) -> None:
     """Make the group of all processes, by the environment's account of them.
 
-    Raises `InputError` where they can't meet, or can't reach each other. All wait for a short time alone: where one
-    has failed, the others are not told.
+    Raises `FoundByOne` where they can't meet, or can't reach each other: each finds that at a time of its own, and
+    waits no longer than a few minutes, since the others can't tell it.
     """
     try:
         store, number, count = next(dist.rendezvous("env://", timeout=PATIENCE_TO_MEET))
         # After a restart torchrun may hand out the store of the start before, which holds the addresses of the dead.
         start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         store = dist.PrefixStore(f"start_{start}", store)
-        if store.add("arrived", 1) == count:
+        if store.add("arrived", 1) >= count:
             store.set("all_arrived", "")
         store.wait(["all_arrived"], PATIENCE_TO_MEET)
     except (ValueError, RuntimeError) as error:
-        raise InputError(
+        raise FoundByOne(
             f"the {launched_processes()} processes of WORLD_SIZE can't meet ({reason_of(error)}); start them with "
             "torchrun, or unset WORLD_SIZE for a run in one process."
         ) from error
@@ -123,10 +124,12 @@ def _connect(backends: str) -> None:
     try:
         dist.init_process_group(backends, store=store, rank=number, world_size=count, timeout=PATIENCE_TO_CONNECT)
     except (ValueError, RuntimeError) as error:
-        raise InputError(
-            f"the {count} processes have met and can't connect to each other ({reason_of(error)}); name in "
-            f"{INTERFACE} on each machine the network interface by which it reaches the others (`ip -brief address` "
-            "lists them)."
+        if lacks_memory(error):
+            raise
+        raise FoundByOne(
+            f"the {count} processes have met and can't connect to each other ({reason_of(error)}); if none of them "
+            f"has ended meanwhile, name in {INTERFACE} on each machine the network interface by which it reaches the "
+            "others (`ip -brief address` lists them)."
         ) from error
 
 
@@ -332,8 +335,8 @@ def require_equal(text: str, *, name: str) -> None:
     digest = torch.frombuffer(bytearray(hashlib.sha256(text.encode()).digest()), dtype=torch.uint8).int()
     if not torch.equal(max_over_processes(digest), -max_over_processes(-digest)):
         raise InputError(
-            f"{name}: the processes see different files (data, starting weights, saved states or results); give all "
-            "machines the same files, and folders for results that they share."
+            f"{name}: the processes see different files (data, starting weights or saved states); give all machines "
+            "the same files and one --result_dir that they share."
         )
 
 

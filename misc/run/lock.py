@@ -80,18 +80,10 @@ def _locked(place: Path) -> Iterator[None]:
         }
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, json.dumps(holder).encode(), 0)
-        os.fsync(descriptor)  # for other machines, which may look at once
         yield
     finally:
         path.unlink(missing_ok=True)
         os.close(descriptor)
-
-
-def seen_lock(place: str | Path) -> str:
-    """What a place's lock says of its holder, as this machine sees it; empty if there is none."""
-    with suppress(OSError):
-        return lock_path(Path(os.path.realpath(place))).read_text(encoding="utf-8", errors="replace")
-    return ""
 
 
 def _take(path: Path, place: Path) -> int:
