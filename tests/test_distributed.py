@@ -26,6 +26,7 @@ from misc.run.provenance import RECORD
 from misc.run.training_state import TrainingState
 from net.weights import read_checkpoint, save_weights
 from tests.own_network import Net
+from tests.test_stopping import wait_until_none_is_alive
 from voc12.images import require_batch
 
 ROOT = Path(run_sample.__file__).parent
@@ -146,6 +147,7 @@ COLLECTIVES = textwrap.dedent("""
     from misc.errors import InputError
     from misc.ood import adversarial_step
     from tests.own_network import Net
+from tests.test_stopping import wait_until_none_is_alive
 
     with distributed.process_group(lambda: torch.device("cpu")):
         rank = distributed.rank()
@@ -512,14 +514,6 @@ with distributed.process_group(lambda: torch.device("cpu")):
 """
 
 
-def is_running(number):
-    """Also False for one that has ended and that nobody has asked for its exit code."""
-    try:
-        return Path(f"/proc/{number}/cmdline").read_bytes() != b""
-    except OSError:
-        return False
-
-
 def test_processes_end_with_the_torchrun_that_started_them(tmp_path, monkeypatch):
     """Though it was killed, and could not tell them to: else they would write beside the next run."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
@@ -532,10 +526,7 @@ def test_processes_end_with_the_torchrun_that_started_them(tmp_path, monkeypatch
         time.sleep(0.05)
     launcher.kill()
     launcher.wait()
-    processes = [int(place.read_text()) for place in places]
-    while any(map(is_running, processes)):
-        assert time.monotonic() < end, "the processes do not end"
-        time.sleep(0.05)
+    wait_until_none_is_alive([int(place.read_text()) for place in places])
 
 
 ANOTHER_MACHINE = """
