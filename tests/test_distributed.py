@@ -147,7 +147,6 @@ COLLECTIVES = textwrap.dedent("""
     from misc.errors import InputError
     from misc.ood import adversarial_step
     from tests.own_network import Net
-from tests.test_stopping import wait_until_none_is_alive
 
     with distributed.process_group(lambda: torch.device("cpu")):
         rank = distributed.rank()
