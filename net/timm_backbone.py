@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from misc.errors import InputError, reason_of
+from misc.errors import InputError, raise_if_of_the_machine, reason_of
 from misc.run.device import backbone_precision
 from net.backbone import Backbone, FrozenStatsBatchNorm2d, Renormalized
 from net.convolution import SamePaddedConv2d
@@ -116,7 +116,11 @@ class TimmBackbone(Backbone):
         """The five outputs for one image. Raises `InputError` unless they have the promised strides."""
         self.eval()
         for self._pads, size in zip((False, True), SIZES, strict=True):
-            outputs = self(torch.zeros(1, 3, *size))
+            try:
+                outputs = self(torch.zeros(1, 3, *size))
+            except Exception as error:  # a model for images of one size refuses others in ways of its own
+                raise_if_of_the_machine(error, memory=True)
+                continue
             promised = [tuple(-(-side // stride) for side in size) for stride in self.strides]
             if [tuple(output.shape[-2:]) for output in outputs] == promised:
                 self.train()
@@ -165,8 +169,7 @@ def _create(name: str) -> nn.Module:
 
 
 def _does_not_fit(name: str) -> InputError:
-    with torch.device("meta"):
-        entries = getattr(_timm().create_model(name), "feature_info", [])
+    entries = getattr(_timm().create_model(name), "feature_info", [])
     strides = sorted({entry["reduction"] for entry in entries})
     own = f"has feature maps at the strides {', '.join(map(str, strides))}" if strides else "tells of no feature maps"
     return InputError(

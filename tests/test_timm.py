@@ -166,6 +166,23 @@ def test_a_model_that_does_not_fit_is_refused(name, sentence):
     assert sentence in str(caught.value)
 
 
+def test_a_model_for_images_of_one_size_is_refused(monkeypatch):
+    """As timm 1.0.9 has them: they refuse another size by an assertion, and can't be built without numbers."""
+    create = timm.create_model
+
+    def create_as_then(name, **options):
+        assert not torch.zeros(1).is_meta
+        return create(name, **options)
+
+    def refuse(self, images):
+        raise AssertionError("Input height (33) doesn't match model (224).")
+
+    monkeypatch.setattr(timm, "create_model", create_as_then)
+    monkeypatch.setattr(TimmBackbone, "_maps", refuse)
+    with pytest.raises(InputError, match=f"^--backbone: {SMALL} has feature maps at the strides .* can't change"):
+        TimmBackbone(SMALL)
+
+
 def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(
