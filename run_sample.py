@@ -202,7 +202,7 @@ def run(arguments: Sequence[str]) -> None:
     from misc.run.board import require_board
     from misc.run.device import resolve_device
     from misc.run.distributed import on_first_process, process_group
-    from misc.run.limits import allow_open_files, limits_told
+    from misc.run.limits import allow_open_files, keep_to_cores, limits_told
     from misc.run.record import start_log
     from voc12.derived import DERIVED_FOLDER
     from voc12.verify import VERIFIED_FOLDER
@@ -223,6 +223,7 @@ def run(arguments: Sequence[str]) -> None:
     with process_group(prepare), one_look(), limits_told():
         start_log(config.log_name)
         allow_open_files()
+        keep_to_cores()
         for sentence in sentences:
             log.info("%s", sentence)
         chains = sample_configs(config, arguments) if config.sample else [("", config)]

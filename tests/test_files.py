@@ -325,6 +325,16 @@ def test_a_devkit_nearby_is_suggested(toy):
         open_devkit(str(toy.root.parent / "VOC2012"), "")
 
 
+def test_also_to_a_user_without_a_home(toy, monkeypatch):
+    def unknown(number):
+        raise KeyError(f"getpwuid(): uid not found: {number}")
+
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    with pytest.raises(InputError, match=f"did you mean --voc12_root {toy.root}"):
+        open_devkit(str(toy.root.parent / "VOC2012"), "")
+
+
 def test_ood_paths_keep_the_order_of_the_list(toy):
     paths = read_ood_paths(str(toy.ood_root), str(toy.ood_list))
     assert [path.name for path in paths] == [f"scene{k}.jpg" for k in range(5)]

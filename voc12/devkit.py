@@ -1,5 +1,6 @@
 """The data set on disk: a folder in VOC devkit layout, and its classes."""
 
+import os
 from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -160,8 +161,9 @@ def require_classes_of_network(devkit: Devkit, weights: str, *, planned: Contain
 
 def _devkits_near(path: Path) -> list[Path]:
     """Devkits in a wrong `path` or beside it, for a hint; the home and working folders are not searched."""
+    home = Path(os.path.expanduser("~"))  # left as it is where the user has no home, as in some containers
     for near in (path, path.parent):
-        if near.is_dir() and near.resolve() not in (Path.cwd(), Path.home(), Path(path.anchor)):
+        if near.is_dir() and near.resolve() not in (Path.cwd(), home, Path(path.anchor)):
             patterns = ("*/JPEGImages", "*/*/JPEGImages", "*/*/*/JPEGImages")
             return [folder.parent for pattern in patterns for folder in sorted(near.glob(pattern)) if folder.is_dir()]
     return []

@@ -13,6 +13,7 @@ import torch
 from misc.errors import InputError, reason_of
 from misc.files.disk import ADVICE, GOES_ON
 from misc.run.notices import notice
+from misc.run.parallel import usable_cores
 from misc.run.step import Step
 from misc.run.stopping import GRACE_SECONDS, is_told, told
 
@@ -67,6 +68,12 @@ def allow_open_files() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     except (OSError, ValueError):  # some systems have a lower one that they don't tell
         notice(f"no more than {soft} files may be open at once")
+
+
+def keep_to_cores() -> None:
+    """Let PyTorch compute with no more threads than this process has cores; `OMP_NUM_THREADS` says otherwise."""
+    if "OMP_NUM_THREADS" not in os.environ and usable_cores() < torch.get_num_threads():
+        torch.set_num_threads(usable_cores())
 
 
 @contextmanager

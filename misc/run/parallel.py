@@ -1,6 +1,7 @@
 """Work on many items, spread over processes, with the results in the items' order."""
 
 import gc
+import math
 import os
 import signal
 import sys
@@ -17,6 +18,7 @@ from operator import length_hint
 from typing import TypeVar
 
 from misc.errors import InputError
+from misc.run.quota import cpu_quota
 from misc.run.stopping import GRACE_SECONDS, end_workers, is_told, raise_if_told, stop_deferred, told
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
@@ -98,9 +100,12 @@ def gpus_are_shared() -> bool:
 
 
 def usable_cores() -> int:
-    """The CPU cores that this process may use, at least one: processes that torchrun started share them."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // launched_here())
+    """The CPU cores that this process may use, at least one: processes that torchrun started share them.
+
+    In a container these are those whose time it has, which may be fewer than it sees.
+    """
+    seen = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, math.ceil(min(seen, cpu_quota())) // launched_here())
 
 
 SECONDS_BETWEEN_LOOKS = 1
