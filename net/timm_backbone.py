@@ -115,17 +115,19 @@ class TimmBackbone(Backbone):
     def _measured(self) -> list[Tensor]:
         """The five outputs for one image. Raises `InputError` unless they have the promised strides."""
         self.eval()
+        refused: Exception | None = None
         for self._pads, size in zip((False, True), SIZES, strict=True):
             try:
                 outputs = self(torch.zeros(1, 3, *size))
             except Exception as error:  # a model for images of one size refuses others in ways of its own
                 raise_if_of_the_machine(error, memory=True)
+                refused = error
                 continue
             promised = [tuple(-(-side // stride) for side in size) for stride in self.strides]
             if [tuple(output.shape[-2:]) for output in outputs] == promised:
                 self.train()
                 return outputs
-        raise _does_not_fit(self.name)
+        raise _does_not_fit(self.name) from refused
 
     def _remove_head(self, outputs: Sequence[Tensor]) -> None:
         """Remove the parts on whose weights no output depends."""

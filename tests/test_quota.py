@@ -28,7 +28,10 @@ def system(tmp_path, monkeypatch):
             f"31 23 0:28 {root} {tmp_path / at} rw,relatime - {kind} none {options}\n"
             for root, at, kind, options in mounts
         ]
-        (tmp_path / "mountinfo").write_text("22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw\n" + "".join(lines))
+        (tmp_path / "mountinfo").write_text(
+            "22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw\n23 22 0:5 / /mnt rw - fuse.own  rw\n"
+            + "".join(lines)
+        )
         for name, text in files.items():
             (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / name).write_text(text)

@@ -32,7 +32,7 @@ def _groups() -> Iterator[Path]:
             own |= dict.fromkeys(controllers.split(","), path)
         for line in (PROC / "mountinfo").read_text().splitlines():
             of_mount, of_system = line.split(" - ", 1)
-            (root, mount), (kind, _, options) = of_mount.split()[3:5], of_system.split(maxsplit=2)
+            (root, mount), (kind, *_, options) = of_mount.split()[3:5], of_system.split()
             controller = {V1: "cpu", V2: ""}.get(kind)
             if controller in own and (kind == V2 or controller in options.split(",")):
                 yield from _up_to(Path(mount), root, own[controller])
