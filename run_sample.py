@@ -200,7 +200,7 @@ def run(arguments: Sequence[str]) -> None:
     config = parse_config(arguments, explain=sentences.append)
     require_imports()
     from misc.run.board import require_board
-    from misc.run.device import resolve_device
+    from misc.run.device import require_gpu_for, resolve_device, tell_unused_gpu
     from misc.run.distributed import on_first_process, process_group
     from misc.run.limits import allow_open_files, keep_to_cores, limits_told
     from misc.run.record import start_log
@@ -209,6 +209,7 @@ def run(arguments: Sequence[str]) -> None:
 
     def prepare():
         device = resolve_device(config.device)
+        require_gpu_for(config.precision, device)
         if config.work_dir:
             require_writable(config.work_dir, flag="work_dir", is_own=False)
         require_writable_file(f"{config.log_name}.log", flag="log_name", kind="log")
@@ -220,10 +221,11 @@ def run(arguments: Sequence[str]) -> None:
         require_writable(VERIFIED_FOLDER)  # which images were checked
         return device
 
-    with process_group(prepare), one_look(), limits_told():
+    with process_group(prepare) as device, one_look(), limits_told():
         start_log(config.log_name)
         allow_open_files()
         keep_to_cores()
+        tell_unused_gpu(config.device, device)
         for sentence in sentences:
             log.info("%s", sentence)
         chains = sample_configs(config, arguments) if config.sample else [("", config)]

@@ -544,6 +544,7 @@ def found_here(name):
 if {how!r} != "bad input on one machine":
     os.environ["LOCAL_RANK"] = "0"  # as if each process had a machine of its own
 device.resolve_device = found_here
+device.require_gpu_for = lambda precision, device: None
 run_sample.leave(run_sample.main())
 """
 

@@ -1,16 +1,22 @@
 """--precision: what it sets, and what bfloat16 does to CAMs."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from support import seeded_state
 
+import run_sample
 from misc.cam import label_map, merge_high_res, scale_maps
 from misc.deeplab import multiscale_losses
+from misc.errors import InputError
 from misc.files.images import read_image, read_label
 from misc.imutils import resize_image, scaled_size, to_chw
 from misc.metrics import ThresholdSweep
-from misc.run.device import backbone_precision, set_precision
+from misc.run import device
+from misc.run.config import switches
+from misc.run.device import backbone_precision, require_gpu_for, set_precision
 from net import deeplab_v2, resnet18_cam, resnet50_cam
 from net.weights import load_weights
 
@@ -31,6 +37,128 @@ def test_auto_is_tf32_on_cuda_and_fp32_on_the_cpu():
     assert set_precision("fp32", CUDA) == "fp32"
     assert not torch.backends.cuda.matmul.allow_tf32
     assert not torch.backends.cudnn.allow_tf32
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """Has PyTorch find one GPU, of a compute capability, for some of which it is built."""
+
+    def found(capability, *architectures):
+        answers = {
+            "is_available": True,
+            "device_count": 1,
+            "get_device_capability": capability,
+            "get_device_name": "NVIDIA X",
+            "get_arch_list": [*architectures],
+        }
+        for name, answer in answers.items():
+            monkeypatch.setattr(torch.cuda, name, lambda *_, answer=answer: answer)
+
+    return found
+
+
+CUDA_13 = ("sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120")
+"""What PyTorch's build for CUDA 13.0 is for."""
+
+
+@pytest.mark.parametrize(
+    ("capability", "architectures"),
+    [
+        ((7, 0), CUDA_13),
+        ((6, 1), CUDA_13),
+        ((8, 0), ("sm_86",)),
+        ((12, 0), ("sm_50", "sm_90")),
+        ((9, 0), ("sm_80", "compute_100")),
+    ],
+)
+@pytest.mark.parametrize("name", ["auto", "cuda"])
+def test_a_gpu_that_pytorch_has_no_code_for_is_told_before_anything_is_done(
+    gpu, tmp_path, monkeypatch, capability, architectures, name
+):
+    monkeypatch.chdir(tmp_path)
+    gpu(capability, *architectures)
+    said = (
+        rf"--device: PyTorch \S+ has no code for the GPU here \(NVIDIA X, .* {capability[0]}.{capability[1]}\), .*cu126"
+    )
+    with pytest.raises(InputError, match=said):
+        run_sample.run(["--device", name, "--plan", "True"])
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("capability", "architectures"),
+    [
+        ((7, 5), CUDA_13),
+        ((8, 9), CUDA_13),
+        ((12, 1), CUDA_13),
+        ((9, 0), ("sm_80", "sm_90a")),
+        ((12, 0), ("sm_90", "compute_90")),
+        ((7, 0), ()),
+    ],
+)
+def test_a_gpu_that_it_has_code_for_is_taken(gpu, capability, architectures):
+    gpu(capability, *architectures)
+    require_gpu_for("fp32", CUDA)
+
+
+@pytest.fixture
+def driver(monkeypatch, tmp_path, caplog):
+    """Lets NVIDIA's driver be found, which PyTorch finds too old, and gives what the log says then of the device."""
+
+    def refuse():
+        raise RuntimeError("The NVIDIA driver on your system is too old (found version 12020).")
+
+    def said(name="auto", chosen=CPU):
+        caplog.clear()
+        device.tell_unused_gpu(name, chosen)
+        return caplog.text
+
+    caplog.set_level("INFO")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "init", refuse)
+    monkeypatch.setattr(device, "NVIDIA_DRIVER", tmp_path)
+    monkeypatch.setattr(device, "NVIDIA_TOOL", "no-such-tool")
+    return said
+
+
+def test_a_gpu_that_pytorch_cannot_use_is_told(driver, monkeypatch, tmp_path):
+    assert "notice: the CPU does all the work: PyTorch finds no GPU, " in driver()
+    assert "(The NVIDIA driver on your system is too old (found version 12020).)" in driver()
+    assert driver("cpu") == driver(chosen=CUDA) == ""
+    for hidden in ("", "-1"):
+        with monkeypatch.context() as patch:
+            patch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+            assert driver() == ""
+    monkeypatch.setattr(device, "NVIDIA_DRIVER", tmp_path / "absent")
+    assert driver() == ""
+    monkeypatch.setattr(device, "NVIDIA_TOOL", "sh")
+    assert "notice" in driver()
+
+
+@pytest.mark.usefixtures("driver")
+def test_a_run_tells_it_and_where_a_gpu_is_asked_for_it_is_the_reason(toy):
+    for name, is_told in (("auto", True), ("cpu", False)):
+        with pytest.raises(InputError, match="net.pth is missing"):
+            run_sample.run(toy.flags(**switches("make_cam"), cam_weights_name="net.pth", device=name, log_name=name))
+        said = Path(f"{name}.log").read_text()
+        assert ("notice: the CPU does all the work: PyTorch finds no GPU" in said) == is_told
+    with pytest.raises(InputError, match=r"^--device cuda: PyTorch finds no GPU here \(The NVIDIA driver .*\); pass"):
+        run_sample.run(toy.flags(**switches("make_cam"), device="cuda"))
+
+
+def test_bf16_is_refused_for_a_gpu_without_it(gpu):
+    for capability in ((7, 5), (7, 0)):
+        gpu(capability, "sm_70", "sm_75")
+        require_gpu_for("auto", CUDA)
+        require_gpu_for("tf32", CUDA)
+        with pytest.raises(
+            InputError, match=rf"--precision bf16: .*NVIDIA X.* {capability[0]}.{capability[1]}\) .*fp32"
+        ):
+            require_gpu_for("bf16", CUDA)
+    gpu((8, 0), *CUDA_13)
+    require_gpu_for("bf16", CUDA)
+    require_gpu_for("bf16", CPU)
 
 
 def test_bf16_runs_the_backbone_alone_in_bfloat16():

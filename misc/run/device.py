@@ -5,9 +5,12 @@ waits for a result. So numbers go to the GPU from page-locked memory (`to_device
 ones are computed (`Arriving`), and a training reads its losses one step late (`misc.run.training.fit`).
 """
 
+import os
 import random
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,11 +18,18 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from misc.errors import InputError
+from misc.errors import InputError, reason_of
+from misc.run.notices import notice
 from misc.run.parallel import SHARE_GPUS, gpus_are_shared, launched_here, launched_local_rank
 
 AMPERE = (8, 0)
 """The compute capability from which on NVIDIA's GPUs have tensor cores for TF32 and bfloat16."""
+
+
+NVIDIA_DRIVER, NVIDIA_TOOL = Path("/proc/driver/nvidia/version"), "nvidia-smi"
+"""What is there where NVIDIA's driver is, the tool alone in WSL."""
+HIDES_GPUS = ("", "-1")
+"""Values of CUDA_VISIBLE_DEVICES by which a user wants none."""
 
 
 def resolve_device(name: str) -> torch.device:
@@ -30,7 +40,8 @@ def resolve_device(name: str) -> torch.device:
     """
     if name == "cuda" and not torch.cuda.is_available():
         raise InputError(
-            "--device cuda: PyTorch finds no GPU here; pass --device cpu, or install a CUDA build of PyTorch."
+            f"--device cuda: PyTorch finds no GPU here ({_why_no_gpu()}); pass --device cpu, or install a build of "
+            "PyTorch that fits the GPU and its driver (docs/install.md)."
         )
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -44,6 +55,54 @@ def resolve_device(name: str) -> torch.device:
             f"pass --device cpu, or, to try it, set {SHARE_GPUS}=1, with which processes share a GPU and are slow."
         )
     return torch.device(name, launched_local_rank() % n_gpus)
+
+
+def _why_no_gpu() -> str:
+    """Why PyTorch finds no GPU, in its own words."""
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:  # the latter where it was built without CUDA
+        return reason_of(error)
+    return "none is visible"
+
+
+def tell_unused_gpu(name: str, device: torch.device) -> None:
+    """Tell the log where `auto` has taken the CPU although there seems to be a GPU: its driver may be too old."""
+    is_hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in HIDES_GPUS
+    has_driver = NVIDIA_DRIVER.exists() or shutil.which(NVIDIA_TOOL) is not None
+    if name == "auto" and device.type == "cpu" and has_driver and not is_hidden:
+        notice(
+            f"the CPU does all the work: PyTorch finds no GPU, though NVIDIA's driver is here ({_why_no_gpu()}); "
+            "docs/install.md tells of builds for older drivers, and --device cpu is without this notice"
+        )
+
+
+def require_gpu_for(precision: str, device: torch.device) -> None:
+    """Raise `InputError` for a GPU that this PyTorch has no code for, or that lacks the arithmetic of `precision`."""
+    if device.type != "cuda" or torch.version.hip is not None:
+        return
+    capability, known = torch.cuda.get_device_capability(device), torch.cuda.get_arch_list()
+    gpu = f"the GPU here ({torch.cuda.get_device_name(device)}, compute capability {capability[0]}.{capability[1]})"
+    if known and not any(_runs_on(capability, architecture) for architecture in known):
+        raise InputError(
+            f"--device: PyTorch {torch.__version__} has no code for {gpu}, but for {', '.join(known)}; install a build "
+            "that has it (for older GPUs: pip install --force-reinstall torch torchvision --index-url "
+            "https://download.pytorch.org/whl/cu126; docs/install.md), or pass --device cpu."
+        )
+    if precision == "bf16" and capability < AMPERE:
+        raise InputError(
+            f"--precision bf16: {gpu} has no arithmetic of bfloat16, which begins at {AMPERE[0]}.{AMPERE[1]}; pass "
+            "--precision fp32."
+        )
+
+
+def _runs_on(capability: tuple[int, int], architecture: str) -> bool:
+    """Whether code for `sm_86` or `compute_90`, as PyTorch names what it is built for, runs on a GPU."""
+    kind, _, number = architecture.partition("_")
+    built_for = divmod(int("".join(filter(str.isdigit, number))), 10)
+    if kind == "compute":  # which the driver translates for all later ones
+        return built_for <= capability
+    return built_for[0] == capability[0] and built_for[1] <= capability[1]
 
 
 def set_seed(seed: int) -> None:
