@@ -27,6 +27,8 @@ from typing import NoReturn
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # The processes that load images share the cores out already: OpenCV would start a thread a core in each
 os.environ.setdefault("OPENCV_FOR_THREADS_NUM", "1")
+# Charts are drawn without windows; a notebook's own way to show them needs its packages
+os.environ["MPLBACKEND"] = "agg"
 
 from misc.errors import FoundByOne, InputError, ProcessLost, message_of, raise_all, reason_of, told_together
 from misc.files.disk import GOES_ON
@@ -200,7 +202,7 @@ def run(arguments: Sequence[str]) -> None:
     config = parse_config(arguments, explain=sentences.append)
     require_imports()
     from misc.run.board import require_board
-    from misc.run.device import require_gpu_for, resolve_device, tell_unused_gpu
+    from misc.run.device import require_code_for, resolve_device, tell_of_device
     from misc.run.distributed import on_first_process, process_group
     from misc.run.limits import allow_open_files, keep_to_cores, limits_told
     from misc.run.record import start_log
@@ -209,7 +211,7 @@ def run(arguments: Sequence[str]) -> None:
 
     def prepare():
         device = resolve_device(config.device)
-        require_gpu_for(config.precision, device)
+        require_code_for(device)
         if config.work_dir:
             require_writable(config.work_dir, flag="work_dir", is_own=False)
         require_writable_file(f"{config.log_name}.log", flag="log_name", kind="log")
@@ -225,7 +227,7 @@ def run(arguments: Sequence[str]) -> None:
         start_log(config.log_name)
         allow_open_files()
         keep_to_cores()
-        tell_unused_gpu(config.device, device)
+        tell_of_device(config.device, config.precision, device)
         for sentence in sentences:
             log.info("%s", sentence)
         chains = sample_configs(config, arguments) if config.sample else [("", config)]

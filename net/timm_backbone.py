@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from misc.errors import InputError, raise_if_of_the_machine, reason_of
+from misc.errors import InputError, reason_of
 from misc.run.device import backbone_precision
+from misc.run.limits import is_limit
 from net.backbone import Backbone, FrozenStatsBatchNorm2d, Renormalized
 from net.convolution import SamePaddedConv2d
 from net.efficientnet_lite import file_in_package
@@ -120,7 +121,8 @@ class TimmBackbone(Backbone):
             try:
                 outputs = self(torch.zeros(1, 3, *size))
             except Exception as error:  # a model for images of one size refuses others in ways of its own
-                raise_if_of_the_machine(error, memory=True)
+                if is_limit(error):
+                    raise
                 refused = error
                 continue
             promised = [tuple(-(-side // stride) for side in size) for stride in self.strides]
@@ -171,7 +173,12 @@ def _create(name: str) -> nn.Module:
 
 
 def _does_not_fit(name: str) -> InputError:
-    entries = getattr(_timm().create_model(name), "feature_info", [])
+    try:
+        with torch.device("meta"):  # which takes no memory
+            model = _timm().create_model(name)
+    except (RuntimeError, NotImplementedError):  # some read numbers while they are built, which there are none of
+        model = _timm().create_model(name)
+    entries = getattr(model, "feature_info", [])
     strides = sorted({entry["reduction"] for entry in entries})
     own = f"has feature maps at the strides {', '.join(map(str, strides))}" if strides else "tells of no feature maps"
     return InputError(

@@ -280,7 +280,7 @@ def test_nccl_is_not_trusted_to_have_summed_when_it_returns(monkeypatch):
     assert not sums_by_nccl(cuda)  # which refuses two processes on one GPU
 
 
-def test_a_connection_that_fails_is_told_and_a_memory_that_does_not_suffice_is_its_own(monkeypatch, capsys):
+def test_a_connection_that_fails_is_told_and_a_memory_that_does_not_suffice_is_its_own(monkeypatch, capsys, caplog):
     """As where NCCL can't begin: then every process has lost the others, and one has to say why."""
 
     def fail(*_, **__):
@@ -291,11 +291,11 @@ def test_a_connection_that_fails_is_told_and_a_memory_that_does_not_suffice_is_i
     monkeypatch.setattr(run_sample, "run", lambda _: sum_over_processes(torch.ones(1)))
     error = RuntimeError("NCCL error: unhandled system error")
     assert run_sample.main() == run_sample.EXIT_LOST
-    said = capsys.readouterr().err
+    said = capsys.readouterr().err + caplog.text  # which of the two depends on the tests before this one
     assert "the other processes can't be reached (NCCL error: unhandled system error); if one of them has" in said
     error = RuntimeError("NCCL error in: NCCLUtils.hpp:268, " + 200 * "x" + "\nLast error:\nDuplicate GPU detected\n")
     assert run_sample.main() == run_sample.EXIT_LOST
-    assert "can't be reached (Duplicate GPU detected); if" in capsys.readouterr().err
+    assert "can't be reached (Duplicate GPU detected); if" in capsys.readouterr().err + caplog.text
     error = torch.OutOfMemoryError("CUDA out of memory.")
     with pytest.raises(torch.OutOfMemoryError):
         sum_over_processes(torch.ones(1))
@@ -544,7 +544,7 @@ def found_here(name):
 if {how!r} != "bad input on one machine":
     os.environ["LOCAL_RANK"] = "0"  # as if each process had a machine of its own
 device.resolve_device = found_here
-device.require_gpu_for = lambda precision, device: None
+device.require_code_for = lambda device: None
 run_sample.leave(run_sample.main())
 """
 

@@ -90,6 +90,12 @@ def test_a_library_that_is_missing_is_told_without_a_traceback(tmp_path):
     )
 
 
+def test_a_notebooks_way_to_show_charts_is_left_aside():
+    """It is in the environment of commands that a notebook starts, and in none of its packages here."""
+    done = started(MPLBACKEND="module://no_such_package.backend_inline", PYTHONPATH="")
+    assert "matplotlib" not in done.stderr
+
+
 OF_NUMPY = {
     "cv2": "ImportError('numpy.core.multiarray failed to import')",
     "pycocotools": "ValueError('numpy.dtype size changed, may indicate binary incompatibility.')",
@@ -105,7 +111,7 @@ def test_a_package_for_another_numpy_is_told_to_be_upgraded(tmp_path, package, e
     assert (done.returncode, done.stdout) == (2, "")
     assert re.fullmatch(
         rf"error: the package {package} is installed but .*; it was built for another NumPy .*: "
-        rf"pip install --upgrade {NAMED.get(package, package)} .*\n",
+        rf"pip install --upgrade numpy {NAMED.get(package, package)} .*\n",
         done.stderr,
     )
 

@@ -16,7 +16,7 @@ from misc.imutils import resize_image, scaled_size, to_chw
 from misc.metrics import ThresholdSweep
 from misc.run import device
 from misc.run.config import switches
-from misc.run.device import backbone_precision, require_gpu_for, set_precision
+from misc.run.device import backbone_precision, require_code_for, set_precision
 from net import deeplab_v2, resnet18_cam, resnet50_cam
 from net.weights import load_weights
 
@@ -54,6 +54,7 @@ def gpu(monkeypatch):
         for name, answer in answers.items():
             monkeypatch.setattr(torch.cuda, name, lambda *_, answer=answer: answer)
 
+    monkeypatch.setattr(torch.version, "hip", None)
     return found
 
 
@@ -78,7 +79,7 @@ def test_a_gpu_that_pytorch_has_no_code_for_is_told_before_anything_is_done(
     monkeypatch.chdir(tmp_path)
     gpu(capability, *architectures)
     said = (
-        rf"--device: PyTorch \S+ has no code for the GPU here \(NVIDIA X, .* {capability[0]}.{capability[1]}\), .*cu126"
+        rf"--device: PyTorch \S+ has no code for the GPU here \(NVIDIA X, .* {capability[0]}.{capability[1]}\), .* cpu"
     )
     with pytest.raises(InputError, match=said):
         run_sample.run(["--device", name, "--plan", "True"])
@@ -93,12 +94,13 @@ def test_a_gpu_that_pytorch_has_no_code_for_is_told_before_anything_is_done(
         ((12, 1), CUDA_13),
         ((9, 0), ("sm_80", "sm_90a")),
         ((12, 0), ("sm_90", "compute_90")),
+        ((11, 0), ("sm_90", "sm_101")),
         ((7, 0), ()),
     ],
 )
 def test_a_gpu_that_it_has_code_for_is_taken(gpu, capability, architectures):
     gpu(capability, *architectures)
-    require_gpu_for("fp32", CUDA)
+    require_code_for(CUDA)
 
 
 @pytest.fixture
@@ -110,7 +112,7 @@ def driver(monkeypatch, tmp_path, caplog):
 
     def said(name="auto", chosen=CPU):
         caplog.clear()
-        device.tell_unused_gpu(name, chosen)
+        device.tell_of_device(name, "auto", chosen)
         return caplog.text
 
     caplog.set_level("INFO")
@@ -147,18 +149,35 @@ def test_a_run_tells_it_and_where_a_gpu_is_asked_for_it_is_the_reason(toy):
         run_sample.run(toy.flags(**switches("make_cam"), device="cuda"))
 
 
-def test_bf16_is_refused_for_a_gpu_without_it(gpu):
-    for capability in ((7, 5), (7, 0)):
-        gpu(capability, "sm_70", "sm_75")
-        require_gpu_for("auto", CUDA)
-        require_gpu_for("tf32", CUDA)
-        with pytest.raises(
-            InputError, match=rf"--precision bf16: .*NVIDIA X.* {capability[0]}.{capability[1]}\) .*fp32"
-        ):
-            require_gpu_for("bf16", CUDA)
+def test_bf16_on_a_gpu_without_it_is_told(gpu, caplog):
+    caplog.set_level("INFO")
+    for capability, precision, is_told in (
+        ((7, 5), "bf16", True),
+        ((7, 0), "bf16", True),
+        ((7, 5), "auto", False),
+        ((7, 5), "tf32", False),
+        ((8, 0), "bf16", False),
+    ):
+        caplog.clear()
+        gpu(capability, "sm_70", "sm_75", "sm_80")
+        device.tell_of_device("auto", precision, CUDA)
+        sentence = f"notice: --precision bf16 is slow on the GPU here (NVIDIA X, compute capability {capability[0]}."
+        assert (sentence in caplog.text) == is_told
+    caplog.clear()
+    device.tell_of_device("cpu", "bf16", CPU)
+    assert caplog.text == ""
+
+
+def test_a_gpu_that_does_not_answer_is_told(gpu, monkeypatch):
+    def fail(_):
+        raise torch.cuda.DeferredCudaCallError("CUDA call failed lazily at initialization")
+
     gpu((8, 0), *CUDA_13)
-    require_gpu_for("bf16", CUDA)
-    require_gpu_for("bf16", CPU)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", fail)
+    with pytest.raises(
+        InputError, match=r"--device: the GPU can't be used \(CUDA call failed lazily .*\); pass --device cpu"
+    ):
+        require_code_for(CUDA)
 
 
 def test_bf16_runs_the_backbone_alone_in_bfloat16():

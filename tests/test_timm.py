@@ -1,5 +1,7 @@
 """Models of timm as backbones: which fit, what their weights are, and that they give what the project's own give."""
 
+import errno
+import re
 import sys
 from pathlib import Path
 
@@ -171,7 +173,8 @@ def test_a_model_for_images_of_one_size_is_refused(monkeypatch):
     create = timm.create_model
 
     def create_as_then(name, **options):
-        assert not torch.zeros(1).is_meta
+        if torch.zeros(1).is_meta:
+            raise RuntimeError("Tensor.item() cannot be called on meta tensors")
         return create(name, **options)
 
     def refuse(self, images):
@@ -180,6 +183,16 @@ def test_a_model_for_images_of_one_size_is_refused(monkeypatch):
     monkeypatch.setattr(timm, "create_model", create_as_then)
     monkeypatch.setattr(TimmBackbone, "_maps", refuse)
     with pytest.raises(InputError, match=f"^--backbone: {SMALL} has feature maps at the strides .* can't change"):
+        TimmBackbone(SMALL)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("can't allocate memory: 9 bytes"), OSError(errno.ENOSPC, "no room")])
+def test_a_limit_of_the_machine_is_not_taken_for_the_models(monkeypatch, error):
+    def fail(self, images):
+        raise error
+
+    monkeypatch.setattr(TimmBackbone, "_maps", fail)
+    with pytest.raises(type(error), match=re.escape(str(error))):
         TimmBackbone(SMALL)
 
 

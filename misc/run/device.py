@@ -28,8 +28,10 @@ AMPERE = (8, 0)
 
 NVIDIA_DRIVER, NVIDIA_TOOL = Path("/proc/driver/nvidia/version"), "nvidia-smi"
 """What is there where NVIDIA's driver is, the tool alone in WSL."""
-HIDES_GPUS = ("", "-1")
-"""Values of CUDA_VISIBLE_DEVICES by which a user wants none."""
+HIDES_GPUS = ("", "-1", "NoDevFiles")
+"""Values of CUDA_VISIBLE_DEVICES by which a user, or SLURM, wants none."""
+THOR = {(10, 1), (11, 0)}
+"""The compute capability of one chip, which CUDA 13 calls otherwise."""
 
 
 def resolve_device(name: str) -> torch.device:
@@ -40,8 +42,8 @@ def resolve_device(name: str) -> torch.device:
     """
     if name == "cuda" and not torch.cuda.is_available():
         raise InputError(
-            f"--device cuda: PyTorch finds no GPU here ({_why_no_gpu()}); pass --device cpu, or install a build of "
-            "PyTorch that fits the GPU and its driver (docs/install.md)."
+            f"--device cuda: PyTorch finds no GPU here ({_why_no_gpu()}); pass --device cpu, or see docs/install.md, "
+            "which tells what may be missing."
         )
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -61,38 +63,50 @@ def _why_no_gpu() -> str:
     """Why PyTorch finds no GPU, in its own words."""
     try:
         torch.cuda.init()
-    except (RuntimeError, AssertionError) as error:  # the latter where it was built without CUDA
+    except Exception as error:  # of one of PyTorch's own kinds
         return reason_of(error)
     return "none is visible"
 
 
-def tell_unused_gpu(name: str, device: torch.device) -> None:
-    """Tell the log where `auto` has taken the CPU although there seems to be a GPU: its driver may be too old."""
+def tell_of_device(name: str, precision: str, device: torch.device) -> None:
+    """Tell the log what makes a run slow: a GPU that is there and can't be used, or that lacks `precision`.
+
+    `name`: what `device` was resolved from.
+    """
+    is_nvidia = device.type == "cuda" and torch.version.hip is None
+    if precision == "bf16" and is_nvidia and torch.cuda.get_device_capability(device) < AMPERE:
+        notice(f"--precision bf16 is slow on {_described(device)}, which has no arithmetic of bfloat16")
     is_hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in HIDES_GPUS
     has_driver = NVIDIA_DRIVER.exists() or shutil.which(NVIDIA_TOOL) is not None
     if name == "auto" and device.type == "cpu" and has_driver and not is_hidden:
         notice(
             f"the CPU does all the work: PyTorch finds no GPU, though NVIDIA's driver is here ({_why_no_gpu()}); "
-            "docs/install.md tells of builds for older drivers, and --device cpu is without this notice"
+            "docs/install.md tells what may be missing, and --device cpu is without this notice"
         )
 
 
-def require_gpu_for(precision: str, device: torch.device) -> None:
-    """Raise `InputError` for a GPU that this PyTorch has no code for, or that lacks the arithmetic of `precision`."""
+def _described(gpu: torch.device) -> str:
+    """A GPU of NVIDIA's, by its name and what it can."""
+    major, minor = torch.cuda.get_device_capability(gpu)
+    return f"the GPU here ({torch.cuda.get_device_name(gpu)}, compute capability {major}.{minor})"
+
+
+def require_code_for(device: torch.device) -> None:
+    """Raise `InputError` for a GPU that this PyTorch has no code for, or that can't be asked what it is."""
     if device.type != "cuda" or torch.version.hip is not None:
         return
-    capability, known = torch.cuda.get_device_capability(device), torch.cuda.get_arch_list()
-    gpu = f"the GPU here ({torch.cuda.get_device_name(device)}, compute capability {capability[0]}.{capability[1]})"
+    try:
+        capability, gpu = torch.cuda.get_device_capability(device), _described(device)
+    except Exception as error:  # the driver's and PyTorch's own kinds
+        raise InputError(
+            f"--device: the GPU can't be used ({reason_of(error)}); pass --device cpu, or name another one in "
+            "CUDA_VISIBLE_DEVICES."
+        ) from error
+    known = torch.cuda.get_arch_list()
     if known and not any(_runs_on(capability, architecture) for architecture in known):
         raise InputError(
             f"--device: PyTorch {torch.__version__} has no code for {gpu}, but for {', '.join(known)}; install a build "
-            "that has it (for older GPUs: pip install --force-reinstall torch torchvision --index-url "
-            "https://download.pytorch.org/whl/cu126; docs/install.md), or pass --device cpu."
-        )
-    if precision == "bf16" and capability < AMPERE:
-        raise InputError(
-            f"--precision bf16: {gpu} has no arithmetic of bfloat16, which begins at {AMPERE[0]}.{AMPERE[1]}; pass "
-            "--precision fp32."
+            "that has it (docs/install.md tells which), or pass --device cpu."
         )
 
 
@@ -102,7 +116,7 @@ def _runs_on(capability: tuple[int, int], architecture: str) -> bool:
     built_for = divmod(int("".join(filter(str.isdigit, number))), 10)
     if kind == "compute":  # which the driver translates for all later ones
         return built_for <= capability
-    return built_for[0] == capability[0] and built_for[1] <= capability[1]
+    return (built_for[0] == capability[0] and built_for[1] <= capability[1]) or {built_for, capability} <= THOR
 
 
 def set_seed(seed: int) -> None:

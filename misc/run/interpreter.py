@@ -29,7 +29,7 @@ REMEDIES = {
 }
 """What helps where a package can't be imported, by a module that loads its compiled parts; in the order in which the
 packages need each other."""
-SIGNS_OF_NUMPY = ("numpy.core.multiarray", "numpy.dtype size", "_ARRAY_API")
+SIGNS_OF_NUMPY = ("numpy.core.multiarray", "numpy._core.multiarray", "numpy.dtype size", "_ARRAY_API")
 """What the reason holds where a package was built for another NumPy."""
 EXIT_BAD_INPUT = 2
 
@@ -91,10 +91,10 @@ def require_imports() -> None:
         except (ImportError, OSError, RuntimeError, AttributeError, ValueError) as error:
             package, reason = module.partition(".")[0], reason_of(error)
             if any(sign in reason for sign in SIGNS_OF_NUMPY):
-                installed = packages_distributions().get(package, [package])
+                installed = sorted({*filter(None, packages_distributions().get(package, []))}) or [package]
                 remedy = (
-                    "it was built for another NumPy than the one that is installed: pip install --upgrade "
-                    f"{' '.join(sorted(set(installed)))}"
+                    "it was built for another NumPy than the one that is installed: pip install --upgrade numpy "
+                    f"{' '.join(installed)}"
                 )
             raise InputError(
                 f"the package {package} is installed but can't be imported ({reason}); {remedy} (docs/install.md)."

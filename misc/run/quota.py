@@ -5,6 +5,7 @@ times a second, when it has used its share: a process or a thread for each core 
 """
 
 import math
+import os
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -24,28 +25,35 @@ def cpu_quota() -> float:
 
 
 def _groups() -> Iterator[Path]:
-    """The folders of the groups that may limit this process's time."""
-    with suppress(OSError, ValueError):  # other systems, and those that hide it, have no groups
-        own = {}
-        for line in (PROC / "cgroup").read_text().splitlines():
-            _, controllers, path = line.split(":", 2)
-            own |= dict.fromkeys(controllers.split(","), path)
-        for line in (PROC / "mountinfo").read_text().splitlines():
-            of_mount, of_system = line.split(" - ", 1)
-            (root, mount), (kind, *_, options) = of_mount.split()[3:5], of_system.split()
-            controller = {V1: "cpu", V2: ""}.get(kind)
-            if controller in own and (kind == V2 or controller in options.split(",")):
-                yield from _up_to(Path(mount), root, own[controller])
+    """The folders of the groups that may limit this process's time: each version's own one, and those around it."""
+    own = {}
+    for _, controllers, path in _fields("cgroup", ":", 3):
+        own |= dict.fromkeys(controllers.split(","), path)
+    inside: dict[str, list[Path]] = {V1: [], V2: []}
+    tops: dict[str, list[Path]] = {V1: [], V2: []}
+    for of_mount, of_system in _fields("mountinfo", " - ", 2):
+        _, _, _, root, mount, *_ = of_mount.split(" ")
+        kind, *_, options = of_system.split(" ")
+        controller = {V1: "cpu", V2: ""}.get(kind)
+        if controller not in own or (kind == V1 and controller not in options.split(",")):
+            continue
+        path = Path(own[controller])
+        if path.is_relative_to(root) and ".." not in path.parts:
+            inner = path.relative_to(root)
+            inside[kind] += [Path(mount, each) for each in (inner, *inner.parents)]
+        else:  # a container may be told of its group's place outside, and sees what is within it
+            tops[kind].append(Path(mount))
+    for kind in (V1, V2):
+        yield from inside[kind] or tops[kind]
 
 
-def _up_to(mount: Path, root: str, path: str) -> Iterator[Path]:
-    """The folder of the group `path`, and those of the groups around it, where the group `root` is mounted."""
-    inner = Path(path)
-    # A container may see the whole path of its group, and only what is within it
-    inner = inner.relative_to(root) if inner.is_relative_to(root) else Path()
-    if ".." in inner.parts:  # its group is none of those that are mounted
-        inner = Path()
-    yield from (mount / each for each in (inner, *inner.parents))
+def _fields(name: str, separator: str, n: int) -> Iterator[list[str]]:
+    """The `n` parts of each line of what Linux tells of this process; none on other systems."""
+    with suppress(OSError):
+        for line in os.fsdecode((PROC / name).read_bytes()).split("\n"):
+            fields = line.split(separator, n - 1)
+            if len(fields) == n:
+                yield fields
 
 
 def _quota_of(group: Path) -> float:
