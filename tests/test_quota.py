@@ -11,7 +11,9 @@ import pytest
 import torch
 
 import run_sample
+from misc.errors import InputError
 from misc.run import limits, parallel, quota
+from misc.run.config import switches
 from misc.run.parallel import usable_cores
 
 ROOT = Path(run_sample.__file__).parent
@@ -128,6 +130,14 @@ def test_pytorch_uses_as_many_threads_unless_it_is_told_how_many(monkeypatch):
         assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(before)
+
+
+def test_a_run_keeps_to_its_cores(toy, monkeypatch):
+    kept = []
+    monkeypatch.setattr(limits, "keep_to_cores", lambda: kept.append(True))
+    with pytest.raises(InputError, match="net.pth is missing"):
+        run_sample.run(toy.flags(**switches("make_cam"), cam_weights_name="net.pth"))
+    assert kept == [True]
 
 
 @pytest.fixture
