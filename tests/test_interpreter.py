@@ -91,8 +91,8 @@ def test_a_library_that_is_missing_is_told_without_a_traceback(tmp_path):
 
 
 def test_a_notebooks_way_to_show_charts_is_left_aside():
-    """It is in the environment of commands that a notebook starts, and in none of its packages here."""
-    done = started(MPLBACKEND="module://no_such_package.backend_inline", PYTHONPATH="")
+    """Commands that a notebook starts have it in their environment, and not its package in theirs."""
+    done = started(MPLBACKEND="module://matplotlib_inline.backend_inline", PYTHONPATH="")
     assert "matplotlib" not in done.stderr
 
 
