@@ -128,7 +128,7 @@ def test_a_gpu_that_pytorch_cannot_use_is_told(driver, monkeypatch, tmp_path):
     assert "notice: the CPU does all the work: PyTorch finds no GPU, " in driver()
     assert "(The NVIDIA driver on your system is too old (found version 12020).)" in driver()
     assert driver("cpu") == driver(chosen=CUDA) == ""
-    for hidden in ("", "-1"):
+    for hidden in ("", "-1", "NoDevFiles"):
         with monkeypatch.context() as patch:
             patch.setenv("CUDA_VISIBLE_DEVICES", hidden)
             assert driver() == ""

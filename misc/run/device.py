@@ -24,8 +24,6 @@ from misc.run.parallel import SHARE_GPUS, gpus_are_shared, launched_here, launch
 
 AMPERE = (8, 0)
 """The compute capability from which on NVIDIA's GPUs have tensor cores for TF32 and bfloat16."""
-
-
 NVIDIA_DRIVER, NVIDIA_TOOL = Path("/proc/driver/nvidia/version"), "nvidia-smi"
 """What is there where NVIDIA's driver is, the tool alone in WSL."""
 HIDES_GPUS = ("", "-1", "NoDevFiles")
@@ -59,6 +57,11 @@ def resolve_device(name: str) -> torch.device:
     return torch.device(name, launched_local_rank() % n_gpus)
 
 
+def _is_nvidia(device: torch.device) -> bool:
+    """Whether it is a GPU of NVIDIA's: PyTorch calls AMD's `cuda` as well."""
+    return device.type == "cuda" and torch.version.hip is None
+
+
 def _why_no_gpu() -> str:
     """Why PyTorch finds no GPU, in its own words."""
     try:
@@ -73,8 +76,7 @@ def tell_of_device(name: str, precision: str, device: torch.device) -> None:
 
     `name`: what `device` was resolved from.
     """
-    is_nvidia = device.type == "cuda" and torch.version.hip is None
-    if precision == "bf16" and is_nvidia and torch.cuda.get_device_capability(device) < AMPERE:
+    if precision == "bf16" and _is_nvidia(device) and torch.cuda.get_device_capability(device) < AMPERE:
         notice(f"--precision bf16 is slow on {_described(device)}, which has no arithmetic of bfloat16")
     is_hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in HIDES_GPUS
     has_driver = NVIDIA_DRIVER.exists() or shutil.which(NVIDIA_TOOL) is not None
@@ -93,7 +95,7 @@ def _described(gpu: torch.device) -> str:
 
 def require_code_for(device: torch.device) -> None:
     """Raise `InputError` for a GPU that this PyTorch has no code for, or that can't be asked what it is."""
-    if device.type != "cuda" or torch.version.hip is not None:
+    if not _is_nvidia(device):
         return
     try:
         capability, gpu = torch.cuda.get_device_capability(device), _described(device)
@@ -190,10 +192,10 @@ def may_fuse_relu(device: torch.device) -> bool:
     Each of them is a pass over memory otherwise, and together they take nearly as long as the convolutions. In full
     float32 nothing is gained; GPUs before NVIDIA's Ampere, and AMD's, have no such kernels or other ones.
     """
-    if device.type != "cuda" or torch.version.hip is not None:
-        return False
     cudnn = torch.backends.cudnn
-    return cudnn.enabled and cudnn.allow_tf32 and torch.cuda.get_device_capability(device) >= AMPERE
+    return (
+        _is_nvidia(device) and cudnn.enabled and cudnn.allow_tf32 and torch.cuda.get_device_capability(device) >= AMPERE
+    )
 
 
 def may_fuse(parameters: Iterable[Tensor]) -> bool:
